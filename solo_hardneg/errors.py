@@ -1,0 +1,63 @@
+"""The errors a user can cause.
+
+Each says which key has which value, what is allowed, and what to do, in that order, because
+that is the order in which the person who reads it needs to know.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+from omegaconf import OmegaConf
+
+
+class HardnegError(Exception):
+    """The base of all errors that this package raises on purpose."""
+
+
+class ConfigError(HardnegError, ValueError):
+    """A key of the config has a value that can't be used."""
+
+
+class DataError(HardnegError, RuntimeError):
+    """The data are not there, can't be read, or don't suffice."""
+
+
+class CheckpointError(HardnegError, RuntimeError):
+    """A checkpoint can't be read, or doesn't belong to this run."""
+
+
+class HostError(HardnegError, ImportError):
+    """The host (solo-learn or the standalone one) that was asked for can't be had."""
+
+
+def bad_value(key: str, value: Any, allowed: str, do: str = "") -> ConfigError:
+    """Builds the error for one key: ``key=value: allowed. do``.
+
+    Args:
+        key: the key as one writes it on the command line, such as ``negatives.keep.band``.
+        value: what it holds.
+        allowed: what it may hold, as a sentence without its full stop.
+        do: what to do about it, as a sentence or several; empty if ``allowed`` says it all.
+    """
+    if OmegaConf.is_config(value):
+        value = OmegaConf.to_container(value)
+    shown = value if isinstance(value, str) else repr(value)
+    return ConfigError(f"{key}={shown}: {allowed}." + (f" {do}" if do else ""))
+
+
+def unknown_name(key: str, name: str, known: Iterable[str], what: str) -> ConfigError:
+    """Builds the error for a name that isn't known: it lists the known ones and the nearest.
+
+    Args:
+        key: where the name stands, such as ``negatives``.
+        name: the unknown name.
+        known: the names that may stand there.
+        what: what the names are called, in the singular, such as ``policy``.
+    """
+    names = sorted(known)
+    nearest = difflib.get_close_matches(str(name), names, n=1)
+    hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
+    return ConfigError(f"{key}: unknown {what} '{name}'.{hint} Known: {', '.join(names)}.")

@@ -1,0 +1,26 @@
+"""Which negatives a query meets: the registry of policies, and policies built from a config.
+
+    from solo_hardneg import negatives
+
+    policy = negatives.build({"keep": {"band": [0.95, 1.0]}})
+
+The similarity of a negative to its query is its difficulty; section headings, verbs and their
+arguments are those of the config group ``negatives``.
+"""
+
+from solo_hardneg.negatives import select as _builtin  # noqa: F401  (enters keep, drop, fill)
+from solo_hardneg.negatives.band import EmptyBandError
+from solo_hardneg.negatives.policy import Policy, build
+from solo_hardneg.negatives.pool import Pool, full_pool
+from solo_hardneg.negatives.registry import Info, available, register
+
+__all__ = [
+    "EmptyBandError",
+    "Info",
+    "Policy",
+    "Pool",
+    "available",
+    "build",
+    "full_pool",
+    "register",
+]

@@ -1,0 +1,107 @@
+"""Bands of difficulty: which negatives lie between two ranks.
+
+The M negatives of a query are sorted by (similarity, index) ascending; the band [lo, hi] holds the
+ranks ⌊lo·M⌋ … ⌊hi·M⌋-1. So [0, 0.95] and [0.95, 1] share out all negatives, ties break by index,
+and the number held is exact (Cai et al. 2020, sections 2 and 3: segments by difficulty).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from solo_hardneg.errors import ConfigError, bad_value
+from solo_hardneg.negatives.pool import Pool
+
+# 0.29 · 100 is 28.999… in binary; nobody means a share that lies so close below a whole rank.
+GUARD = 1e-6
+
+Band = tuple[float, float]
+
+
+class EmptyBandError(ConfigError):
+    """A band holds nothing for the number of negatives there are."""
+
+
+def parse(value: Any, key: str) -> Band:
+    """Reads ``[lo, hi]`` with 0 ≤ lo < hi ≤ 1, shares of the negatives from easiest to hardest.
+
+    Raises:
+        ConfigError: anything else; ``key`` is the name of the setting in the message.
+    """
+    allowed = "must be two numbers [lo, hi] with 0 <= lo < hi <= 1, from easiest (0) to hardest (1)"
+    do = "The hardest 5 % are [0.95, 1.0], the easiest 95 % are [0.0, 0.95]."
+    numbers = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else None
+    if numbers is None or len(numbers) != 2:
+        raise bad_value(key, value, allowed, do)
+    if any(isinstance(n, bool) or not isinstance(n, int | float) for n in numbers):
+        raise bad_value(key, value, allowed, do)
+    lo, hi = float(numbers[0]), float(numbers[1])
+    if not (0.0 <= lo <= 1.0 and 0.0 <= hi <= 1.0):
+        raise bad_value(key, value, f"lies outside [0, 1]; it {allowed}", do)
+    if lo >= hi:
+        raise bad_value(key, value, f"is upside down or empty; it {allowed}", do)
+    return lo, hi
+
+
+def ranks(band: Band, count: int) -> tuple[int, int]:
+    """The first rank in the band and the first one past it, for ``count`` negatives."""
+    lo, hi = band
+    return math.floor(lo * count + GUARD), math.floor(hi * count + GUARD)
+
+
+def held(band: Band, count: int, key: str) -> int:
+    """How many of ``count`` negatives the band holds.
+
+    Raises:
+        EmptyBandError: none, although there are negatives.
+    """
+    first, past = ranks(band, count)
+    if count > 0 and past == first:
+        raise EmptyBandError(
+            f"{key}={list(band)}: holds none of M={count} negatives, because both ends fall on "
+            f"rank {first}. Widen the band to at least 1/M = {1 / count:.2g}, or have more "
+            "negatives (a longer queue, a larger batch)."
+        )
+    return past - first
+
+
+def mask(pool: Pool, band: Band, key: str) -> tuple[Tensor, int | None]:
+    """Which candidates of each query lie in the band.
+
+    Ranks are taken among the negatives that are present. A key of the reserve lies in the band if
+    its similarity lies between the thresholds that the present negatives set: from that of the
+    first rank inside, up to but without that of the first rank past it. So bands that share out
+    the negatives share out the reserve too.
+
+    Returns:
+        (N, M) bool, and how many negatives it holds for every query where that is one number.
+
+    Raises:
+        EmptyBandError: it holds nothing, where that can be told without asking the device.
+    """
+    similarity, present = pool.similarity.detach(), pool.present
+    width = similarity.shape[1]
+    holds = None if pool.count is None else held(band, pool.count, key)
+
+    # The absent ones go to the front, so that the present ones have the last places in the order.
+    values, order = torch.sort(
+        similarity.masked_fill(~present, -torch.inf), dim=1, stable=True, descending=False
+    )
+    places = torch.arange(width, device=similarity.device).expand_as(order)
+    place = torch.empty_like(order).scatter_(1, order, places)
+    counts = pool.counts[:, None]
+    first_place = width - counts
+    lo, hi = ((b * counts.double() + GUARD).floor().long() for b in band)
+    inside = present & (place >= first_place + lo) & (place < first_place + hi)
+
+    if pool.reserve is not None:
+        padded = torch.cat([values, values.new_full((len(values), 1), torch.inf)], dim=1)
+        below = padded.gather(1, first_place + lo).masked_fill(lo == 0, -torch.inf)
+        above = padded.gather(1, first_place + hi)
+        inside |= pool.reserve & (similarity >= below) & (similarity < above)
+    return inside, holds

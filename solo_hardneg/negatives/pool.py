@@ -1,0 +1,96 @@
+"""The pool: the negatives of each query, and what is known of them.
+
+Everything in this package maps a pool to a pool. A policy never sees where the negatives come
+from (a queue, or the other images of the batch), only the pool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from solo_hardneg.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Pool:
+    """N queries and M columns of candidates.
+
+    Attributes:
+        similarity: (N, M) float, q·n in [-1, 1], the difficulty; gradient flows through it.
+        present: (N, M) bool, which candidates are negatives of which query.
+        count: how many negatives each query has where that is the same number for all of them and
+            known without asking the device; otherwise ``None``.
+        reserve: (N, M) bool, older keys that are no negatives but may take a dropped one's place;
+            ``None`` where there are none.
+        query_labels: (N,) int, the queries' classes; -1 where unknown.
+        labels: (M,) int, the candidates' classes; -1 where unknown.
+        query_indexes: (N,) int, the queries' places in the dataset.
+        indexes: (M,) int, the candidates' places in the dataset.
+        age: (M,) int, 0 for the newest key of the queue; ``None`` where there is no queue.
+        dropped: (N,) int, how many each query has lost so far; ``None`` for none.
+        notes: scalars worth logging, by name.
+    """
+
+    similarity: Tensor
+    present: Tensor
+    count: int | None = None
+    reserve: Tensor | None = None
+    query_labels: Tensor | None = None
+    labels: Tensor | None = None
+    query_indexes: Tensor | None = None
+    indexes: Tensor | None = None
+    age: Tensor | None = None
+    dropped: Tensor | None = None
+    notes: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def counts(self) -> Tensor:
+        """(N,) int, how many negatives each query has."""
+        return self.present.sum(dim=1)
+
+    def without(self, mask: Tensor, count: int | None = None) -> Pool:
+        """Takes the candidates in ``mask`` (N, M) away, from the reserve too.
+
+        ``count`` is how many negatives each query has left, where the caller knows it.
+        """
+        lost = (self.present & mask).sum(dim=1)
+        return replace(
+            self,
+            present=self.present & ~mask,
+            reserve=None if self.reserve is None else self.reserve & ~mask,
+            count=count,
+            dropped=lost if self.dropped is None else self.dropped + lost,
+        )
+
+    def only(self, mask: Tensor, count: int | None = None) -> Pool:
+        """Takes away everything but the candidates in ``mask`` (N, M)."""
+        return self.without(~mask, count)
+
+    def same_class(self) -> Tensor:
+        """(N, M) bool, which candidates are of the query's class; unknown classes match nothing."""
+        query, other = self._both("labels", "the classes of query and negatives")
+        return (query[:, None] == other[None, :]) & (query[:, None] >= 0)
+
+    def same_image(self) -> Tensor:
+        """(N, M) bool, which candidates come from the query's own image."""
+        query, other = self._both("indexes", "the dataset indexes of query and negatives")
+        return (query[:, None] == other[None, :]) & (query[:, None] >= 0)
+
+    def _both(self, what: str, meaning: str) -> tuple[Tensor, Tensor]:
+        query, other = getattr(self, f"query_{what}"), getattr(self, what)
+        if query is None or other is None:
+            raise ConfigError(
+                f"This policy needs {meaning}. Pass query_{what}= and queue_{what}= to the loss, "
+                "or choose a policy that does without."
+            )
+        return query, other
+
+
+def full_pool(similarity: Tensor, **known: Tensor | None) -> Pool:
+    """A pool in which every candidate is a negative of every query."""
+    present = torch.ones_like(similarity, dtype=torch.bool)
+    return Pool(similarity, present, count=similarity.shape[1], **known)  # type: ignore[arg-type]

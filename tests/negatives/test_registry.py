@@ -1,0 +1,104 @@
+"""The registry: names, arguments, and what third parties add."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from solo_hardneg import negatives
+from solo_hardneg.errors import ConfigError
+from solo_hardneg.negatives import Pool, full_pool, registry
+
+
+@pytest.fixture
+def scratch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A registry that forgets what the test enters."""
+    monkeypatch.setattr(registry, "_registry", dict(registry._registry))
+    registry._load_entry_points.cache_clear()
+    yield
+    registry._load_entry_points.cache_clear()
+
+
+def test_the_list_says_what_each_one_does() -> None:
+    known = negatives.available()
+    assert {"keep", "drop", "fill"} <= set(known)
+    assert known["keep"].arguments == ("band", "label", "image")
+    assert known["fill"].needs == {"queue"}
+    assert all(info.summary and info.source for info in known.values())
+
+
+def test_an_unknown_name_lists_the_known_and_the_nearest() -> None:
+    with pytest.raises(
+        ConfigError, match=r"unknown policy 'kepe'. Did you mean 'keep'\? Known: .*drop, fill, keep"
+    ):
+        negatives.build({"kepe": {}})
+
+
+def test_an_unknown_argument_lists_the_known_and_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"negatives.keep: unknown argument 'bandd'.*'band'"):
+        negatives.build({"keep": {"bandd": [0.5, 1]}})
+
+
+@pytest.mark.usefixtures("scratch")
+def test_a_policy_of_ones_own() -> None:
+    @negatives.register("drop_random", summary="all but a random share", source="this test")
+    class DropRandom:
+        def __init__(self, share: float):
+            self.share = share
+
+        def __call__(self, pool: Pool) -> Pool:
+            return pool.without(torch.rand_like(pool.similarity) < self.share)
+
+    pool = full_pool(torch.zeros(1, 1000))
+    assert negatives.build({"drop_random": {"share": 1.0}})(pool).counts.tolist() == [0]
+    some = negatives.build({"drop_random": 0.5})(pool).counts.item()  # one value: first argument
+    assert 400 < some < 600
+    with pytest.raises(ConfigError, match="negatives.drop_random: missing a required argument"):
+        negatives.build({"drop_random": {}})
+
+
+@pytest.mark.usefixtures("scratch")
+def test_a_name_has_one_owner() -> None:
+    with pytest.raises(
+        ConfigError, match=r"'keep' is taken twice: by solo_hardneg.*Keep and by .*Other"
+    ):
+
+        @negatives.register("keep", summary="another")
+        class Other:
+            def __call__(self, pool: Pool) -> Pool:
+                return pool
+
+
+def test_needs_are_of_a_known_kind() -> None:
+    with pytest.raises(ConfigError, match="known needs are labels, indexes, queue"):
+        negatives.register("x", summary="x", needs=["lables"])
+
+
+@pytest.mark.usefixtures("scratch")
+def test_installed_packages_bring_policies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "third_party_negatives.py").write_text(
+        "from solo_hardneg import negatives\n"
+        "@negatives.register('nothing', summary='leaves all as it is')\n"
+        "class Nothing:\n"
+        "    def __call__(self, pool):\n"
+        "        return pool\n"
+    )
+    info = tmp_path / "third_party-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: third-party\nVersion: 1.0\n")
+    points = info / "entry_points.txt"
+    points.write_text("[solo_hardneg.policies]\nnothing = third_party_negatives\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert "nothing" in negatives.available()
+    pool = full_pool(torch.zeros(1, 3))
+    assert negatives.build({"nothing": {}})(pool) is pool
+    with pytest.raises(ConfigError, match="takes no arguments"):
+        negatives.build({"nothing": 3})
+
+    registry._load_entry_points.cache_clear()
+    points.write_text("[solo_hardneg.policies]\nbroken = no_such_module\n")
+    with pytest.raises(ConfigError, match=r"'broken = no_such_module' can't be loaded"):
+        negatives.available()

@@ -1,0 +1,236 @@
+"""keep, drop and fill."""
+
+from __future__ import annotations
+
+import oracles
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from solo_hardneg.errors import ConfigError
+from solo_hardneg.losses import _split_reserve
+from solo_hardneg.negatives import EmptyBandError, Pool, build, full_pool
+
+
+def pool_of(
+    sims: list[list[float]],
+    classes: list[int] | None = None,
+    images: list[int] | None = None,
+    query: tuple[int, int] = (0, 0),
+) -> Pool:
+    """Queries of class ``query[0]`` and image ``query[1]``, all of them."""
+    similarity = torch.tensor(sims)
+    rows = len(sims)
+    return full_pool(
+        similarity,
+        query_labels=torch.full((rows,), query[0]),
+        labels=None if classes is None else torch.tensor(classes),
+        query_indexes=torch.full((rows,), query[1]),
+        indexes=None if images is None else torch.tensor(images),
+    )
+
+
+def left(pool: Pool) -> list[list[int]]:
+    return [row.nonzero().flatten().tolist() for row in pool.present]
+
+
+RAMP = [[0.1, 0.9, 0.3, 0.7, 0.5]]
+
+
+def test_keep_and_drop_share_out_the_negatives() -> None:
+    kept = build({"keep": {"band": [0.6, 1.0]}})(pool_of(RAMP))
+    dropped = build({"drop": {"band": [0.6, 1.0]}})(pool_of(RAMP))
+    assert left(kept) == [[1, 3]]
+    assert left(dropped) == [[0, 2, 4]]
+    assert (kept.count, dropped.count) == (2, 3)
+    assert (kept.dropped.tolist(), dropped.dropped.tolist()) == ([3], [2])
+
+
+def test_conditions_are_joined_by_and_and_the_band_is_ranked_first() -> None:
+    classes = [0, 1, 0, 0, 1]
+    # The hardest 40 % are columns 1 and 3, of which only 3 is of the query's class.
+    assert left(build({"drop": {"band": [0.6, 1.0], "label": "same"}})(pool_of(RAMP, classes))) == [
+        [0, 1, 2, 4]
+    ]
+    assert left(
+        build({"drop": {"band": [0.6, 1.0], "label": "different"}})(pool_of(RAMP, classes))
+    ) == [[0, 2, 3, 4]]
+    assert left(build({"keep": {"label": "same"}})(pool_of(RAMP, classes))) == [[0, 2, 3]]
+
+
+def test_own_image_is_dropped() -> None:
+    assert left(build({"drop": {"image": "same"}})(pool_of(RAMP, images=[7, 3, 7, 1, 2]))) == [
+        [0, 1, 2, 3, 4]
+    ]
+    own = pool_of(RAMP, images=[7, 3, 7, 1, 2], query=(0, 7))
+    assert left(build({"drop": {"image": "same"}})(own)) == [[1, 3, 4]]
+
+
+def test_unknown_class_and_image_match_nothing() -> None:
+    unknown = pool_of(RAMP, classes=[-1, 0, -1, 1, -1], images=[-1] * 5, query=(-1, -1))
+    assert left(build({"drop": {"label": "same"}})(unknown)) == [[0, 1, 2, 3, 4]]
+    assert left(build({"drop": {"image": "same"}})(unknown)) == [[0, 1, 2, 3, 4]]
+
+
+def test_verbs_apply_from_top_to_bottom() -> None:
+    # Dropping the hardest fifth leaves 4, of which the hardest half are columns 3 and 4.
+    both = {"drop": {"band": [0.8, 1.0]}, "keep": {"band": [0.5, 1.0]}}
+    assert left(build(both)(pool_of(RAMP))) == [[3, 4]]
+    # The other way round the hardest half of 5 are columns 4, 3, 1, and of these 3 rank 2 goes.
+    swapped = {"keep": {"band": [0.5, 1.0]}, "drop": {"band": [0.8, 1.0]}}
+    assert left(build(swapped)(pool_of(RAMP))) == [[3, 4]]
+    with pytest.raises(EmptyBandError, match="M=3"):
+        build({"keep": {"band": [0.5, 1.0]}, "drop": {"band": [0.4, 0.6]}})(pool_of(RAMP))
+
+
+def test_nothing_left_is_an_error() -> None:
+    with pytest.raises(EmptyBandError, match=r"drop.band=\[0.0, 1.0\]: drops all M=5"):
+        build({"drop": {"band": [0, 1]}})(pool_of(RAMP))
+
+
+def test_labels_and_indexes_that_are_missing() -> None:
+    with pytest.raises(ConfigError, match="queue_labels="):
+        build({"drop": {"label": "same"}})(pool_of(RAMP))
+    with pytest.raises(ConfigError, match="queue_indexes="):
+        build({"drop": {"image": "same"}})(pool_of(RAMP))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"keep": {}}, "negatives.keep has no condition"),
+        ({"keep": {"label": "sme"}}, "negatives.keep.label=sme: must be same or different"),
+        ({"drop": {"image": "different"}}, "negatives.drop.image=different: must be same"),
+        ({"drop": {"band": [0.9, 0.1]}}, "negatives.drop.band="),
+        ({"drop": {"band": [0, 0.5]}, "fill": "newer"}, "negatives.fill=newer: must be none or"),
+        (
+            {"drop": {"band": [0, 0.5]}, "fill": {"kind": "older", "reserve": 0}},
+            "fill.reserve=0: must be a share",
+        ),
+        ({"drop": {"band": [0, 0.5]}, "fill": {"kind": "older", "reserve": 1.5}}, "reserve=1.5"),
+        ({"fill": "older", "drop": {"band": [0, 0.5]}}, "fill stands above every keep and drop"),
+        ({"fill": "none"}, "fill stands above"),
+    ],
+)
+def test_impossible_arguments(config: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build(config)
+
+
+# ---------------------------------------------------------------- older
+
+
+def queue_pool(
+    sims: list[list[float]],
+    ages: list[int],
+    size: int,
+    classes: list[int] | None = None,
+    query_class: int = 0,
+) -> Pool:
+    similarity = torch.tensor(sims)
+    pool = full_pool(
+        similarity,
+        age=torch.tensor(ages),
+        query_labels=torch.full((len(sims),), query_class),
+        labels=None if classes is None else torch.tensor(classes),
+    )
+    return _split_reserve(pool, size)
+
+
+def test_older_written_out() -> None:
+    """K = 4 newest (ages 0-3), a reserve of three (ages 4-6); drop the hardest quarter.
+
+    slot         0    1    2    3    4    5    6
+    age          6    5    4    3    2    1    0
+    similarity  .2   .9   .8   .1   .7   .3   .5
+    The hardest of the four newest is slot 4 with .7: it goes. The threshold is .7, so of the
+    reserve slots 1 (.9) and 2 (.8) would be dropped as well; slot 0 (.2) takes the free place.
+    """
+    sims = [[0.2, 0.9, 0.8, 0.1, 0.7, 0.3, 0.5]]
+    policy = build({"drop": {"band": [0.75, 1.0]}, "fill": "older"})
+    pool = policy(queue_pool(sims, [6, 5, 4, 3, 2, 1, 0], 4))
+    assert left(pool) == [[0, 3, 5, 6]]
+    assert pool.notes["fill_short"].tolist() == [0.0]
+    without = build({"drop": {"band": [0.75, 1.0]}})(queue_pool(sims, [6, 5, 4, 3, 2, 1, 0], 4))
+    assert left(without) == [[3, 5, 6]]
+
+
+def test_older_takes_the_newest_of_the_reserve() -> None:
+    # Two of four are lost; slots 0-2 are older, 2 the newest of them.
+    sims = [[0.1, 0.1, 0.1, 0.2, 0.3, 0.8, 0.9]]
+    policy = build({"drop": {"band": [0.5, 1.0]}, "fill": "older"})
+    assert left(policy(queue_pool(sims, [6, 5, 4, 3, 2, 1, 0], 4))) == [[1, 2, 3, 4]]
+    # The same in a ring that has gone round: the age counts, not the slot.
+    assert left(policy(queue_pool(sims, [4, 5, 6, 3, 2, 1, 0], 4))) == [[0, 1, 3, 4]]
+
+
+def test_older_says_when_the_reserve_runs_short() -> None:
+    sims = [[0.9, 0.1, 0.2, 0.8, 0.9], [0.1, 0.1, 0.2, 0.8, 0.9]]
+    policy = build({"drop": {"band": [0.5, 1.0]}, "fill": "older"})
+    pool = policy(queue_pool(sims, [4, 3, 2, 1, 0], 4))
+    assert left(pool) == [[1, 2], [0, 1, 2]]
+    assert pool.notes["fill_short"].tolist() == [1.0, 1.0]
+
+
+def test_older_leaves_the_class_that_is_dropped_in_the_reserve() -> None:
+    sims = [[0.5] * 6]
+    classes = [0, 1, 0, 0, 1, 1]  # the query's class is 0
+    policy = build({"drop": {"label": "same"}, "fill": "older"})
+    # Newest four: slots 2-5; 2 and 3 are of the query's class. Of the reserve only 1 is not.
+    pool = policy(queue_pool(sims, [5, 4, 3, 2, 1, 0], 4, classes))
+    assert left(pool) == [[1, 4, 5]]
+    assert pool.notes["fill_short"].tolist() == [1.0]
+
+
+def test_older_before_the_queue_has_outgrown_its_size() -> None:
+    policy = build({"drop": {"band": [0.5, 1.0]}, "fill": "older"})
+    assert left(policy(queue_pool([[0.1, 0.2, 0.3, 0.4]], [3, 2, 1, 0], 4))) == [[0, 1]]
+
+
+def test_older_needs_a_queue() -> None:
+    policy = build({"drop": {"band": [0.5, 1.0]}, "fill": "older"})
+    assert policy.needs == {"queue"}
+    with pytest.raises(ConfigError, match="there is no queue"):
+        policy(pool_of(RAMP))
+
+
+@st.composite
+def queues(draw: st.DrawFn) -> tuple[list[float], list[int], list[int], int]:
+    """Similarities with ties, ages of a ring that may have gone round, classes, and K."""
+    length = draw(st.integers(2, 40))
+    size = draw(st.integers(1, length))
+    start = draw(st.integers(0, length - 1))
+    sims = [v / 4 for v in draw(st.lists(st.integers(-4, 4), min_size=length, max_size=length))]
+    classes = draw(st.lists(st.integers(0, 2), min_size=length, max_size=length))
+    return sims, [(start - 1 - j) % length for j in range(length)], classes, size
+
+
+@settings(max_examples=200)
+@given(queues(), st.integers(0, 99), st.sampled_from([None, "same", "different"]))
+def test_older_against_plain_loops(
+    queue: tuple[list[float], list[int], list[int], int], low: int, label: str | None
+) -> None:
+    sims, ages, classes, size = queue
+    lo = low / 100
+    newest = [j for j in range(len(sims)) if ages[j] < size]
+    in_band = oracles.band(sims, lo, 1.0, newest)
+    if label is None and len(in_band) == size:
+        return  # all dropped: an error, tested above
+
+    def condition(j: int) -> bool:
+        return label is None or (classes[j] == 0) == (label == "same")
+
+    lost = {j for j in in_band if condition(j)}
+    ordered = sorted(newest, key=lambda j: (sims[j], j))
+    first = oracles.ranks(lo, 1.0, size).start
+    threshold = sims[ordered[first]] if first > 0 else float("-inf")
+    waiting = sorted((j for j in range(len(sims)) if ages[j] >= size), key=lambda j: ages[j])
+    allowed = [j for j in waiting if not (sims[j] >= threshold and condition(j))]
+    expected = sorted(set(newest) - lost | set(allowed[: len(lost)]))
+
+    verb = {"band": [lo, 1.0]} | ({"label": label} if label else {})
+    pool = build({"drop": verb, "fill": "older"})(queue_pool([sims], ages, size, classes))
+    assert left(pool) == [expected]
+    if len(sims) > size:
+        assert bool(pool.notes["fill_short"][0]) == (len(allowed) < len(lost))
