@@ -1,0 +1,227 @@
+"""Images and their labels, and the loaders that hand them to training and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader, find_classes
+
+from solo_hardneg.errors import DataError, bad_value
+from solo_hardneg.standalone.checks import number_of_devices, read
+from solo_hardneg.standalone.transforms import Views, plain_pipeline
+
+FOLDERS = ("custom", "imagenet", "imagenet100", "tinyimagenet")
+DATASETS = ("cifar10", "cifar100", "digits", *FOLDERS)
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images of a training or a validation set.
+
+    ``images`` holds paths, or arrays (H, W, 3) of uint8; ``targets`` the index of each one's
+    class in ``classes``, or -1 where labels are not used.
+    """
+
+    images: Sequence[Any]
+    targets: Sequence[int]
+    classes: Sequence[str]
+
+    def subset(self, indexes: Sequence[int]) -> Split:
+        """The images at these indexes, in this order."""
+        images, targets = self.images, self.targets
+        return Split([images[i] for i in indexes], [targets[i] for i in indexes], self.classes)
+
+
+class ImageDataset(Dataset):
+    """Items ``(transformed image, target)``, or ``(index, transformed image, target)``."""
+
+    def __init__(self, split: Split, transform: Callable[..., Any], indexed: bool = False) -> None:
+        self.split, self.transform, self.indexed = split, transform, indexed
+        self.classes, self.targets = split.classes, split.targets
+
+    def __len__(self) -> int:
+        return len(self.split.images)
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        item = (self.transform(read_image(self.split.images[index])), int(self.targets[index]))
+        return (index, *item) if self.indexed else item
+
+
+def read_image(image: Any) -> Image.Image:
+    """An array or a file as a PIL image in RGB.
+
+    Raises:
+        DataError: the file can't be decoded; it is named, also through a worker process.
+    """
+    if isinstance(image, np.ndarray):
+        return Image.fromarray(image)
+    try:
+        return default_loader(image)
+    except Exception as error:  # decoders raise whatever they like
+        text = f"{image}: this image can't be read ({error}). Replace or remove the file."
+        raise DataError(text) from error
+
+
+def folder(cfg: DictConfig, key: str) -> Path:
+    """The folder that ``key`` names; raises DataError if there is none."""
+    path = Path(str(read(cfg, key))).expanduser()
+    if not path.is_dir():
+        raise DataError(f"{key}={path}: there is no such folder. Point {key} at the images.")
+    return path
+
+
+def class_names(cfg: DictConfig, key: str = "data.train_path") -> list[str]:
+    """The names of the class folders under the folder of ``key``, sorted."""
+    path = folder(cfg, key)
+    try:
+        return find_classes(str(path))[0]
+    except FileNotFoundError as error:
+        do = "Put each class in a folder of its own, or set data.no_labels=true"
+        raise DataError(f"{key}={path}: it holds no class folders. {do}.") from error
+
+
+def load_split(cfg: DictConfig, train: bool) -> Split:
+    """The training or the validation set of a parsed config, with ``data.fraction`` applied.
+
+    Raises:
+        DataError: files or classes are missing.
+    """
+    dataset, no_labels = cfg.data.dataset, read(cfg, "data.no_labels", False)
+    key = "data.train_path" if train else "data.val_path"
+    if dataset == "digits":
+        split = _digits(train)
+    elif dataset in FOLDERS:
+        split = _unlabelled(cfg, key) if no_labels else _folders(cfg, key, train)
+    else:
+        split = _cifar(cfg, key, train)
+    if no_labels:
+        split = Split(split.images, [-1] * len(split.images), split.classes)
+    fraction = read(cfg, "data.fraction", -1)
+    return _part(split, fraction, no_labels) if train and fraction > 0 else split
+
+
+def _digits(train: bool) -> Split:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    parts = train_test_split(
+        np.arange(len(digits.target)), test_size=0.2, stratify=digits.target, random_state=0
+    )
+    gray = np.round(digits.images * 255 / 16).astype(np.uint8)
+    images = np.repeat(gray[..., None], 3, axis=3)
+    names = [str(n) for n in range(10)]
+    return Split(list(images), digits.target.tolist(), names).subset(parts[0 if train else 1])
+
+
+def _cifar(cfg: DictConfig, key: str, train: bool) -> Split:
+    path, download = Path(str(read(cfg, key))).expanduser(), read(cfg, "data.download", False)
+    name = cfg.data.dataset.upper()
+    try:
+        data = getattr(torchvision.datasets, name)(str(path), train=train, download=download)
+    except (RuntimeError, OSError) as error:
+        reason = f"{name} couldn't be downloaded to it" if download else f"{name} isn't in it"
+        do = "Point it at the folder that holds torchvision's files, or set data.download=true"
+        raise DataError(f"{key}={path}: {reason} ({error}). {do}.") from error
+    return Split(data.data, data.targets, data.classes)
+
+
+def _unlabelled(cfg: DictConfig, key: str) -> Split:
+    path = folder(cfg, key)
+    files = sorted(str(f) for f in path.rglob("*") if f.suffix.lower() in IMG_EXTENSIONS)
+    if not files:
+        known = " ".join(IMG_EXTENSIONS)
+        raise DataError(f"{key}={path}: there are no images in it. Known endings: {known}.")
+    return Split(files, [-1] * len(files), ["unlabelled"])
+
+
+def _folders(cfg: DictConfig, key: str, train: bool) -> Split:
+    path, classes = folder(cfg, key), class_names(cfg)
+    if not train and (path / "val_annotations.txt").is_file():
+        return _tiny_imagenet_val(path, classes)
+    differing = set(classes) ^ set(class_names(cfg, key))
+    if differing:
+        some = ", ".join(sorted(differing)[:5])
+        text = f"{key}={path}: its classes aren't those of data.train_path; {len(differing)} differ"
+        raise DataError(f"{text}: {some}. Both need the same class folders.")
+    try:
+        samples = torchvision.datasets.ImageFolder(str(path)).samples
+    except FileNotFoundError as error:
+        raise DataError(f"{key}={path}: {error} Remove empty class folders.") from error
+    return Split([s[0] for s in samples], [s[1] for s in samples], classes)
+
+
+def _tiny_imagenet_val(path: Path, classes: list[str]) -> Split:
+    """TinyImageNet's own layout: all images in one folder, their classes in a table."""
+    rows = (path / "val_annotations.txt").read_text().splitlines()
+    pairs = [row.split("\t")[:2] for row in rows if row.strip()]
+    index = {name: i for i, name in enumerate(classes)}
+    unknown = sorted({pair[-1] for pair in pairs} - set(classes))
+    if unknown or not pairs:
+        text = f"data.val_path={path}: val_annotations.txt names classes that data.train_path lacks"
+        raise DataError(f"{text}, or none: {', '.join(unknown[:5])}. Point both at one dataset.")
+    images = [str(path / "images" / name) for name, _ in pairs]
+    return Split(images, [index[name] for _, name in pairs], classes)
+
+
+def _part(split: Split, fraction: float, no_labels: bool) -> Split:
+    from sklearn.model_selection import train_test_split
+
+    labels = None if no_labels else split.targets
+    try:
+        # random_state as in the host: the same images
+        kept, _ = train_test_split(
+            range(len(split.images)), train_size=fraction, stratify=labels, random_state=42
+        )
+    except ValueError as error:
+        raise bad_value("data.fraction", fraction, f"too few images for it: {error}") from error
+    return split.subset(kept)
+
+
+def make_loader(cfg: DictConfig, dataset: Any, train: bool) -> DataLoader:
+    """Batches of a dataset: in random order and complete for training, else all and in order."""
+    batch = cfg.optimizer.batch_size
+    share = len(dataset) // (number_of_devices(cfg) * read(cfg, "num_nodes", 1))
+    if train and share < batch:
+        allowed = f"there are only {share} training images for each device, not one full batch"
+        raise bad_value("optimizer.batch_size", batch, allowed, f"Set it to {share} or less.")
+    return DataLoader(
+        dataset,
+        batch_size=batch,
+        shuffle=train,
+        drop_last=train,
+        num_workers=read(cfg, "data.num_workers", 0),
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def plain_loader(cfg: DictConfig, train: bool, crop: int) -> DataLoader:
+    """All images of a set once and in order, without augmentation: batches ``[X, targets]``."""
+    dataset = ImageDataset(load_split(cfg, train), plain_pipeline(cfg.data.dataset, crop, False))
+    return make_loader(cfg, dataset, train=False)
+
+
+def pretrain_loaders(cfg: DictConfig) -> tuple[DataLoader, DataLoader | None]:
+    """Loaders of ``[indexes, [X1, X2], targets]`` and, with ``data.val_path``, ``[X, targets]``."""
+    entries: Any = OmegaConf.to_container(cfg.augmentations, resolve=True)
+    dataset = ImageDataset(load_split(cfg, True), Views(cfg.data.dataset, entries), indexed=True)
+    val = None
+    if cfg.data.val_path is not None and not cfg.data.no_labels:
+        val = plain_loader(cfg, False, entries[0]["crop_size"])
+    return make_loader(cfg, dataset, train=True), val
+
+
+def linear_loaders(cfg: DictConfig) -> tuple[DataLoader, DataLoader]:
+    """Loaders of ``[X, targets]`` for training the classifier, and for validation."""
+    crop = cfg.data.augmentations.crop_size
+    dataset = ImageDataset(load_split(cfg, True), plain_pipeline(cfg.data.dataset, crop, True))
+    return make_loader(cfg, dataset, train=True), plain_loader(cfg, False, crop)

@@ -1,0 +1,243 @@
+"""Which images there are, with which labels, and what is said when something is missing."""
+
+from __future__ import annotations
+
+import pickle
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from solo_hardneg.errors import ConfigError, DataError
+from solo_hardneg.standalone.config import parse_linear, parse_pretrain
+from solo_hardneg.standalone.data import (
+    ImageDataset,
+    class_names,
+    linear_loaders,
+    load_split,
+    plain_loader,
+    pretrain_loaders,
+)
+
+
+@pytest.fixture
+def folders(config, write_images, tmp_path):
+    """``folders(train, val, ...)`` writes both and parses a config that points at them."""
+
+    def make(train, val=None, *overrides, parse=parse_pretrain):
+        write_images(tmp_path / "train", train)
+        val_path = "null"
+        if val is not None:
+            val_path = write_images(tmp_path / "val", val)
+        paths = [f"data.train_path={tmp_path}/train", f"data.val_path={val_path}"]
+        small = ["data.num_workers=0", "optimizer.batch_size=2"]
+        name = "simclr" if parse is parse_pretrain else "linear"
+        cfg = config(name, "data=custom", *paths, *small, *overrides)
+        if parse is parse_linear:
+            cfg.pretrained_feature_extractor = "unused.ckpt"
+        cfg.data.suggest.crop_size = 8
+        return parse(cfg)
+
+    return make
+
+
+def test_digits_are_split_once_and_for_all(config):
+    cfg = parse_pretrain(config("simclr"))
+    train, val = load_split(cfg, True), load_split(cfg, False)
+    assert (len(train.images), len(val.images)) == (1437, 360)
+    assert max(Counter(val.targets).values()) - min(Counter(val.targets).values()) <= 2
+    rows = {image.tobytes() for image in train.images}
+    assert sum(image.tobytes() in rows for image in val.images) <= 5  # the data have a few twins
+    assert train.targets[:8] == [3, 9, 1, 3, 1, 9, 4, 4]  # the same split on every machine
+    assert train.images[0].shape == (8, 8, 3)
+    assert max(image.max() for image in train.images) == 255
+
+
+def test_batches_of_pretraining(config):
+    train, val = pretrain_loaders(parse_pretrain(config("simclr")))
+    indexes, views, targets = next(iter(train))
+    assert [v.shape for v in views] == [(16, 3, 8, 8)] * 2
+    assert not torch.equal(*views)
+    split = load_split(parse_pretrain(config("simclr")), True)
+    assert targets.tolist() == [split.targets[i] for i in indexes]
+    assert len(train) == 1437 // 16  # the incomplete batch is dropped
+    X, y = next(iter(val))
+    assert (X.shape, y.shape) == ((16, 3, 8, 8), (16,))
+    assert sum(len(y) for _, y in val) == 360
+
+
+def test_the_seed_decides_order_and_augmentation(config):
+    def first_batch(seed):
+        torch.manual_seed(seed)
+        return next(iter(pretrain_loaders(parse_pretrain(config("simclr")))[0]))
+
+    (i1, (a1, b1), _), (i2, (a2, b2), _) = first_batch(3), first_batch(3)
+    assert torch.equal(i1, i2)
+    assert torch.equal(a1, a2)
+    assert torch.equal(b1, b2)
+    assert not torch.equal(first_batch(4)[0], i1)
+
+
+def test_folders(folders):
+    cfg = folders({"cat": 3, "ant": 2}, {"ant": 1, "cat": 2})
+    assert cfg.data.num_classes == 2
+    train, val = load_split(cfg, True), load_split(cfg, False)
+    assert train.classes == ["ant", "cat"]
+    assert train.targets == [0, 0, 1, 1, 1]
+    assert val.targets == [0, 1, 1]
+    indexes, views, targets = next(iter(pretrain_loaders(cfg)[0]))
+    assert views[0].shape == (2, 3, 8, 8)
+    assert targets.tolist() == [train.targets[i] for i in indexes]
+
+
+def test_folders_for_the_classifier(folders):
+    cfg = folders({"a": 3, "b": 2}, {"a": 2, "b": 2}, parse=parse_linear)
+    train, val = linear_loaders(cfg)
+    assert next(iter(train))[0].shape == (2, 3, 8, 8)
+    assert [y.tolist() for _, y in val] == [[0, 0], [1, 1]]
+    plain = plain_loader(cfg, True, crop=8)
+    assert [len(y) for _, y in plain] == [2, 2, 1]  # every image, once
+
+
+def test_tiny_imagenets_own_layout(config, write_images, tmp_path):
+    write_images(tmp_path / "train", {"n1/images": 2, "n2/images": 2})
+    write_images(tmp_path / "val", {"images": 3})
+    table = (
+        "images0.png\tn2\t0\t0\t62\t57\nimages1.png\tn1\t0\t0\t1\t1\nimages2.png\tn2\t0\t0\t1\t1\n"
+    )
+    (tmp_path / "val" / "val_annotations.txt").write_text(table)
+    paths = [f"data.train_path={tmp_path}/train", f"data.val_path={tmp_path}/val"]
+    cfg = parse_pretrain(config("simclr", "data=tinyimagenet", *paths))
+    assert load_split(cfg, True).targets == [0, 0, 1, 1]
+    val = load_split(cfg, False)
+    assert val.targets == [1, 0, 1]
+    assert [str(p).rsplit("/", 1)[-1] for p in val.images] == [f"images{i}.png" for i in range(3)]
+    assert ImageDataset(val, lambda image: image.size)[0] == ((10, 12), 1)
+
+    (tmp_path / "val" / "val_annotations.txt").write_text("images0.png\tn9\t0\t0\t1\t1\n")
+    with pytest.raises(DataError, match=r"data\.val_path=.*that data\.train_path lacks.*n9"):
+        load_split(cfg, False)
+
+
+def test_differing_classes_are_named(folders):
+    cfg = folders({"cat": 2, "ant": 2}, {"cat": 2, "dog": 2})
+    with pytest.raises(DataError, match=r"data\.val_path=.*2 differ: ant, dog\. Both need"):
+        pretrain_loaders(cfg)
+
+
+def test_no_labels(config, write_images, tmp_path):
+    write_images(tmp_path, {"flat": 5})
+    (tmp_path / "flat" / "notes.txt").write_text("no image")
+    path = f"data.train_path={tmp_path}/flat"
+    small = ["data.num_workers=0", "optimizer.batch_size=5"]
+    cfg = config("simclr", "data=custom", path, "+data.no_labels=true", *small)
+    cfg = parse_pretrain(cfg)
+    train, val = pretrain_loaders(cfg)
+    assert val is None
+    assert cfg.data.num_classes == 1
+
+    indexes, _, targets = next(iter(train))
+    assert sorted(indexes.tolist()) == [0, 1, 2, 3, 4]
+    assert targets.tolist() == [-1] * 5
+
+
+def test_no_validation_without_a_path(config):
+    assert pretrain_loaders(parse_pretrain(config("simclr", "data.val_path=null")))[1] is None
+
+
+def test_fraction_keeps_the_balance(folders):
+    cfg = folders({"a": 20, "b": 10}, None, "+data.fraction=0.5")
+    kept = load_split(cfg, True)
+    assert Counter(kept.targets) == {0: 10, 1: 5}
+    assert all(f"/{'ab'[t]}/" in path for path, t in zip(kept.images, kept.targets, strict=True))
+
+
+def test_fraction_that_leaves_nothing(folders):
+    cfg = folders({"a": 3, "b": 3}, None, "+data.fraction=0.1")
+    with pytest.raises(ConfigError, match=r"data\.fraction=0\.1: too few images"):
+        load_split(cfg, True)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("damage", ["truncated", "no image"])
+def test_an_unreadable_image_is_named(folders, tmp_path, workers, damage):
+    cfg = folders({"a": 2}, None, f"data.num_workers={workers}")
+    bad = tmp_path / "train" / "a" / "a1.png"
+    if damage == "truncated":
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(bad)
+        bad.write_bytes(bad.read_bytes()[:3000])
+    else:
+        bad.write_text("not a picture")
+    with pytest.raises(DataError, match=r"a1\.png: this image can't be read.*Replace or remove"):
+        next(iter(pretrain_loaders(cfg)[0]))
+
+
+def test_fewer_images_than_a_batch(folders):
+    cfg = folders({"a": 3}, None, "optimizer.batch_size=2", "devices=2")
+    message = r"optimizer\.batch_size=2: there are only 1 training images for each device.*Set it"
+    with pytest.raises(ConfigError, match=message):
+        pretrain_loaders(cfg)
+
+
+def test_missing_folder(config, tmp_path):
+    cfg = config("simclr", "data=custom", f"data.train_path={tmp_path}/gone", "data.val_path=null")
+    with pytest.raises(DataError, match=r"data\.train_path=.*gone: there is no such folder"):
+        parse_pretrain(cfg)
+
+
+def test_missing_validation_folder(folders, tmp_path):
+    cfg = folders({"a": 2})
+    cfg.data.val_path = str(tmp_path / "gone")
+    with pytest.raises(DataError, match=r"data\.val_path=.*gone: there is no such folder"):
+        pretrain_loaders(cfg)
+
+
+def test_a_folder_without_class_folders(config, write_images, tmp_path):
+    write_images(tmp_path, {"flat": 2})
+    cfg = config("simclr", "data=custom", f"data.train_path={tmp_path}/flat", "data.val_path=null")
+    with pytest.raises(DataError, match=r"holds no class folders.*data\.no_labels=true"):
+        parse_pretrain(cfg)
+
+
+def test_an_empty_class_folder(folders, tmp_path):
+    cfg = folders({"a": 2})
+    (tmp_path / "train" / "empty").mkdir()
+    assert class_names(cfg) == ["a", "empty"]
+    with pytest.raises(DataError, match=r"data\.train_path=.*empty.*Remove empty class folders"):
+        load_split(cfg, True)
+
+
+def test_a_folder_without_images(config, tmp_path):
+    path = f"data.train_path={tmp_path}"
+    cfg = parse_pretrain(config("simclr", "data=custom", path, "+data.no_labels=true"))
+    with pytest.raises(DataError, match=r"data\.train_path=.*no images in it.*\.png"):
+        load_split(cfg, True)
+
+
+def test_cifar_is_read_and_not_downloaded(config, tmp_path, monkeypatch):
+    cfg = parse_pretrain(
+        config("simclr", "data=cifar10", f"data.train_path={tmp_path}", f"data.val_path={tmp_path}")
+    )
+    with pytest.raises(
+        DataError, match=r"data\.train_path=.*CIFAR10 isn't in.*data\.download=true"
+    ):
+        load_split(cfg, True)
+
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, (6, 2, 3072), dtype=np.uint8)
+    names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+    for name, data in zip(names, pixels, strict=True):
+        (folder / name).write_bytes(pickle.dumps({"data": data, "labels": [3, len(name) % 10]}))
+    labels = {"label_names": [f"class{i}" for i in range(10)]}
+    (folder / "batches.meta").write_bytes(pickle.dumps(labels))
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    train, val = load_split(cfg, True), load_split(cfg, False)
+    assert (len(train.images), len(val.images)) == (10, 2)
+    assert val.targets == [3, 0]
+    expected = pixels[5, 0].reshape(3, 32, 32).transpose(1, 2, 0)
+    image = ImageDataset(val, np.asarray)[0][0]
+    assert (image == expected).all()
