@@ -1,0 +1,6 @@
+"""The standalone host's counterpart of solo-learn's main_pretrain.py (see the README)."""
+
+from solo_hardneg.runner import start
+
+if __name__ == "__main__":
+    start("pretrain")

@@ -1,0 +1,86 @@
+"""The command ``solo-hardneg``."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from solo_hardneg.errors import HardnegError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="Contrastive methods that choose, mix and weigh their negatives.",
+)
+_PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+@app.command(context_settings=_PASS_ON)
+def pretrain(context: typer.Context) -> None:
+    """Pretrain: --config-name mocov2_banded data=digits negatives=hardest_5 (Hydra's arguments)."""
+    _hydra("pretrain", context.args)
+
+
+@app.command(context_settings=_PASS_ON)
+def linear(context: typer.Context) -> None:
+    """Evaluate: --config-name linear data=digits pretrained_feature_extractor=PATH (Hydra's)."""
+    _hydra("linear", context.args)
+
+
+@app.command(context_settings={**_PASS_ON, "help_option_names": []})
+def run(
+    script: Annotated[Path, typer.Argument(help="a script of solo-learn, such as main_knn.py")],
+    context: typer.Context,
+) -> None:
+    """Run one of solo-learn's scripts that are no Hydra programs, with our methods registered."""
+    if not script.is_file():
+        sys.exit(f"run {script}: no such file. Give the path of a script of solo-learn.")
+    # As `python SCRIPT` has it: the script's folder comes first, so that its solo-learn is found.
+    sys.path.insert(0, str(script.resolve().parent))
+    sys.argv = [str(script), *context.args]
+    try:
+        from solo_hardneg.plugin import register
+
+        register()
+    except HardnegError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    runpy.run_path(str(script), run_name="__main__")
+
+
+@app.command()
+def policies() -> None:
+    """List what can be done to the negatives, and the presets."""
+    from importlib.resources import files
+
+    from solo_hardneg.negatives import available
+
+    table = Table(title="Policies: the verbs of the config group 'negatives'")
+    for title in ("name", "arguments", "what it does", "needs", "source"):
+        table.add_column(title, overflow="fold")
+    for info in available().values():
+        needs = ", ".join(sorted(info.needs)) or "-"
+        table.add_row(info.name, ", ".join(info.arguments), info.summary, needs, info.source)
+    console = Console()
+    console.print(table)
+
+    presets = Table(title="Presets: negatives=NAME")
+    presets.add_column("name", no_wrap=True)
+    presets.add_column("what it does")
+    for file in sorted(files("solo_hardneg.configs").joinpath("negatives").iterdir(), key=str):
+        if file.name.endswith(".yaml"):
+            first = file.read_text().splitlines()[0].removeprefix("# ")
+            presets.add_row(file.name.removesuffix(".yaml"), first)
+    console.print(presets)
+
+
+def _hydra(program: str, arguments: list[str]) -> None:
+    from solo_hardneg.runner import start
+
+    sys.argv = [f"solo-hardneg-{program}", *arguments]
+    start(program)

@@ -1,0 +1,113 @@
+"""The config of our methods, read and checked before anything is built.
+
+The host takes any key and any value, so a typo would pass in silence: what is ours we check here.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from solo_hardneg.errors import ConfigError, bad_value, unknown_name
+from solo_hardneg.negatives import Policy, build
+
+OUR_GROUPS = ("negatives",)
+
+
+def read_policy(cfg: DictConfig, default: dict[str, Any]) -> Policy:
+    """The policy of this run; puts the method's default into ``cfg`` where there is none.
+
+    Raises:
+        ConfigError: it can't be built, or needs labels or indexes that the data don't give.
+    """
+    for key in map(str, cfg):
+        near = difflib.get_close_matches(key, OUR_GROUPS, n=1, cutoff=0.75)
+        if near and key not in OUR_GROUPS:
+            raise ConfigError(f"{key}: is not read by anything. Did you mean '{near[0]}'?")
+    if cfg.get("negatives") is None:
+        cfg.negatives = default
+    policy = build(cfg.negatives)
+    shown = f"negatives={policy.config}"
+    if "labels" in policy.needs and cfg.data.get("no_labels", False):
+        raise ConfigError(
+            f"{shown}: needs labels, and data.no_labels=True says that there are none. "
+            "Choose negatives without 'label', or use labelled data with data.no_labels=False."
+        )
+    if "indexes" in policy.needs and cfg.data.get("format") == "dali":
+        encoded = OmegaConf.select(cfg, "dali.encode_indexes_into_labels", default=False)
+        if not encoded:
+            raise ConfigError(
+                f"{shown}: needs dataset indexes, and DALI's are dummies unless "
+                "dali.encode_indexes_into_labels=True. Set that."
+            )
+    return policy
+
+
+def check_method_kwargs(cfg: DictConfig, known: Iterable[str]) -> None:
+    """Refuses arguments of the method that nobody reads."""
+    names = set(known)
+    for name in cfg.method_kwargs:
+        if name not in names:
+            raise unknown_name("method_kwargs", str(name), names, "argument")
+
+
+def check_choice(cfg: DictConfig, key: str, default: bool) -> bool:
+    """A key that is true or false; puts the default into ``cfg`` where it is absent."""
+    value = OmegaConf.select(cfg, key)
+    if value is None:
+        value = default
+        OmegaConf.update(cfg, key, default, force_add=True)
+    if not isinstance(value, bool):
+        raise bad_value(key, value, "must be true or false")
+    return value
+
+
+def check_number(cfg: DictConfig, key: str, kind: type, positive: bool = True) -> None:
+    """A key that holds a number above 0."""
+    value = OmegaConf.select(cfg, key)
+    right = isinstance(value, kind | int) and not isinstance(value, bool)
+    if not right or (positive and not value > 0):
+        name = "a whole number" if kind is int else "a number"
+        raise bad_value(key, value, f"must be {name} above 0")
+
+
+def check_queue(cfg: DictConfig, policy: Policy) -> None:
+    """The queue's size must hold whole batches, and leave something in every band."""
+    check_number(cfg, "method_kwargs.queue_size", int)
+    check_number(cfg, "method_kwargs.temperature", float)
+    check_divisible(cfg.method_kwargs.queue_size, cfg.optimizer.batch_size)
+    policy.check(cfg.method_kwargs.queue_size)
+
+
+def check_divisible(queue_size: int, global_batch: int) -> None:
+    """The queue's size must be a multiple of the number of keys that come in at each step."""
+    if queue_size % global_batch or queue_size < global_batch:
+        below = max(queue_size // global_batch, 1) * global_batch
+        raise bad_value(
+            "method_kwargs.queue_size",
+            queue_size,
+            f"must be a multiple of the global batch of {global_batch} images "
+            "(optimizer.batch_size times processes)",
+            f"The nearest are {below} and {below + global_batch}.",
+        )
+
+
+def check_folders(cfg: DictConfig) -> None:
+    """Refuses TinyImageNet's own validation folder in a host that would read it as one class."""
+    from solo_hardneg import host
+
+    path = cfg.data.get("val_path")
+    if host.NAME != "solo" or path is None:
+        return
+    if (Path(path) / "val_annotations.txt").is_file():
+        raise bad_value(
+            "data.val_path",
+            path,
+            "is TinyImageNet's own layout, which solo-learn reads as a single class",
+            "Sort its images into one folder per class first, or set data.val_path=null and "
+            "evaluate with SOLO_HARDNEG_HOST=standalone.",
+        )

@@ -1,0 +1,219 @@
+"""MoCoV2Banded: its queue, its directions, its checks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from solo_hardneg.errors import ConfigError, DataError
+from solo_hardneg.losses import mocov2plus_loss_func
+from solo_hardneg.negatives import EmptyBandError
+
+Maker = Callable[..., Any]
+
+
+def keys(count: int, views: int, start: int = 0) -> torch.Tensor:
+    """Keys (V, B, D) whose first number is the key's and whose second is the view's."""
+    made = torch.zeros(views, count, 8)
+    made[:, :, 0] = torch.arange(start, start + count)
+    made[:, :, 1] = torch.arange(views)[:, None]
+    return made
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_queue_order_labels_and_indexes_after_wrap_around(model: Maker, symmetric: bool) -> None:
+    moco = model("negatives=all", f"method_kwargs.symmetric={symmetric}")
+    views = 2 if symmetric else 1
+    assert moco.queue.shape == (views, 8, 12)
+    assert moco.queue_filled.item() == 0
+    for step in range(5):  # 20 keys through 12 slots
+        numbers = torch.arange(4 * step, 4 * step + 4)
+        moco._enqueue(keys(4, views, 4 * step), labels=numbers % 3, indexes=numbers + 100)
+    expected = torch.tensor([12, 13, 14, 15, 16, 17, 18, 19, 8, 9, 10, 11])
+    assert moco.queue_ptr.item() == 8
+    assert moco.queue_filled.item() == 12
+    for view in range(views):
+        assert torch.equal(moco.queue[view, 0].long(), expected)
+        assert (moco.queue[view, 1] == view).all()
+    assert torch.equal(moco.queue_labels, expected % 3)
+    assert torch.equal(moco.queue_indexes, expected + 100)
+
+
+def test_labels_indexes_and_keys_of_a_slot_are_of_one_image(model: Maker, fit: Maker) -> None:
+    moco = model("negatives=all")
+    seen: dict[int, torch.Tensor] = {}
+    enqueue = moco._enqueue
+
+    def watch(new: torch.Tensor, labels: torch.Tensor, indexes: torch.Tensor) -> None:
+        seen.update(zip(indexes.tolist(), new[0], strict=True))
+        enqueue(new, labels, indexes)
+
+    moco._enqueue = watch
+    fit(moco, epochs=2)
+    assert len(set(moco.queue_indexes.tolist())) > 4
+    for slot, index in enumerate(moco.queue_indexes.tolist()):
+        assert torch.equal(moco.queue[0, :, slot], seen[index])
+        assert moco.queue_labels[slot] == index % 3
+
+
+def test_slots_that_hold_no_image_are_no_negatives(model: Maker, fit: Maker) -> None:
+    moco = model("negatives=all")
+    present: list[float] = []
+    moco._observe = lambda pool: present.extend(pool.counts.unique().tolist())
+    fit(moco, epochs=2)
+    assert present == [0, 4, 8, 12, 12, 12, 12, 12]
+    assert moco.losses[0] != moco.losses[1]
+
+
+def test_a_band_that_is_too_narrow_for_a_queue_that_fills_waits(model: Maker, fit: Maker) -> None:
+    # Of 4 negatives [0.5, 0.6] holds ranks 2 to 1, of 8 rank 4 to 3, of 12 rank 6.
+    moco = model("negatives=band", "negatives.keep.band=[0.5,0.6]")
+    present: list[float] = []
+    moco._observe = lambda pool: present.extend(pool.counts.unique().tolist())
+    fit(moco, epochs=2)
+    assert present == [0, 0, 0, 1, 1, 1, 1, 1]
+
+
+def filled(moco: Any, seed: int = 3) -> Any:
+    """Fills the queue with random unit keys of images 0, 1, 2, … and returns the model."""
+    generator = torch.Generator().manual_seed(seed)
+    length = moco.queue.shape[2]
+    made = F.normalize(torch.randn(moco.queue.shape[0], length, 8, generator=generator), dim=2)
+    numbers = torch.arange(length)
+    moco._enqueue(made, labels=numbers % 3, indexes=numbers)
+    return moco
+
+
+def batch(count: int = 4) -> list[Any]:
+    generator = torch.Generator().manual_seed(4)
+    views = [torch.randn(count, 3, 8, 8, generator=generator) for _ in range(2)]
+    return [torch.arange(50, 50 + count), views, torch.arange(count) % 3]
+
+
+@pytest.mark.parametrize("preset", ["all", "hardest_5", "drop_same_class"])
+def test_the_papers_direction_is_view_one_against_view_two(model: Maker, preset: str) -> None:
+    moco = filled(model(f"negatives={preset}", "method_kwargs.symmetric=false"))
+    indexes, (first, second), targets = batch()
+    length = moco.queue.shape[2]
+    ages = length - 1 - torch.arange(length)
+    expected = mocov2plus_loss_func(
+        moco(first)["z"], moco.momentum_forward(second)["z"], moco.queue[0].clone(), 0.2,
+        policy=moco.policy, query_labels=targets, queue_labels=moco.queue_labels.clone(),
+        queue_age=ages, queue_size=12,
+    )  # fmt: skip
+    classes = F.cross_entropy(moco(first)["logits"], targets)
+    calls: list[int] = []
+    moco.backbone.register_forward_hook(lambda *_: calls.append(1))
+    found = moco.training_step([indexes, [first, second], targets], 0)
+    torch.testing.assert_close(found, expected + classes)
+    assert len(calls) == 1  # the second view is encoded as key only
+    newest = moco.momentum_forward(second)["z"]
+    torch.testing.assert_close(moco.queue[0][:, :4].T, newest)  # the ring has gone round once
+    assert torch.equal(moco.queue_indexes[:4], indexes)
+
+
+def test_the_hosts_direction_is_both_with_a_queue_each(model: Maker) -> None:
+    moco = filled(model("negatives=all", "method_kwargs.symmetric=true"))
+    _, (first, second), targets = batch()
+    queries = [moco(x)["z"] for x in (first, second)]
+    positives = [moco.momentum_forward(x)["z"] for x in (first, second)]
+    queue = moco.queue.clone()
+    expected = (
+        mocov2plus_loss_func(queries[0], positives[1], queue[1], 0.2)
+        + mocov2plus_loss_func(queries[1], positives[0], queue[0], 0.2)
+    ) / 2
+    classes = sum(F.cross_entropy(moco(x)["logits"], targets) for x in (first, second)) / 2
+    torch.testing.assert_close(moco.training_step(batch(), 0), expected + classes)
+    torch.testing.assert_close(moco.queue[0][:, :4].T, positives[0])
+    torch.testing.assert_close(moco.queue[1][:, :4].T, positives[1])
+
+
+def test_symmetric_is_the_hosts_where_the_config_does_not_say(model: Maker, config: Maker) -> None:
+    cfg = config("~method_kwargs.symmetric")
+    assert type(model("~method_kwargs.symmetric")).add_and_assert_specific_cfg(cfg)
+    assert cfg.method_kwargs.symmetric is True
+
+
+def test_without_negatives_in_the_config_the_method_has_its_own(model: Maker) -> None:
+    assert model("~negatives").policy.config == {"keep": {"band": [0.95, 1.0]}}
+    assert model("negatives=all").policy.config == {}
+
+
+def test_the_reserve_makes_the_queue_longer(model: Maker) -> None:
+    assert model("negatives=drop_same_class").queue.shape[2] > 12
+    assert model("negatives=drop_same_class").queue_size == 12
+    longer = model("negatives=drop_same_class", "negatives.fill={kind:older,reserve:0.5}")
+    assert longer.queue.shape[2] == 18
+
+
+def test_a_short_reserve_is_said_once(model: Maker, fit: Maker) -> None:
+    # Two thirds of the classes are different; the reserve of one slot can't replace them.
+    moco = model(
+        "negatives=drop_same_class",
+        "negatives.drop.label=different",
+        "+negatives.drop.band=[0.2,1.0]",
+        "negatives.fill={kind:older,reserve:0.05}",
+    )
+    with pytest.warns(UserWarning, match=r"fill=older: .*Raise negatives.fill.reserve") as caught:
+        fit(moco, epochs=3)
+    assert sum("fill=older" in str(w.message) for w in caught) == 1
+
+
+# ---------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["+method_kwargs.symetric=true"], r"method_kwargs: unknown .*'symetric'.*'symmetric'"),
+        (["method_kwargs.symmetric=maybe"], "method_kwargs.symmetric=maybe: must be true or false"),
+        (["method_kwargs.queue_size=13"], r"queue_size=13: must be a multiple of .* 4 .*12 and 16"),
+        (["method_kwargs.queue_size=2"], r"queue_size=2: must be a multiple"),
+        (["method_kwargs.queue_size=many"], "queue_size=many: .*must be a whole number"),
+        (["method_kwargs.queue_size=0"], "queue_size=0: .*must be"),
+        (["method_kwargs.temperature=0"], "temperature=0: .*must be"),
+        (["negatives.keep.band=[0.5,1.2]"], r"negatives.keep.band=\[0.5, 1.2\]: lies outside"),
+        (["+negatives.kep.band=[0.5,1]"], "negatives: unknown policy 'kep'"),
+        (["negatives=drop_same_class", "+data.no_labels=true"], "needs labels, and data.no_labels"),
+        (["negatives=all", "+negatives.drop.image=same", "data.format=dali"], "encode_indexes"),
+        (["+negatve={}"], r"negatve: .*Did you mean 'negatives'\?"),
+        (["negatives.keep=5"], "negatives.keep.band=5"),
+    ],
+)  # fmt: skip
+def test_a_wrong_config_is_refused_before_anything_is_built(
+    model: Maker, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        model(*overrides)
+
+
+def test_a_band_that_the_queue_can_never_fill(model: Maker) -> None:
+    with pytest.raises(EmptyBandError, match=r"keep.band=\[0.5, 0.51\].*M=12 "):
+        model("negatives.keep.band=[0.5,0.51]")
+
+
+def test_three_views_are_refused(config: Maker) -> None:
+    from solo_hardneg.methods import MoCoV2Banded
+
+    cfg = config()
+    cfg.data.num_large_crops = 3
+    with pytest.raises(ConfigError, match="exactly two views"):
+        MoCoV2Banded.add_and_assert_specific_cfg(cfg)
+
+
+def test_fewer_images_than_a_batch(model: Maker, fit: Maker) -> None:
+    with pytest.raises(DataError, match=r"optimizer.batch_size=4: there are fewer images"):
+        fit(model(), count=3)
+
+
+def test_labels_that_are_missing_in_the_data(model: Maker, fit: Maker) -> None:
+    with pytest.raises(ConfigError, match="this dataset gives none"):
+        fit(model("negatives=drop_same_class"), labelled=False)
+    moco = model("negatives=hardest_5")  # needs none
+    fit(moco, labelled=False)
+    assert re.fullmatch(r"-1", str(moco.queue_labels.max().item()))

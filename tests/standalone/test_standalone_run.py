@@ -1,0 +1,259 @@
+"""Whole runs: what they leave behind, going on after an interruption, and evaluation."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from solo_hardneg.errors import CheckpointError, ConfigError
+from solo_hardneg.standalone import METHODS, LinearModel, run
+from solo_hardneg.standalone.config import parse_linear
+from solo_hardneg.standalone.run import linear, pretrain
+
+pytestmark = pytest.mark.usefixtures("tiny")
+
+
+def state_of(path):
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def checkpoints(result):
+    return sorted(path.name.rsplit("-", 1)[1] for path in result.folder.glob("*.ckpt"))
+
+
+def test_what_a_run_leaves_behind(config, capsys):
+    result = pretrain(config("mocov2plus", "knn_eval.enabled=true", "name=my-run"))
+    version = result.folder.name
+    assert result.folder.parent.name == "mocov2plus"
+    assert version.startswith("offline-")
+    assert len(version) == len("offline-") + 8
+    assert result.checkpoint == result.folder / f"my-run-{version}-ep1.ckpt"
+    assert f"Run folder: {result.folder}" in capsys.readouterr().out
+
+    args = json.loads((result.folder / "args.json").read_text())
+    assert args["method"] == "mocov2plus"
+    assert args["wandb_run_id"] is None
+    assert args["augmentations"][0]["crop_size"] == 8  # resolved
+    assert METHODS["mocov2plus"](OmegaConf.create(args)).queue_size == 64  # as main_knn.py does
+
+    checkpoint = state_of(result.checkpoint)  # readable without executing anything
+    assert checkpoint["global_step"] == 6
+    assert checkpoint["state_dict"]["queue_ptr"].item() == 6 * 16 % 64
+
+    with open(result.folder / "metrics.csv") as file:
+        logged = {key for row in csv.DictReader(file) for key, value in row.items() if value}
+    names = {
+        "train_nce_loss_epoch",
+        "train_class_loss_epoch",
+        "train_acc1_epoch",
+        "val_loss",
+        "val_acc1",
+        "val_acc5",
+        "val_knn_acc1",
+        "val_knn_acc5",
+        "lr-SGD/backbone",
+    }
+    assert names <= logged
+    assert {"train_nce_loss", "train_acc5", "val_acc1", "tau"} <= result.metrics.keys()
+    assert 0 <= result.metrics["val_acc1"] <= result.metrics["val_acc5"] <= 100
+    assert all(isinstance(value, float) for value in result.metrics.values())
+
+
+def test_the_seed_decides_a_run(config):
+    def losses(seed):
+        metrics = pretrain(config("mocov2plus", f"seed={seed}")).metrics
+        return [metrics[k] for k in ("train_nce_loss", "train_class_loss", "val_loss")]
+
+    first = losses(1)
+    assert losses(1) == first
+    assert losses(2) != first
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["max_epochs=3"], ["ep2.ckpt"]),
+        (["max_epochs=3", "checkpoint.frequency=2"], ["ep2.ckpt"]),
+        (
+            ["max_epochs=5", "checkpoint.frequency=2", "+checkpoint.keep_prev=true"],
+            ["ep1.ckpt", "ep3.ckpt", "ep4.ckpt"],
+        ),
+        (["max_epochs=2", "checkpoint.frequency=9"], ["ep1.ckpt"]),
+        (["max_epochs=3", "+max_steps=4"], ["ep1.ckpt"]),
+    ],
+)
+def test_which_checkpoints_stay(config, overrides, expected):
+    result = pretrain(config("simclr", *overrides, "data.val_path=null"))
+    assert checkpoints(result) == expected
+    assert result.checkpoint.name.endswith(expected[-1])
+    assert "val_loss" not in result.metrics
+
+
+def test_without_checkpoints(config):
+    result = pretrain(config("simclr", "checkpoint.enabled=false", "max_epochs=1"))
+    assert result.checkpoint is None
+    assert not list(result.folder.glob("*.ckpt"))
+    assert (result.folder / "metrics.csv").is_file()
+
+
+def test_going_on_from_a_checkpoint(config):
+    whole = pretrain(config("mocov2plus", "max_epochs=3", "+checkpoint.keep_prev=true"))
+    first = next(whole.folder.glob("*ep0.ckpt"))
+    cfg = config("mocov2plus", "max_epochs=3", "seed=77")
+    OmegaConf.set_struct(cfg, False)
+    cfg.resume_from_checkpoint = str(first)
+    resumed = pretrain(cfg)
+    assert resumed.folder != whole.folder
+    assert checkpoints(resumed) == ["ep2.ckpt"]
+    state = state_of(resumed.checkpoint)
+    assert state["global_step"] == 9
+    assert state["state_dict"]["queue_ptr"].item() == 9 * 16 % 64
+    # the schedule went on, too: the rate of the last step is the whole run's
+    (ours,), (theirs,) = state["lr_schedulers"], state_of(whole.checkpoint)["lr_schedulers"]
+    assert ours["_last_lr"] == theirs["_last_lr"]
+    # the batch after the checkpoint started from its weights
+    moved = (
+        (
+            state["state_dict"]["projector.0.weight"]
+            - state_of(first)["state_dict"]["projector.0.weight"]
+        )
+        .abs()
+        .max()
+    )
+    assert 0 < moved < 0.1
+
+
+def test_more_epochs_after_the_end_follow_the_longer_schedule(config):
+    short = pretrain(config("simclr", "max_epochs=2"))
+    cfg = config("simclr", "max_epochs=4")
+    OmegaConf.set_struct(cfg, False)
+    cfg.resume_from_checkpoint = str(short.folder)
+    state = state_of(pretrain(cfg).checkpoint)
+    assert state["global_step"] == 12
+    assert state["lr_schedulers"][0]["_last_lr"][0] == pytest.approx(0, abs=1e-12)
+
+    cfg.max_epochs = 2
+    with pytest.raises(
+        CheckpointError, match=r"resume_from_checkpoint=.*all of its epochs, max_ep"
+    ):
+        pretrain(cfg)
+
+
+def test_auto_resume_finds_the_run_of_the_same_settings(config, capsys):
+    stopped = pretrain(config("simclr", "max_epochs=3", "+max_steps=3"))
+    assert checkpoints(stopped) == ["ep0.ckpt"]
+    pretrain(config("simclr", "max_epochs=3", "+max_steps=3", "name=another"))
+    capsys.readouterr()
+    resumed = pretrain(config("simclr", "max_epochs=3", "auto_resume.enabled=true"))
+    assert f"Resuming {stopped.checkpoint}" in capsys.readouterr().out
+    assert state_of(resumed.checkpoint)["global_step"] == 9
+    pretrain(config("simclr", "auto_resume.enabled=true", "optimizer.lr=0.2"))
+    assert "Resuming" not in capsys.readouterr().out
+    late = config("simclr", "max_epochs=3", "auto_resume.enabled=true", "name=another")
+    OmegaConf.set_struct(late, False)
+    late.auto_resume.max_hours = 1e-9
+    pretrain(late)
+    assert "Resuming" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("key", ["resume_from_checkpoint", "pretrained_feature_extractor"])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("gone", r"{key}=.*x\.ckpt: there is no such file\. Check the path"),
+        ("empty folder", r"{key}=.*x\.ckpt: there is no checkpoint \(\*\.ckpt\) in this folder"),
+        ("truncated", r"{key}=.*x\.ckpt: can't be read; it is cut off.*Take another checkpoint"),
+        ("weights only", r"{key}=.*x\.ckpt: holds no 'state_dict'"),
+        ("no backbone", r"{key}=.*x\.ckpt: holds no backbone"),
+        (
+            "another backbone",
+            r"{key}=.*x\.ckpt: its backbone doesn't fit backbone\.name.*2\.weight "
+            r"is \(3, 2\), not \(6, 192\)",
+        ),
+    ],
+)
+def test_useless_checkpoints(config, tmp_path, key, damage, message):
+    path = tmp_path / "x.ckpt"
+    if damage == "empty folder":
+        path.mkdir()
+    elif damage == "truncated":
+        torch.save({"state_dict": {"backbone.w": torch.zeros(1000)}}, path)
+        path.write_bytes(path.read_bytes()[:2000])
+    elif damage != "gone":
+        weights = {
+            "weights only": {},
+            "no backbone": {"momentum_backbone.w": torch.zeros(2)},
+            "another backbone": {"backbone.2.weight": torch.zeros(3, 2)},
+        }[damage]
+        inner = {"epoch": 0, "state_dict": weights}
+        torch.save({"w": torch.zeros(2)} if damage == "weights only" else inner, path)
+    job, name = (pretrain, "simclr") if key.startswith("resume") else (linear, "linear")
+    cfg = config(name)
+    OmegaConf.set_struct(cfg, False)
+    cfg[key] = str(path)
+    with pytest.raises(CheckpointError, match=message.format(key=key)):
+        job(cfg)
+
+
+def test_an_unknown_method(config):
+    with pytest.raises(
+        ConfigError, match=r"method: unknown method 'simcrl'\. Did you mean 'simclr"
+    ):
+        pretrain(config("simclr", "method=simcrl"))
+
+
+def test_linear_evaluation(config, capsys):
+    run = pretrain(config("simclr", "max_epochs=1"))
+    path = f"pretrained_feature_extractor={run.folder}"
+    result = linear(config("linear", path, "optimizer.lr=4", "optimizer.batch_size=64"))
+    assert result.folder.parent.name == "linear"
+    names = {"train_loss", "train_acc1", "train_acc5", "val_loss", "val_acc1", "val_acc5"}
+    assert names <= result.metrics.keys()
+    assert result.metrics["val_knn_acc1"] > 50  # digits, even through random weights
+    assert result.metrics["val_acc1"] > 30
+
+    before, after = (state_of(r.checkpoint)["state_dict"] for r in (run, result))
+    kept = {k: v for k, v in before.items() if k.startswith("backbone.")}
+    assert kept
+    assert after.keys() == kept.keys() | {"classifier.weight", "classifier.bias"}
+    for key, value in kept.items():  # frozen, and so are its batch statistics
+        assert torch.equal(after[key], value), key
+    with open(result.folder / "metrics.csv") as file:
+        assert any(row["val_knn_acc1"] for row in csv.DictReader(file))
+
+
+def test_linear_evaluation_without_neighbours(config):
+    run = pretrain(config("simclr", "max_epochs=1"))
+    path = f"pretrained_feature_extractor='{run.checkpoint}'"
+    result = linear(config("linear", path, "knn_eval.enabled=false", "max_epochs=1"))
+    assert "val_knn_acc1" not in result.metrics
+
+
+def test_linear_evaluation_on_folders(config, write_images, tmp_path):
+    paths = [
+        f"data.{s}_path={write_images(tmp_path / s, {'a': 8, 'b': 8})}" for s in ("train", "val")
+    ]
+    small = ["data=custom", *paths, "data.num_workers=0", "data.suggest.crop_size=8"]
+    run = pretrain(config("simclr", *small, "max_epochs=1"))
+    path = f"pretrained_feature_extractor={run.folder}"
+    result = linear(config("linear", *small, path, "optimizer.batch_size=4"))
+    before, after = (state_of(r.checkpoint)["state_dict"] for r in (run, result))
+    assert after["backbone.3.num_batches_tracked"] == before["backbone.3.num_batches_tracked"] > 0
+    for key in ("backbone.3.running_mean", "backbone.2.weight"):
+        assert torch.equal(after[key], before[key])
+    assert after["classifier.weight"].shape == (2, 6)
+    assert 0 <= result.metrics["val_acc1"] <= result.metrics["val_acc5"] == 100
+
+
+def test_features_are_as_good_as_their_images(config):
+    cfg = parse_linear(config("linear", "pretrained_feature_extractor=x.ckpt"))
+    model = LinearModel(run.build_backbone()[0], cfg, features_dim=6).eval()
+    out = model(torch.randn(4, 3, 8, 8))
+    assert torch.equal(model(out["feats"])["logits"], out["logits"])
+    assert out["logits"].requires_grad
+    assert not out["feats"].requires_grad
+    assert [group["name"] for group in model.learnable_params] == ["classifier"]

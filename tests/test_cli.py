@@ -1,0 +1,84 @@
+"""The command ``solo-hardneg``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from integration_helpers import PROJECT, run_python
+from typer.testing import CliRunner, Result
+
+from solo_hardneg.cli import app
+
+
+@pytest.fixture
+def listing(monkeypatch: pytest.MonkeyPatch) -> str:
+    # Wide, so that no cell of the tables is broken.
+    monkeypatch.setenv("COLUMNS", "300")
+    result: Result = CliRunner().invoke(app, ["policies"], catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.stdout
+
+
+def row(listing: str, name: str) -> str:
+    rows = [line for line in listing.splitlines() if line[1:].strip().startswith(f"{name} ")]
+    assert len(rows) == 1, f"{name} stands in {len(rows)} rows of\n{listing}"
+    return rows[0]
+
+
+@pytest.mark.parametrize(
+    ("verb", "parts"),
+    [
+        ("keep", ["band, label, image", "only the negatives", "labels", "Cai et al. 2020"]),
+        ("drop", ["band, label, image", "all negatives but", "labels", "Cai et al. 2020"]),
+        ("fill", ["kind, reserve", "older keys of the queue", "queue", "Cai et al. 2020"]),
+    ],
+)
+def test_policies_lists_the_verbs(listing: str, verb: str, parts: list[str]) -> None:
+    for part in parts:
+        assert part in row(listing, verb)
+
+
+def test_policies_lists_every_preset_with_what_it_does(listing: str) -> None:
+    presets = sorted(file.stem for file in (PROJECT / "configs" / "negatives").glob("*.yaml"))
+    assert "hardest_5" in presets
+    for preset in presets:
+        row(listing, preset)
+    assert "Only the hardest 5 % of the negatives" in row(listing, "hardest_5")
+    assert "that are of the query's class" in row(listing, "drop_hardest_0.1_same_class")
+
+
+def test_run_names_the_script_that_is_not_there() -> None:
+    result = CliRunner().invoke(app, ["run", "nosuch.py", "--dataset", "custom"])
+    assert str(result.exception) == (
+        "run nosuch.py: no such file. Give the path of a script of solo-learn."
+    )
+
+
+DIGITS = ["--config-name", "mocov2_banded", "data=digits"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "env", "message"),
+    [
+        (
+            [*DIGITS, "negatives.keep.band=[0.5,1.2]"],
+            {},
+            "ConfigError: negatives.keep.band=[0.5, 1.2]: ",
+        ),
+        (DIGITS, {"SOLO_HARDNEG_HOST": "nonsense"}, "HostError: SOLO_HARDNEG_HOST=nonsense: "),
+        ([], {}, "ConfigError: --config-name: none is given. Known: linear, mocov2_banded, "),
+    ],
+)
+def test_a_mistake_ends_in_one_clean_line(
+    tmp_path: Path, arguments: list[str], env: dict[str, str], message: str
+) -> None:
+    env = {"SOLO_HARDNEG_HOST": "standalone", **env}
+    result = run_python("-m", "solo_hardneg", "pretrain", *arguments, cwd=tmp_path, env=env)
+    assert result.code != 0
+    assert "Traceback" not in result.text
+    errors = [line for line in result.err.splitlines() if "Error" in line]
+    assert len(errors) == 1
+    assert errors[0].startswith(message)
+    assert not (tmp_path / "trained_models").exists()
