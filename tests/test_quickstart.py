@@ -1,0 +1,55 @@
+"""scripts/quickstart.py at its smallest: what it prints and leaves, and what it does not repeat."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+SCRIPT = Path(__file__).parent.parent / "scripts" / "quickstart.py"
+POLICIES = ("all", "hardest_5", "easiest_95")
+
+
+def quickstart(folder: Path, *arguments: str) -> str:
+    command = [sys.executable, str(SCRIPT), "--out", "runs", "--epochs", "1", *arguments]
+    done = subprocess.run(
+        [*command, "--linear-epochs", "1"], cwd=folder, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_three_policies_one_table_and_no_work_twice(tmp_path: Path) -> None:
+    first = quickstart(tmp_path)
+    table = (tmp_path / "runs" / "table.md").read_text()
+    rows = [line.strip("| \n").split(" | ") for line in table.splitlines()]
+    assert [row[0] for row in rows[2:]] == [
+        "all negatives (MoCo v2)",
+        "only the hardest 5 %",
+        "only the easiest 95 %",
+    ]
+    # 22 steps of 64 keys have filled the queue of 1,024: all of it, 52 and 972 of it.
+    assert [row[-1] for row in rows[2:]] == ["1024", "52", "972"]
+    for policy, row in zip(POLICIES, rows[2:], strict=True):
+        home = tmp_path / "runs" / policy
+        linear = json.loads((home / "linear.json").read_text())
+        assert row[1] == f"{linear['metrics']['val_acc1']:.1f} %"
+        assert 0 < linear["metrics"]["val_knn_acc1"] <= 100
+        pretrained = json.loads((home / "pretrain.json").read_text())
+        for outcome in (pretrained, linear):
+            assert Path(outcome["checkpoint"]).is_file()
+            assert Path(outcome["folder"]).name in first.replace("\n", "")
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.ckpt")}
+    assert len(before) == 6
+
+    (tmp_path / "runs" / "easiest_95" / "linear.json").unlink()  # as if it had been killed there
+    second = quickstart(tmp_path)
+    assert second.count("there already") == 5
+    after = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.ckpt")}
+    assert before.items() < after.items()
+    assert len(after) == 7
+    assert (tmp_path / "runs" / "table.md").read_text() == table
