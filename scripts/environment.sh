@@ -1,12 +1,12 @@
 # Sourced by scripts/quickstart and scripts/test: makes a virtual environment, once.
 
 # environment FOLDER PIP-ARGUMENTS...
-# Sets VENV. A second call with the same arguments and an unchanged pyproject.toml does nothing.
+# Sets VENV. A second call in the same place, with the same arguments and pyproject.toml, does nothing.
 environment() {
   VENV="$PWD/$1"
   shift
   local wanted
-  wanted="$* $(cat pyproject.toml)"
+  wanted="$PWD $* $(cat pyproject.toml)" # an environment knows where it lies
   if [ -x "$VENV/bin/python" ] && [ "$(cat "$VENV/.made-of" 2>/dev/null)" = "$wanted" ]; then
     return
   fi

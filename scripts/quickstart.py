@@ -148,9 +148,8 @@ def report(out: Path, results: dict[str, tuple[Outcome, Outcome]], seconds: floa
     lines = [columns, ["---"] + ["---:"] * (len(columns) - 1), *rows]
     markdown = out / "table.md"
     markdown.write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))
-    console.print(
-        "kept: negatives that each query meets. One seed and a small set: two points are noise."
-    )
+    console.print("kept: how many negatives each query meets.")
+    console.print("One seed and a small set: differences of up to three points are noise.")
     for policy, outcomes in results.items():
         places = " and ".join(str(Path(o.folder).resolve()) for o in outcomes)
         console.print(f"{POLICIES[policy]}: {places}", soft_wrap=True)
