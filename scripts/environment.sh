@@ -6,7 +6,7 @@ environment() {
   VENV="$PWD/$1"
   shift
   local wanted
-  wanted="$PWD $* $(cat pyproject.toml)" # an environment knows where it lies
+  wanted="$PWD $* $(cat pyproject.toml scripts/pinned.txt)" # an environment knows where it lies
   if [ -x "$VENV/bin/python" ] && [ "$(cat "$VENV/.made-of" 2>/dev/null)" = "$wanted" ]; then
     return
   fi
@@ -16,9 +16,9 @@ environment() {
   "$python" -m venv --clear "$VENV"
   "$VENV/bin/python" -m pip install --quiet --upgrade pip
   echo "== installing $* (some minutes)"
-  local quiet=--quiet
-  [ -t 1 ] && quiet=--progress-bar=on # a person sees it come in, a log doesn't fill with it
-  "$VENV/bin/python" -m pip install "$quiet" --editable "$@"
+  local bar=off
+  [ -t 1 ] && bar=on # a person sees it come in, a log doesn't fill with it
+  "$VENV/bin/python" -m pip install --progress-bar "$bar" --editable "$@"
   printf '%s' "$wanted" > "$VENV/.made-of"
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -52,13 +53,15 @@ class Outcome:
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="where runs and results go")] = Path("runs/quickstart"),
+    out: Annotated[Path, typer.Option(help="where runs and results go, from the checkout")] = Path(
+        "runs/quickstart"
+    ),
     epochs: Annotated[int, typer.Option(min=1, help="epochs of pretraining")] = 10,
     linear_epochs: Annotated[int, typer.Option(min=1, help="epochs of linear evaluation")] = 15,
     seed: Annotated[int, typer.Option(help="seed of everything random")] = 5,
 ) -> None:
     """Train and evaluate MoCo v2 on all, the hardest 5 % and the easiest 95 % of its negatives."""
-    # Hydra's plug-in lets our configs in where a host's program is loaded; this is one.
+    os.environ["SOLO_HARDNEG_HOST"] = "standalone"  # solo-learn knows no digits
     from solo_hardneg.standalone import run
 
     began = time.time()

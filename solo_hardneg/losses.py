@@ -153,9 +153,12 @@ def simclr_loss_func(
         rows = torch.arange(len(z), device=z.device)
         itself[rows, rows + len(z) * get_rank()] = True
         positive = (similarity / temperature).masked_fill(~same | itself, -torch.inf)
+        counts = (~same).sum(dim=1)
+        equal = bool((counts == counts[0]).all())  # not so where an image came twice
         pool = Pool(
             similarity,
             present=~same,
+            count=int(counts[0]) if equal else None,
             query_labels=labels,
             labels=None if labels is None else gather(labels),
             query_indexes=indexes,

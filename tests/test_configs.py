@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from solo_hardneg import negatives
 
+OLDER = {"kind": "older", "reserve": 0.125}
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
@@ -53,14 +54,14 @@ def test_every_preset_is_a_policy_that_fits_a_queue(preset: str) -> None:
         ("hardest_10", {"keep": {"band": [0.9, 1.0]}}),
         ("easiest_95", {"keep": {"band": [0.0, 0.95]}}),
         ("easiest_90", {"keep": {"band": [0.0, 0.9]}}),
-        ("drop_hardest_0.1", {"drop": {"band": [0.999, 1.0]}, "fill": {"kind": "older"}}),
+        ("drop_hardest_0.1", {"drop": {"band": [0.999, 1.0]}, "fill": OLDER}),
         (
             "drop_hardest_0.1_same_class",
-            {"drop": {"band": [0.999, 1.0], "label": "same"}, "fill": {"kind": "older"}},
+            {"drop": {"band": [0.999, 1.0], "label": "same"}, "fill": OLDER},
         ),
         (
             "drop_hardest_0.1_different_class",
-            {"drop": {"band": [0.999, 1.0], "label": "different"}, "fill": {"kind": "older"}},
+            {"drop": {"band": [0.999, 1.0], "label": "different"}, "fill": OLDER},
         ),
     ],
 )
@@ -91,3 +92,22 @@ def test_a_preset_is_changed_and_added_on_the_command_line() -> None:
     assert negatives.build(cfg.negatives).config == {"keep": {"band": [0.85, 0.9]}}
     cfg = make("mocov2plus", "method=mocov2_banded", "+negatives=easiest_95")
     assert negatives.build(cfg.negatives).config == {"keep": {"band": [0.0, 0.95]}}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["data.download=true"],
+        ["++data.no_labels=true"],
+        ["data=custom", "data.no_labels=true"],
+        ["+resume_from_checkpoint=RUN"],
+        ["auto_resume.enabled=False", "name=another"],
+        ["++dali.encode_indexes_into_labels=True"],
+        ["momentum.base_tau=0.9", "method_kwargs.symmetric=true"],
+        ["negatives=drop_same_class", "negatives.fill.reserve=0.5"],
+        ["negatives=drop_hardest_0.1", "negatives.fill.reserve=0.5"],
+        ["+negatives.drop.image=same"],
+    ],
+)
+def test_what_messages_and_readme_advise_can_be_typed(overrides: list[str]) -> None:
+    make("mocov2_banded", *overrides)

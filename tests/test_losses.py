@@ -14,7 +14,7 @@ from torch import Tensor
 
 from solo_hardneg.errors import ConfigError
 from solo_hardneg.losses import mocov2plus_loss_func, simclr_loss_func
-from solo_hardneg.negatives import Pool, build
+from solo_hardneg.negatives import EmptyBandError, Pool, build
 
 HARDEST = {"keep": {"band": [0.75, 1.0]}}
 
@@ -249,6 +249,12 @@ def test_simclr_stays_finite_where_exponentials_overflow() -> None:
     z = torch.cat([torch.eye(4), -torch.eye(4)])
     found = simclr_loss_func(z, torch.arange(4).repeat(2), 0.01)
     assert math.isfinite(found.item())
+
+
+@pytest.mark.parametrize("verb", [{"keep": {"band": [0.5, 0.51]}}, {"drop": {"band": [0, 1]}}])
+def test_simclr_refuses_a_band_that_leaves_nothing(verb: dict) -> None:
+    with pytest.raises(EmptyBandError, match="M=6 "):
+        simclr_loss_func(unit(8, 5), torch.arange(4).repeat(2), policy=build(verb))
 
 
 def test_simclr_has_no_queue_to_fill_from() -> None:

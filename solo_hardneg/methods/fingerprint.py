@@ -45,10 +45,9 @@ def verify(checkpoint: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
         )
     found = json.loads(stored["identity"])
     wanted = json.loads(json.dumps(identity))
-    differing = [k for k in {**wanted, **found} if found.get(k) != wanted.get(k)]
+    # As text, because the order of the verbs counts, and dictionaries are equal in any order.
+    texts = {k: (json.dumps(found.get(k)), json.dumps(wanted.get(k))) for k in {**wanted, **found}}
+    differing = {k: pair for k, pair in texts.items() if pair[0] != pair[1]}
     if differing:
-        lines = "; ".join(
-            f"{k}: {json.dumps(found.get(k))} there, {json.dumps(wanted.get(k))} here"
-            for k in differing
-        )
+        lines = "; ".join(f"{k}: {a} there, {b} here" for k, (a, b) in differing.items())
         raise CheckpointError(f"This checkpoint belongs to another policy ({lines}). {way_out}")

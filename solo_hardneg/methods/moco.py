@@ -11,11 +11,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from solo_hardneg import ring
 from solo_hardneg.distributed import gather
 from solo_hardneg.errors import ConfigError, DataError, bad_value
 from solo_hardneg.host import BaseMethod, MoCoV2Plus
 from solo_hardneg.losses import mocov2plus_loss_func
-from solo_hardneg.methods import fingerprint, ring, rng, settings
+from solo_hardneg.methods import fingerprint, rng, settings
 from solo_hardneg.negatives import Pool
 
 METHOD_KWARGS = ("proj_hidden_dim", "proj_output_dim", "queue_size", "temperature", "symmetric")
@@ -77,6 +78,13 @@ class MoCoV2Banded(MoCoV2Plus):
         policy = settings.read_policy(cfg, MoCoV2Banded.default_negatives)
         settings.check_queue(cfg, policy)
         settings.check_folders(cfg)
+        if cfg.momentum.get("classifier") and not cfg.method_kwargs.symmetric:
+            raise bad_value(
+                "momentum.classifier",
+                True,
+                "needs method_kwargs.symmetric=true; in one direction nothing trains it",
+                "Set one of the two to the other value.",
+            )
         views = cfg.data.get("num_large_crops", 2) + cfg.data.get("num_small_crops", 0)
         if views != 2:
             raise bad_value("augmentations", f"{views} views", "MoCo takes exactly two views")
@@ -135,7 +143,7 @@ class MoCoV2Banded(MoCoV2Plus):
             queue_labels=self.queue_labels[:usable],
             query_indexes=indexes,
             queue_indexes=self.queue_indexes[:usable],
-            queue_age=ring.ages(pointer, usable, self.queue.shape[2]).to(query.device),
+            queue_age=ring.ages(pointer, usable, self.queue.shape[2], query.device),
             queue_size=self.queue_size,
             observe=self._observe,
         )
@@ -144,7 +152,7 @@ class MoCoV2Banded(MoCoV2Plus):
     def _enqueue(self, keys: Tensor, labels: Tensor, indexes: Tensor) -> None:
         """Puts keys (V, B, D) with their labels and indexes (B,) in the place of the oldest."""
         length = self.queue.shape[2]
-        slots = ring.next_slots(int(self.queue_ptr), keys.shape[1], length).to(keys.device)
+        slots = ring.next_slots(int(self.queue_ptr), keys.shape[1], length, keys.device)
         self.queue[:, :, slots] = keys.permute(0, 2, 1).to(self.queue.dtype)
         self.queue_labels[slots] = labels.to(self.queue_labels)
         self.queue_indexes[slots] = indexes.to(self.queue_indexes)
@@ -181,7 +189,7 @@ class MoCoV2Banded(MoCoV2Plus):
         super().setup(stage)
         if stage == "fit":
             batch = self.cfg.optimizer.batch_size * self.trainer.world_size
-            settings.check_divisible(self.queue_size, batch)
+            ring.check_divisible(self.queue_size, batch)
 
     def configure_optimizers(self) -> Any:
         """The host's, once it is known that there is something to train on."""
@@ -220,8 +228,9 @@ class MoCoV2Banded(MoCoV2Plus):
         self._rng_states = checkpoint.get("solo_hardneg_rng")
 
     def on_train_start(self) -> None:
-        """Takes up the momentum where a resumed run left it; the host starts from base_tau."""
+        """Takes up step and momentum where a resumed run left them; the host starts anew."""
         super().on_train_start()
+        self.last_step = self.trainer.global_step  # the host's 0 would average once too often
         self.momentum_updater.update_tau(
             self.trainer.global_step, self.trainer.estimated_stepping_batches
         )

@@ -12,7 +12,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from solo_hardneg.errors import ConfigError, bad_value, unknown_name
+from solo_hardneg import ring
+from solo_hardneg.errors import ConfigError, DataError, bad_value, unknown_name
 from solo_hardneg.negatives import Policy, build
 
 OUR_GROUPS = ("negatives",)
@@ -28,21 +29,21 @@ def read_policy(cfg: DictConfig, default: dict[str, Any]) -> Policy:
         near = difflib.get_close_matches(key, OUR_GROUPS, n=1, cutoff=0.75)
         if near and key not in OUR_GROUPS:
             raise ConfigError(f"{key}: is not read by anything. Did you mean '{near[0]}'?")
-    if cfg.get("negatives") is None:
+    if "negatives" not in cfg:  # `negatives: null` is the user's word: all of them
         cfg.negatives = default
     policy = build(cfg.negatives)
     shown = f"negatives={policy.config}"
     if "labels" in policy.needs and cfg.data.get("no_labels", False):
         raise ConfigError(
             f"{shown}: needs labels, and data.no_labels=True says that there are none. "
-            "Choose negatives without 'label', or use labelled data with data.no_labels=False."
+            "Choose negatives without 'label', or use labelled data with ++data.no_labels=False."
         )
     if "indexes" in policy.needs and cfg.data.get("format") == "dali":
         encoded = OmegaConf.select(cfg, "dali.encode_indexes_into_labels", default=False)
         if not encoded:
             raise ConfigError(
                 f"{shown}: needs dataset indexes, and DALI's are dummies unless "
-                "dali.encode_indexes_into_labels=True. Set that."
+                "++dali.encode_indexes_into_labels=True. Set that."
             )
     return policy
 
@@ -55,7 +56,7 @@ def check_method_kwargs(cfg: DictConfig, known: Iterable[str]) -> None:
             raise unknown_name("method_kwargs", str(name), names, "argument")
 
 
-def check_choice(cfg: DictConfig, key: str, default: bool) -> bool:
+def check_choice(cfg: DictConfig, key: str, default: bool) -> None:
     """A key that is true or false; puts the default into ``cfg`` where it is absent."""
     value = OmegaConf.select(cfg, key)
     if value is None:
@@ -63,14 +64,13 @@ def check_choice(cfg: DictConfig, key: str, default: bool) -> bool:
         OmegaConf.update(cfg, key, default, force_add=True)
     if not isinstance(value, bool):
         raise bad_value(key, value, "must be true or false")
-    return value
 
 
-def check_number(cfg: DictConfig, key: str, kind: type, positive: bool = True) -> None:
+def check_number(cfg: DictConfig, key: str, kind: type) -> None:
     """A key that holds a number above 0."""
     value = OmegaConf.select(cfg, key)
     right = isinstance(value, kind | int) and not isinstance(value, bool)
-    if not right or (positive and not value > 0):
+    if not right or not value > 0:
         name = "a whole number" if kind is int else "a number"
         raise bad_value(key, value, f"must be {name} above 0")
 
@@ -79,35 +79,31 @@ def check_queue(cfg: DictConfig, policy: Policy) -> None:
     """The queue's size must hold whole batches, and leave something in every band."""
     check_number(cfg, "method_kwargs.queue_size", int)
     check_number(cfg, "method_kwargs.temperature", float)
-    check_divisible(cfg.method_kwargs.queue_size, cfg.optimizer.batch_size)
+    ring.check_divisible(cfg.method_kwargs.queue_size, cfg.optimizer.batch_size)
     policy.check(cfg.method_kwargs.queue_size)
 
 
-def check_divisible(queue_size: int, global_batch: int) -> None:
-    """The queue's size must be a multiple of the number of keys that come in at each step."""
-    if queue_size % global_batch or queue_size < global_batch:
-        below = max(queue_size // global_batch, 1) * global_batch
-        raise bad_value(
-            "method_kwargs.queue_size",
-            queue_size,
-            f"must be a multiple of the global batch of {global_batch} images "
-            "(optimizer.batch_size times processes)",
-            f"The nearest are {below} and {below + global_batch}.",
-        )
-
-
 def check_folders(cfg: DictConfig) -> None:
-    """Refuses TinyImageNet's own validation folder in a host that would read it as one class."""
+    """Refuses folders that solo-learn would not find, or would read as something else.
+
+    The standalone host has its own checks; solo-learn finds out after the model is built, and
+    doesn't say which key named the folder.
+    """
     from solo_hardneg import host
 
-    path = cfg.data.get("val_path")
-    if host.NAME != "solo" or path is None:
+    if host.NAME != "solo" or cfg.data.dataset not in ("custom", "imagenet", "imagenet100"):
         return
-    if (Path(path) / "val_annotations.txt").is_file():
-        raise bad_value(
-            "data.val_path",
-            path,
-            "is TinyImageNet's own layout, which solo-learn reads as a single class",
-            "Sort its images into one folder per class first, or set data.val_path=null and "
-            "evaluate with SOLO_HARDNEG_HOST=standalone.",
-        )
+    for key in ("data.train_path", "data.val_path"):
+        path = OmegaConf.select(cfg, key)
+        if path is None:
+            continue
+        if not Path(path).exists():
+            raise DataError(f"{key}={path}: is not there. Point {key} at the folder of images.")
+        if (Path(path) / "val_annotations.txt").is_file():
+            raise bad_value(
+                key,
+                path,
+                "is TinyImageNet's own layout, which solo-learn reads as a single class",
+                "Sort its images into one folder per class first, or set data.val_path=null and "
+                "evaluate with SOLO_HARDNEG_HOST=standalone.",
+            )

@@ -82,7 +82,7 @@ def mask(pool: Pool, band: Band, key: str) -> tuple[Tensor, int | None]:
         (N, M) bool, and how many negatives it holds for every query where that is one number.
 
     Raises:
-        EmptyBandError: it holds nothing, where that can be told without asking the device.
+        EmptyBandError: it holds nothing, for no query that has negatives.
     """
     similarity, present = pool.similarity.detach(), pool.present
     width = similarity.shape[1]
@@ -98,6 +98,8 @@ def mask(pool: Pool, band: Band, key: str) -> tuple[Tensor, int | None]:
     first_place = width - counts
     lo, hi = ((b * counts.double() + GUARD).floor().long() for b in band)
     inside = present & (place >= first_place + lo) & (place < first_place + hi)
+    if holds is None and bool(counts.any()) and not bool(inside.any()):
+        held(band, int(counts.max()), key)  # empty for the query with the most, so this raises
 
     if pool.reserve is not None:
         padded = torch.cat([values, values.new_full((len(values), 1), torch.inf)], dim=1)

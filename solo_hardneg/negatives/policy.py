@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,7 +19,8 @@ class Policy:
     """What is done to the negatives: verbs, applied from top to bottom.
 
     Attributes:
-        config: the mapping that it was built from, as plain values.
+        config: the mapping that it was built from, defaults filled in and numbers as floats:
+            equal policies have equal configs, in the same order.
         needs: what it needs beside the similarities: any of ``labels``, ``indexes``, ``queue``.
         reserve: how much longer than K the queue must be, as a share of K.
     """
@@ -37,12 +36,6 @@ class Policy:
         for verb in self.verbs.values():
             pool = verb(pool)
         return pool
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Ten hex digits that are equal for equal policies."""
-        text = json.dumps(list(_canonical(self.config).items()))  # the order of verbs counts
-        return hashlib.sha256(text.encode()).hexdigest()[:10]
 
     def check(self, count: int) -> None:
         """Tries the policy on one made-up query with ``count`` negatives.
@@ -95,13 +88,13 @@ def build(config: Mapping[str, Any] | None) -> Policy:
     if not isinstance(plain, Mapping):
         raise ConfigError(
             f"negatives={plain!r}: must be a mapping of policies to their arguments, such as "
-            "{keep: {band: [0.95, 1.0]}}, or the name of a preset. "
-            f"Known policies: {', '.join(available())}."
+            f"{{keep: {{band: [0.95, 1.0]}}}}. Known policies: {', '.join(available())}. A preset "
+            "is chosen where the config is composed: negatives=hardest_5 on the command line."
         )
     settings = {str(k): arguments_of(str(k), v) for k, v in plain.items() if v is not None}
     verbs = {name: create(name, value) for name, value in settings.items()}
     _check_order(list(verbs))
-    return Policy(verbs, settings)
+    return Policy(verbs, _floats(settings))
 
 
 def _check_order(names: list[str]) -> None:
@@ -121,15 +114,11 @@ def _needs(name: str, verb: Transform) -> frozenset[str]:
     return frozenset(getattr(verb, "needs", default))
 
 
-def _canonical(value: Any) -> Any:
-    """The same for equal settings: 1 is 1.0, and the order of a verb's arguments is no matter."""
+def _floats(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {
-            name: dict(sorted(_canonical(v).items())) if isinstance(v, Mapping) else _canonical(v)
-            for name, v in value.items()
-        }
+        return {k: _floats(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_canonical(v) for v in value]
+        return [_floats(v) for v in value]
     if isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     return value

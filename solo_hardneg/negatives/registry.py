@@ -58,13 +58,13 @@ F = TypeVar("F", bound=Callable[..., Transform])
 
 
 def register(
-    name: str, *, summary: str, source: str = "", needs: Iterable[str] = ()
+    name: str, *, summary: str = "", source: str = "", needs: Iterable[str] = ()
 ) -> Callable[[F], F]:
     """Makes a decorator that enters a policy under ``name``.
 
     Args:
         name: the verb as it will stand in the config.
-        summary: one line for ``solo-hardneg policies``.
+        summary: one line for ``solo-hardneg policies``; by default the docstring's first.
         source: the paper it comes from, if any.
         needs: any of ``labels``, ``indexes``, ``queue``.
 
@@ -84,7 +84,8 @@ def register(
                 f"The policy name '{name}' is taken twice: by {_where(owner.factory)} and by "
                 f"{_where(factory)}. Register one of them under another name."
             )
-        _registry[name] = Info(name, factory, summary, source, wanted)
+        first_line = (inspect.getdoc(factory) or "").partition("\n")[0]
+        _registry[name] = Info(name, factory, summary or first_line, source, wanted)
         return factory
 
     return enter
@@ -99,7 +100,9 @@ def available() -> dict[str, Info]:
 def arguments_of(name: str, value: Any) -> dict[str, Any]:
     """What stands behind a verb in the config, as a mapping of its arguments.
 
-    One value alone is the first argument: ``fill: older`` is ``fill: {kind: older}``.
+    One value alone is the first argument: ``fill: older`` is ``fill: {kind: older}``. Defaults
+    are filled in and arguments stand in the constructor's order, so that equal settings are equal;
+    those that are ``None`` are left out.
 
     Raises:
         ConfigError: the verb or an argument is not known, or an argument is missing.
@@ -118,10 +121,11 @@ def arguments_of(name: str, value: Any) -> dict[str, Any]:
         if argument not in info.arguments:
             raise unknown_name(f"negatives.{name}", argument, info.arguments, "argument")
     try:
-        inspect.signature(info.factory).bind(**arguments)
+        bound = inspect.signature(info.factory).bind(**arguments)
     except TypeError as error:
         raise ConfigError(f"negatives.{name}: {error}.") from None
-    return arguments
+    bound.apply_defaults()
+    return {k: v for k, v in bound.arguments.items() if v is not None}
 
 
 def create(name: str, arguments: Mapping[str, Any]) -> Transform:

@@ -148,8 +148,9 @@ class Fill:
             return pool
         if pool.age is None:
             raise ConfigError(
-                "negatives.fill=older: fills from the queue's older keys, and there is no queue "
-                "here. Use it with a MoCo method, or set negatives.fill=none."
+                "negatives.fill=older: fills from the queue's older keys, and their age is not "
+                "known here. Pass queue_age= and queue_size= to the loss of MoCo, or set "
+                "negatives.fill=none; SimCLR has no queue."
             )
         if pool.reserve is None:  # the queue has not outgrown K yet
             return pool

@@ -85,7 +85,7 @@ def class_names(cfg: DictConfig, key: str = "data.train_path") -> list[str]:
     try:
         return find_classes(str(path))[0]
     except FileNotFoundError as error:
-        do = "Put each class in a folder of its own, or set data.no_labels=true"
+        do = "Put each class in a folder of its own, or set ++data.no_labels=true"
         raise DataError(f"{key}={path}: it holds no class folders. {do}.") from error
 
 
@@ -166,7 +166,7 @@ def _tiny_imagenet_val(path: Path, classes: list[str]) -> Split:
     pairs = [row.split("\t")[:2] for row in rows if row.strip()]
     index = {name: i for i, name in enumerate(classes)}
     unknown = sorted({pair[-1] for pair in pairs} - set(classes))
-    if unknown or not pairs:
+    if unknown or not pairs or any(len(pair) != 2 for pair in pairs):
         text = f"data.val_path={path}: val_annotations.txt names classes that data.train_path lacks"
         raise DataError(f"{text}, or none: {', '.join(unknown[:5])}. Point both at one dataset.")
     images = [str(path / "images" / name) for name, _ in pairs]

@@ -11,8 +11,8 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from solo_hardneg.distributed import gather
-from solo_hardneg.errors import bad_value
 from solo_hardneg.losses import mocov2plus_loss_func
+from solo_hardneg.ring import check_divisible
 from solo_hardneg.standalone.base import BaseMomentumMethod, frozen_copy
 from solo_hardneg.standalone.checks import COUNT, POSITIVE, REQUIRED, Rules, settle
 
@@ -70,12 +70,8 @@ class MoCoV2Plus(BaseMomentumMethod):
 
     def setup(self, stage: str) -> None:
         """Checks, once the number of processes is known, that whole batches fill the queue."""
-        batch = self.batch_size * self.trainer.world_size
-        if stage == "fit" and self.queue_size % batch:
-            allowed = f"must be a multiple of the global batch, {batch}"
-            size = max(1, round(self.queue_size / batch)) * batch
-            do = f"Set it to {size}, for instance, or change optimizer.batch_size."
-            raise bad_value("method_kwargs.queue_size", self.queue_size, allowed, do)
+        if stage == "fit":
+            check_divisible(self.queue_size, self.batch_size * self.trainer.world_size)
 
     def forward(self, X: Tensor) -> dict[str, Any]:
         """As the parent's, and the queries ``z`` (B, D), unit vectors."""

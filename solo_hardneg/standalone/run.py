@@ -50,11 +50,15 @@ def pretrain(cfg: DictConfig) -> Result:
     """
     from solo_hardneg import plugin
     from solo_hardneg.host import METHODS  # which host there is, is decided on import
+    from solo_hardneg.methods import OUR_METHODS
 
     plugin.register()
     cfg = parse_pretrain(cfg)
     if cfg.method not in METHODS:
         raise unknown_name("method", cfg.method, METHODS, "method")
+    if cfg.get("negatives") and cfg.method not in OUR_METHODS:
+        do = f"Use one of {', '.join(OUR_METHODS)}, or leave negatives out."
+        raise bad_value("negatives", cfg.negatives, f"method={cfg.method} reads none", do)
     seed_everything(cfg.seed)
     loaders = pretrain_loaders(cfg)
     return _fit(METHODS[cfg.method](cfg), loaders, cfg, cfg.method)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from solo_hardneg.errors import CheckpointError
-from solo_hardneg.methods import rng
+from solo_hardneg.methods import fingerprint, rng
 
 Maker = Callable[..., Any]
 STEPS = 4
@@ -82,6 +82,15 @@ def test_another_policys_checkpoint_is_refused_with_the_way_out(
     assert "name=" in str(refused.value)
     assert "auto_resume.enabled=False" in str(refused.value)
     assert path.read_bytes() == before
+
+
+def test_the_order_of_the_verbs_is_part_of_the_identity() -> None:
+    drop, keep = {"drop": {"band": [0.8, 1.0]}}, {"keep": {"band": [0.5, 1.0]}}
+    checkpoint: dict[str, Any] = {}
+    fingerprint.write(checkpoint, {"negatives": drop | keep})
+    fingerprint.verify(checkpoint, {"negatives": drop | keep})
+    with pytest.raises(CheckpointError, match=r'\{"drop": .* there, \{"keep": .* here'):
+        fingerprint.verify(checkpoint, {"negatives": keep | drop})
 
 
 def test_checkpoints_without_identity_or_of_another_format(

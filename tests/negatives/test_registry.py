@@ -61,6 +61,21 @@ def test_a_policy_of_ones_own() -> None:
 
 
 @pytest.mark.usefixtures("scratch")
+def test_the_docstring_is_the_summary_where_there_is_no_other() -> None:
+    @negatives.register("as_it_is")
+    class AsItIs:
+        """Leaves all negatives.
+
+        More.
+        """
+
+        def __call__(self, pool: Pool) -> Pool:
+            return pool
+
+    assert negatives.available()["as_it_is"].summary == "Leaves all negatives."
+
+
+@pytest.mark.usefixtures("scratch")
 def test_a_name_has_one_owner() -> None:
     with pytest.raises(
         ConfigError, match=r"'keep' is taken twice: by solo_hardneg.*Keep and by .*Other"

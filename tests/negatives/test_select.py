@@ -191,7 +191,7 @@ def test_older_before_the_queue_has_outgrown_its_size() -> None:
 def test_older_needs_a_queue() -> None:
     policy = build({"drop": {"band": [0.5, 1.0]}, "fill": "older"})
     assert policy.needs == {"queue"}
-    with pytest.raises(ConfigError, match="there is no queue"):
+    with pytest.raises(ConfigError, match="Pass queue_age= and queue_size="):
         policy(pool_of(RAMP))
 
 

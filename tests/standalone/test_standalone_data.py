@@ -132,7 +132,7 @@ def test_no_labels(config, write_images, tmp_path):
     (tmp_path / "flat" / "notes.txt").write_text("no image")
     path = f"data.train_path={tmp_path}/flat"
     small = ["data.num_workers=0", "optimizer.batch_size=5"]
-    cfg = config("simclr", "data=custom", path, "+data.no_labels=true", *small)
+    cfg = config("simclr", "data=custom", path, "data.no_labels=true", *small)
     cfg = parse_pretrain(cfg)
     train, val = pretrain_loaders(cfg)
     assert val is None
@@ -211,7 +211,7 @@ def test_an_empty_class_folder(folders, tmp_path):
 
 def test_a_folder_without_images(config, tmp_path):
     path = f"data.train_path={tmp_path}"
-    cfg = parse_pretrain(config("simclr", "data=custom", path, "+data.no_labels=true"))
+    cfg = parse_pretrain(config("simclr", "data=custom", path, "data.no_labels=true"))
     with pytest.raises(DataError, match=r"data\.train_path=.*no images in it.*\.png"):
         load_split(cfg, True)
 

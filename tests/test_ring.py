@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from solo_hardneg.methods import ring
+from solo_hardneg import ring
 
 
 @given(st.integers(1, 20), st.lists(st.integers(1, 7), min_size=1, max_size=12))
