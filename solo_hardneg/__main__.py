@@ -2,4 +2,5 @@
 
 from solo_hardneg.cli import app
 
-app(prog_name="solo-hardneg")
+if __name__ == "__main__":
+    app(prog_name="solo-hardneg")

@@ -82,5 +82,4 @@ def policies() -> None:
 def _hydra(program: str, arguments: list[str]) -> None:
     from solo_hardneg.runner import start
 
-    sys.argv = [f"solo-hardneg-{program}", *arguments]
-    start(program)
+    start(program, arguments)

@@ -7,6 +7,7 @@ that is the order in which the person who reads it needs to know.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -22,7 +23,16 @@ class ConfigError(HardnegError, ValueError):
 
 
 class DataError(HardnegError, RuntimeError):
-    """The data are not there, can't be read, or don't suffice."""
+    """The data are not there, can't be read, or don't suffice.
+
+    The loader's worker processes hand an error on as a new one of the same class, whose message is
+    the whole traceback of the first. What counts is the message that this ends in.
+    """
+
+    def __init__(self, message: str) -> None:
+        if message.startswith("Caught DataError in DataLoader worker"):
+            message = re.split(r"^[\w.]*\bDataError: ", message, flags=re.MULTILINE)[-1].strip()
+        super().__init__(message)
 
 
 class CheckpointError(HardnegError, RuntimeError):

@@ -18,6 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from solo_hardneg.errors import ConfigError, HardnegError
 
+# The command line as it was typed, where it differs from the one that Hydra was given to parse.
+_command: list[str] | None = None
+
 
 def config_names() -> list[str]:
     """The configs of this package, for pretraining and linear evaluation."""
@@ -25,11 +28,18 @@ def config_names() -> list[str]:
     return sorted(name.removesuffix(".yaml") for name in found if name.endswith(".yaml"))
 
 
-def start(program: str) -> None:
-    """Runs ``pretrain`` or ``linear`` with the arguments in ``sys.argv``.
+def start(program: str, arguments: list[str] | None = None) -> None:
+    """Runs ``pretrain`` or ``linear``.
 
     What a user can mend ends in one line that says how, instead of a traceback.
+
+    Args:
+        program: which of the two.
+        arguments: what Hydra is to parse; if ``None``, what ``sys.argv`` holds.
     """
+    global _command
+    if arguments is not None:
+        _command, sys.argv = sys.argv, [f"solo-hardneg-{program}", *arguments]
     try:
         {"pretrain": pretrain, "linear": linear}[program]()
     except HardnegError as error:
@@ -37,6 +47,8 @@ def start(program: str) -> None:
 
 
 def _run(job: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
+    if _command is not None:
+        sys.argv = _command  # from it Lightning makes up the command of its other processes
     OmegaConf.set_struct(cfg, False)  # as the host does: keys that it doesn't know pass through
     try:
         if not cfg:

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
-from integration_helpers import PROJECT, run_python
+from integration_helpers import (
+    PER_CLASS,
+    PROJECT,
+    load_checkpoint,
+    only_checkpoint,
+    run_python,
+    write_images,
+)
 from typer.testing import CliRunner, Result
 
 from solo_hardneg.cli import app
@@ -82,3 +90,59 @@ def test_a_mistake_ends_in_one_clean_line(
     assert len(errors) == 1
     assert errors[0].startswith(message)
     assert not (tmp_path / "trained_models").exists()
+
+
+SMALL = ["method_kwargs.proj_hidden_dim=8", "method_kwargs.proj_output_dim=4", "max_epochs=1"]
+ALONE = {"SOLO_HARDNEG_HOST": "standalone"}
+
+
+@pytest.mark.slow
+def test_both_programs_start_more_processes(tmp_path: Path) -> None:
+    two = ["strategy=ddp", "accelerator=cpu", "devices=2"]
+    run_python(
+        *("-m", "solo_hardneg", "pretrain", *DIGITS, *SMALL, *two, "+limit_train_batches=2"),
+        *("optimizer.batch_size=8", "method_kwargs.queue_size=64", "+limit_val_batches=1"),
+        "checkpoint.dir=pretrained",
+        cwd=tmp_path,
+        env=ALONE,
+    ).ok()
+    checkpoint = only_checkpoint(tmp_path / "pretrained")
+    # Two batches of eight images in each of two processes, which agree on one queue.
+    assert load_checkpoint(checkpoint)["state_dict"]["queue_filled"].tolist() == [32]
+
+    run_python(
+        *(Path(sys.executable).with_name("solo-hardneg"), "linear", "--config-name", "linear"),
+        *("data=digits", f"pretrained_feature_extractor='{checkpoint}'", *two),
+        *("optimizer.batch_size=256", "max_epochs=1", "checkpoint.dir=linear"),
+        cwd=tmp_path,
+        env=ALONE,
+    ).ok()
+    # Half of the 1437 images has two whole batches, all of them would have five.
+    assert load_checkpoint(only_checkpoint(tmp_path / "linear"))["global_step"] == 2
+
+
+@pytest.mark.slow
+def test_an_unreadable_image_is_named_in_one_line(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images", PER_CLASS)
+    broken = images / "class2" / "1.png"
+    broken.write_bytes(broken.read_bytes()[:500])
+    earlier = tmp_path / "trained_models" / "mocov2_banded" / "offline-earlier" / "earlier.ckpt"
+    earlier.parent.mkdir(parents=True)
+    earlier.write_bytes(b"weights")
+    result = run_python(
+        *("-m", "solo_hardneg", "pretrain", "--config-name", "mocov2_banded", *SMALL),
+        *("data=custom", f"data.train_path={images}", "data.val_path=null", "data.num_workers=1"),
+        *("data.suggest.crop_size=32", "optimizer.batch_size=8", "method_kwargs.queue_size=16"),
+        "checkpoint.dir=trained_models",
+        cwd=tmp_path,
+        env=ALONE,
+    )
+    assert result.code != 0
+    assert "Traceback" not in result.text
+    errors = [line for line in result.err.splitlines() if "Error" in line]
+    assert len(errors) == 1
+    assert errors[0].startswith(f"DataError: {broken}: this image can't be read (")
+    assert errors[0].endswith("). Replace or remove the file.")
+    assert only_checkpoint(tmp_path / "trained_models") == earlier
+    assert earlier.read_bytes() == b"weights"
+    assert list(earlier.parent.iterdir()) == [earlier]

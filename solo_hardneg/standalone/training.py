@@ -87,6 +87,31 @@ def warmup_cosine(
     return min_lr + (lr - min_lr) * (1 + math.cos(math.pi * done)) / 2
 
 
+class WarmupCosine(LambdaLR):
+    """:func:`warmup_cosine` for each parameter group; the rate that a group has is its peak.
+
+    Only the step is kept in checkpoints, not the shape: a run that is resumed with more epochs
+    follows the longer schedule.
+
+    Args:
+        optimizer: whose rates to set.
+        shape: ``warmup``, ``total``, ``start_lr`` and ``min_lr``.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, **shape: float) -> None:
+        def factor(peak: float) -> Any:
+            return lambda step: warmup_cosine(step, peak, **shape) / peak
+
+        super().__init__(optimizer, [factor(group["lr"]) for group in optimizer.param_groups])
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on at the step of a state, which may be that of the host's schedule."""
+        if "lr_lambdas" not in state_dict:
+            step = {name: state_dict[name] for name in ("last_epoch", "_step_count", "_last_lr")}
+            state_dict = {**step, "lr_lambdas": [None] * len(self.lr_lambdas)}
+        super().load_state_dict(state_dict)
+
+
 def split_by_dimension(groups: Iterable[Mapping[str, Any]], **changes: Any) -> list[dict[str, Any]]:
     """Parts each group into its matrices and its vectors (biases, norms); these get ``changes``."""
     parts = []
@@ -198,15 +223,8 @@ class TrainedModule(LightningModule):
         if schedule.interval == "step":
             total = self.trainer.estimated_stepping_batches
         warmup = schedule.warmup_epochs * total / self.max_epochs
-
-        def factor(peak: float) -> Any:
-            shape = {"warmup": warmup, "total": total, "start_lr": self.warmup_start_lr}
-            return lambda step: warmup_cosine(step, peak, min_lr=self.min_lr, **shape) / peak
-
-        # Each group has its own peak. Only the step is kept in checkpoints, not the shape: a run
-        # that is resumed with more epochs follows the longer schedule.
-        factors = [factor(group["lr"]) for group in optimizer.param_groups]
-        rates = LambdaLR(optimizer, factors)
+        shape = {"start_lr": self.warmup_start_lr, "min_lr": self.min_lr}
+        rates = WarmupCosine(optimizer, warmup=warmup, total=total, **shape)
         return [optimizer], [{"scheduler": rates, "interval": schedule.interval}]
 
     def as_input(self, X: Tensor) -> Tensor:

@@ -14,14 +14,11 @@ import torch
 from integration_helpers import (
     CLASSES,
     PER_CLASS,
-    PROJECT,
     Images,
-    Job,
     Result,
     Run,
     load_checkpoint,
     only_checkpoint,
-    run_in_one_process,
     run_python,
 )
 
@@ -118,31 +115,15 @@ torchmetrics.Metric.__init__ = _without_compute_on_step
 """
 
 
-def knn_arguments(pretrained: Run, images: Images) -> list[object]:
-    options: dict[str, object] = {
-        "pretrained_checkpoint_dir": pretrained.checkpoint.parent,
-        "dataset": "custom",
-        "train_data_path": images.train,
-        "val_data_path": images.val,
-        "batch_size": 8,
-        "num_workers": 0,
-        "k": 3,
-        "temperature": 0.1,
-        "distance_function": "cosine",
-        "feature_type": "backbone",
-    }
-    return [part for name, value in options.items() for part in (f"--{name}", value)]
-
-
 def test_knn_evaluation_through_run(
-    solo_learn: Path, pretrained: Run, images: Images, folder: Path
+    solo_learn: Path, knn_arguments: list[object], folder: Path
 ) -> None:
     (folder / "shim").mkdir()
     (folder / "shim" / "sitecustomize.py").write_text(SHIM)
     command = ["-m", "solo_hardneg", "run", solo_learn / "main_knn.py"]
     result = run_python(
         *command,
-        *knn_arguments(pretrained, images),
+        *knn_arguments,
         cwd=folder,
         env={"PYTHONPATH": str(folder / "shim")},
     ).ok()
@@ -221,97 +202,6 @@ def test_two_processes_share_one_queue(solo_learn: Path, small: list[str], folde
 
 
 # ---------------------------------------------------------------------- many runs, one process
-
-# What is wrong, and what the message must say. All of it is known before the first step.
-BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
-    "preset": (
-        ["negatives=typo"],
-        ["Could not find 'negatives/typo'", "Available options in 'negatives'", "hardest_5"],
-    ),
-    "band": (
-        ["negatives.keep.band=[0.5,1.2]"],
-        ["ConfigError: negatives.keep.band=[0.5, 1.2]: "],
-    ),
-    "verb": (
-        ["+negatives.kep.band=[0.5,1.0]"],
-        ["ConfigError: negatives: unknown policy 'kep'. Did you mean 'keep'? Known: drop, fill"],
-    ),
-    "group": (
-        ["+negativs.keep.band=[0.5,1.0]"],
-        ["ConfigError: negativs: is not read by anything. Did you mean 'negatives'?"],
-    ),
-    "queue": (
-        ["method_kwargs.queue_size=30"],
-        ["ConfigError: method_kwargs.queue_size=30: must be a multiple", "24 and 32"],
-    ),
-    "argument": (
-        ["+method_kwargs.symetric=true"],
-        ["ConfigError: method_kwargs: unknown argument 'symetric'. Did you mean 'symmetric'?"],
-    ),
-    "labels": (
-        ["negatives=drop_same_class", "+data.no_labels=True"],
-        ["ConfigError: negatives={'drop': {'label': 'same'}", "needs labels", "data.no_labels"],
-    ),
-    "images": (
-        ["optimizer.batch_size=32"],
-        ["DataError: optimizer.batch_size=32: there are fewer images than one batch"],
-    ),
-}
-
-
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where each of the programs below has a folder of checkpoints, named like the program."""
-    folder = tmp_path_factory.mktemp("programs")
-    yield folder
-    shutil.rmtree(folder)
-
-
-@pytest.fixture(scope="module")
-def programs(
-    solo_learn: Path, small: list[str], images: Images, pretrained: Run, outputs: Path
-) -> dict[str, Result]:
-    main = solo_learn / "main_pretrain.py"
-    size = "method_kwargs.queue_size=32"
-    banded = ["--config-name", "mocov2_banded", *small, size]
-    runs = {
-        "symmetric": [*banded, "negatives=hardest_5", "method_kwargs.symmetric=true"],
-        "mocov2plus": ["--config-name", "mocov2plus", *small, size],
-        "simclr": ["--config-name", "simclr", *small],
-        "unlabelled": [
-            *(*banded, "negatives=hardest_5", "+data.no_labels=True"),
-            f"data.train_path={images.unlabelled}",
-        ],
-        "own_config": [
-            *("--config-path", "scripts/pretrain/cifar", "--config-name", "mocov2plus"),
-            *("method=mocov2_banded", "+negatives=hardest_5", "auto_resume.enabled=False"),
-            *("optimizer.batch_size=8", size, "method_kwargs.proj_output_dim=16", "max_epochs=1"),
-            *("accelerator=cpu", "devices='1'", "strategy=auto", "sync_batchnorm=False"),
-            *("precision=32", "wandb.enabled=False", *images.overrides()),
-        ],
-        "resumed": [
-            *(a for a in pretrained.arguments if not a.startswith(("max_epochs", "checkpoint"))),
-            *("max_epochs=2", f"+resume_from_checkpoint='{pretrained.checkpoint}'"),
-        ],
-        **{f"bad_{name}": [*banded, *wrong] for name, (wrong, _) in BAD_INPUT.items()},
-    }
-    jobs = {name: [*run, f"checkpoint.dir={outputs / name}"] for name, run in runs.items()}
-    runner = [
-        *("--config-name", "mocov2_banded", "data=digits", "max_epochs=1", size),
-        *("optimizer.batch_size=8", "method_kwargs.proj_output_dim=16", "+limit_train_batches=3"),
-        *("+limit_val_batches=1", f"checkpoint.dir={outputs / 'our_runner'}"),
-    ]
-    # Where the checkpoint of the hardest 5 % lies.
-    jobs["other_policy"] = [*pretrained.arguments, "negatives=easiest_95"]
-    return run_in_one_process(
-        {
-            # First of all, as what follows registers our methods in this process.
-            "knn_alone": Job(solo_learn / "main_knn.py", knn_arguments(pretrained, images)),
-            **{name: Job(main, arguments) for name, arguments in jobs.items()},
-            "our_runner": Job(PROJECT / "scripts" / "main_pretrain.py", runner),
-        },
-        cwd=outputs,
-    )
 
 
 def test_the_knn_script_alone_does_not_know_our_methods(programs: dict[str, Result]) -> None:
@@ -400,15 +290,3 @@ def test_the_same_policy_resumes(
     kept = slice(2 * IMAGES - 32, IMAGES)
     assert torch.equal(state["queue"][:, :, kept], first["state_dict"]["queue"][:, :, kept])
     assert torch.equal(state["queue_indexes"][kept], first["state_dict"]["queue_indexes"][kept])
-
-
-@pytest.mark.parametrize("name", BAD_INPUT)
-def test_bad_input_is_refused_before_training(
-    programs: dict[str, Result], outputs: Path, name: str
-) -> None:
-    result = programs[f"bad_{name}"]
-    assert result.code != 0
-    for part in BAD_INPUT[name][1]:
-        assert part in result.text
-    # solo-learn makes this folder when training starts.
-    assert not (outputs / f"bad_{name}").exists()

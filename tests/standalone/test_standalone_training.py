@@ -9,7 +9,12 @@ import torch
 from torch import nn
 
 from solo_hardneg.errors import ConfigError
-from solo_hardneg.standalone.training import build_optimizer, class_metrics, warmup_cosine
+from solo_hardneg.standalone.training import (
+    WarmupCosine,
+    build_optimizer,
+    class_metrics,
+    warmup_cosine,
+)
 
 
 def test_class_metrics_by_hand():
@@ -66,6 +71,64 @@ def test_schedule_step_by_step(warmup, total, min_lr):
 
 def test_a_warmup_of_part_of_a_step_does_not_overshoot():
     assert max(warmup_cosine(s, 1.0, 2.5, 10, 0.0, 0.0) for s in range(10)) <= 1
+
+
+def schedule(lr=0.8, total=10):
+    """An optimizer and its schedule: four steps of warming up, then down to 0."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
+    shape = {"warmup": 4, "total": total, "start_lr": 0.1, "min_lr": 0.0}
+    return optimizer, WarmupCosine(optimizer, **shape)
+
+
+def advance(optimizer, rates, steps):
+    for _ in range(steps):
+        optimizer.step()
+        rates.step()
+
+
+def test_a_schedule_goes_on_where_its_state_was_taken():
+    optimizer, rates = schedule()
+    advance(optimizer, rates, 6)
+    resumed, theirs = schedule()
+    resumed.load_state_dict(optimizer.state_dict())
+    theirs.load_state_dict(rates.state_dict())
+    assert theirs.get_last_lr() == rates.get_last_lr()
+    for steps in range(7, 10):
+        advance(resumed, theirs, 1)
+        expected = warmup_cosine(steps, 0.8, 4, 10, 0.1, 0.0)
+        assert theirs.get_last_lr() == [pytest.approx(expected)]
+
+
+def test_a_schedule_goes_on_from_solo_learns():
+    # As its LinearWarmupCosineAnnealingLR writes it; newer versions of torch name one more thing.
+    rate = warmup_cosine(6, 0.8, 4, 10, 0.1, 0.0)
+    state = {
+        "warmup_epochs": 4,
+        "max_epochs": 10,
+        "warmup_start_lr": 0.1,
+        "eta_min": 0.0,
+        "base_lrs": [0.8],
+        "last_epoch": 6,
+        "verbose": False,
+        "_step_count": 7,
+        "_get_lr_called_within_step": False,
+        "_last_lr": [rate],
+    }
+    before = dict(state)
+    optimizer, rates = schedule(total=12)
+    rates.load_state_dict(state)
+    assert state == before
+    assert rates.last_epoch == 6
+    assert rates.get_last_lr() == [rate]
+    for steps in range(7, 12):  # with more epochs, the longer schedule
+        advance(optimizer, rates, 1)
+        expected = warmup_cosine(steps, 0.8, 4, 12, 0.1, 0.0)
+        assert rates.get_last_lr() == [pytest.approx(expected)]
+        assert optimizer.param_groups[0]["lr"] == rates.get_last_lr()[0]
+    assert not hasattr(rates, "eta_min")
+    again = schedule(total=12)[1]
+    again.load_state_dict(rates.state_dict())
+    assert again.get_last_lr() == rates.get_last_lr()
 
 
 def one_step(name, value, grad, steps=1, **options):
