@@ -33,7 +33,7 @@ def linear(context: typer.Context) -> None:
     _hydra("linear", context.args)
 
 
-@app.command(context_settings={**_PASS_ON, "help_option_names": []})
+@app.command(context_settings=_PASS_ON)
 def run(
     script: Annotated[Path, typer.Argument(help="a script of solo-learn, such as main_knn.py")],
     context: typer.Context,

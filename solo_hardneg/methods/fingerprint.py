@@ -44,9 +44,10 @@ def verify(checkpoint: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
             f"this is version {VERSION}. Use the release of solo-hardneg that wrote it."
         )
     found = json.loads(stored["identity"])
-    wanted = json.loads(json.dumps(identity))
     # As text, because the order of the verbs counts, and dictionaries are equal in any order.
-    texts = {k: (json.dumps(found.get(k)), json.dumps(wanted.get(k))) for k in {**wanted, **found}}
+    texts = {
+        k: (json.dumps(found.get(k)), json.dumps(identity.get(k))) for k in {**identity, **found}
+    }
     differing = {k: pair for k, pair in texts.items() if pair[0] != pair[1]}
     if differing:
         lines = "; ".join(f"{k}: {a} there, {b} here" for k, (a, b) in differing.items())
