@@ -1,17 +1,23 @@
 r"""The contrastive losses, dense and readable.
 
-Query i has its positive's similarity sᵢ⁺, the similarities sᵢⱼ of its negatives j, and the
-temperature τ:
+Query i has its positive's similarity sᵢ⁺, the similarities sᵢⱼ of its Mᵢ negatives j, and the
+temperature τ. Every method here is one formula:
 
-    Lᵢ = -sᵢ⁺/τ + log( exp(sᵢ⁺/τ) + Σⱼ wᵢⱼ·exp(sᵢⱼ/τ) )
+    Lᵢ = -sᵢ⁺/τ + log( exp(sᵢ⁺/τ) + Gᵢ )
+    G̃ᵢ = ( Σⱼ wᵢⱼ·exp(sᵢⱼ/τ) - τ⁺·Mᵢ·exp(sᵢ⁺/τ) ) / (1 - τ⁺)
+    Gᵢ = max( G̃ᵢ, Mᵢ·exp(-1/τ) )                 (the floor; it binds only if τ⁺ > 0)
+    wᵢⱼ = exp(β·sᵢⱼ/τ) / meanⱼ exp(β·sᵢⱼ/τ)        (the mean over the negatives present)
 
-With wᵢⱼ = 1 for all negatives this is InfoNCE (van den Oord et al. 2018), MoCo's and SimCLR's
-loss. A policy decides which j there are (wᵢⱼ = 0 for the others). Everything is computed from
-logarithms and in float32, whatever autocast says: exp(1/τ) leaves float16's range at τ = 0.09.
+With β = τ⁺ = 0 this is InfoNCE (van den Oord et al. 2018), MoCo's and SimCLR's loss; with β = 0 it
+is DCL (Chuang et al. 2020); in full it is HCL (Robinson et al. 2021) and, with synthetic negatives
+among the j, SSCL (Dong et al. 2023, eq. 3 and 4). A policy decides which j there are and sets β
+and τ⁺. Everything is computed from logarithms and in float32, whatever autocast says: (1+β)/τ
+reaches 20 at τ = 0.1, and float16 ends at exp(11).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -26,23 +32,63 @@ from solo_hardneg.negatives.pool import Pool, full_pool
 Observer = Callable[[Pool], None]
 
 
-def info_nce(positive: Tensor, pool: Pool, temperature: float) -> Tensor:
-    """The loss of each query.
+def info_nce(
+    positive: Tensor, pool: Pool, temperature: float, positives: Tensor | float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """The loss of each query, Lᵢ.
 
     Args:
-        positive: (N,) similarity of each query to its positive.
-        pool: the negatives of each query.
+        positive: (N,) similarity sᵢ⁺ of each query to its positive. Several positives count
+            together: τ·log Σ exp(s/τ) over them.
+        pool: the negatives of each query, and the knobs β and τ⁺.
         temperature: τ > 0.
+        positives: (N,) or one number, how many positives there are; τ⁺ goes with their mean.
 
     Returns:
-        (N,) losses; 0, with no gradient, for a query that has no negatives.
+        (N,) losses; 0, with no gradient, for a query that has no negatives. And (N,) bool, where
+        the floor binds.
     """
-    logits = pool.similarity.masked_fill(~pool.present, -torch.inf) / temperature
-    # The gradient of log-sum-exp over nothing is 0·NaN, so such a row takes a detour.
+    log_sum, log_count = _log_sum_of_negatives(pool, temperature)
+    mean_positive = positive / temperature - torch.as_tensor(positives).log()
+    log_g, floored = _debiased(log_sum, log_count, mean_positive, pool.tau_plus, temperature)
     alone = ~pool.present.any(dim=1)
-    log_sum = torch.logsumexp(logits.masked_fill(alone[:, None], 0.0), dim=1)
-    log_sum = log_sum.masked_fill(alone, -torch.inf)
-    return torch.nn.functional.softplus(log_sum - positive / temperature)
+    log_g = log_g.masked_fill(alone, -torch.inf)
+    return torch.nn.functional.softplus(log_g - positive / temperature), floored & ~alone
+
+
+def _log_sum_of_negatives(pool: Pool, temperature: float) -> tuple[Tensor, Tensor]:
+    """(N,) log Σⱼ wᵢⱼ·exp(sᵢⱼ/τ), and (N,) log Mᵢ; arbitrary but finite without negatives."""
+    scaled = pool.similarity / temperature
+    # The gradient of log-sum-exp over nothing is 0·NaN, so such a row takes all of them.
+    summed = pool.present | ~pool.present.any(dim=1, keepdim=True)
+    logits = scaled.masked_fill(~summed, -torch.inf)
+    log_count = summed.sum(dim=1).to(scaled.dtype).log()
+    if pool.beta == 0 and pool.log_weight is None:
+        return torch.logsumexp(logits, dim=1), log_count
+    log_weight = pool.beta * scaled
+    if pool.log_weight is not None:
+        log_weight = log_weight + pool.log_weight
+    log_weight = log_weight.masked_fill(~summed, -torch.inf)
+    log_mean = torch.logsumexp(log_weight, dim=1) - log_count
+    return torch.logsumexp(logits + log_weight, dim=1) - log_mean, log_count
+
+
+def _debiased(
+    log_sum: Tensor, log_count: Tensor, mean_positive: Tensor, tau_plus: float, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """(N,) log Gᵢ, and (N,) bool, where the floor binds. ``mean_positive`` is (N,) sᵢ⁺/τ."""
+    if tau_plus == 0:
+        return log_sum, torch.zeros_like(log_sum, dtype=torch.bool)
+    # log(a - b) = log a + log(1 - exp(log b - log a)), which exists only where a > b.
+    gap = math.log(tau_plus) + log_count + mean_positive - log_sum
+    log_floor = log_count - 1 / temperature
+
+    def log_difference(gap: Tensor) -> Tensor:
+        return log_sum + (-torch.expm1(gap)).log() - math.log1p(-tau_plus)
+
+    with torch.no_grad():
+        floored = ~(log_difference(gap) > log_floor)  # NaN where a < b
+    return torch.where(floored, log_floor, log_difference(gap.masked_fill(floored, -1.0))), floored
 
 
 def mocov2plus_loss_func(
@@ -78,7 +124,8 @@ def mocov2plus_loss_func(
         queue_age: (M,) int, 0 for the newest key, counting up without gaps; for ``fill: older``.
         queue_size: K, how many of the newest keys are negatives; the older ones are the reserve.
             ``None`` takes all of them. Needs ``queue_age``.
-        observe: called with the pool that the policy left.
+        observe: called with the pool that the policy left; its notes say which rows are
+            ``floored``, if there is a τ⁺.
 
     Returns:
         The mean loss over the queries, a scalar.
@@ -102,13 +149,13 @@ def mocov2plus_loss_func(
             query_indexes=query_indexes,
             indexes=queue_indexes,
             age=queue_age,
+            query=query,
+            vectors=queue.T,
         )
         pool = _split_reserve(pool, queue_size)
         if policy is not None and queue.shape[1] > 0:
             pool = policy(pool)
-        if observe is not None:
-            observe(pool)
-        return info_nce(positive, pool, temperature).mean()
+        return _mean_loss(positive, pool, temperature, 1.0, observe)
 
 
 def simclr_loss_func(
@@ -132,7 +179,8 @@ def simclr_loss_func(
         temperature: τ > 0.
         policy: what is done to the negatives; ``None`` leaves them as they are.
         labels: (V·B,) classes, -1 where unknown; for the condition ``label``.
-        observe: called with the pool that the policy left.
+        observe: called with the pool that the policy left; its notes say which rows are
+            ``floored``, if there is a τ⁺.
 
     Returns:
         The mean loss over this rank's rows, a scalar.
@@ -147,7 +195,8 @@ def simclr_loss_func(
         (z,) = _floats(z)
         z = torch.nn.functional.normalize(z, dim=-1)
         all_indexes = gather(indexes)
-        similarity = z @ gather(z).T
+        everybody = gather(z)
+        similarity = z @ everybody.T
         same = indexes[:, None] == all_indexes[None, :]
         itself = torch.zeros_like(same)
         rows = torch.arange(len(z), device=z.device)
@@ -163,14 +212,28 @@ def simclr_loss_func(
             labels=None if labels is None else gather(labels),
             query_indexes=indexes,
             indexes=all_indexes,
+            query=z,
+            vectors=everybody,
         )
         if policy is not None:
             pool = policy(pool)
-        if observe is not None:
-            observe(pool)
         # Several positives of a row (more than two views) count together, as in the host.
-        positives = torch.logsumexp(positive, dim=1) * temperature
-        return info_nce(positives, pool, temperature).mean()
+        together = torch.logsumexp(positive, dim=1) * temperature
+        number = (same & ~itself).sum(dim=1).clamp(min=1).to(z.dtype)
+        return _mean_loss(together, pool, temperature, number, observe)
+
+
+def _mean_loss(
+    positive: Tensor,
+    pool: Pool,
+    temperature: float,
+    positives: Tensor | float,
+    observe: Observer | None,
+) -> Tensor:
+    losses, floored = info_nce(positive, pool, temperature, positives)
+    if observe is not None:
+        observe(pool.note(floored=floored.float()) if pool.tau_plus else pool)
+    return losses.mean()
 
 
 def _split_reserve(pool: Pool, queue_size: int | None) -> Pool:

@@ -22,6 +22,12 @@ def ages(pointer: int, filled: int, length: int, device: torch.device | None = N
     return (pointer - 1 - torch.arange(filled, device=device)) % length
 
 
+def places(order: Tensor) -> Tensor:
+    """(M,) int, the place of each of 0 … M-1 in ``order``, which lists them: the inverse."""
+    counted = torch.arange(len(order), device=order.device)
+    return torch.empty_like(order).scatter_(0, order, counted)
+
+
 def check_divisible(queue_size: int, global_batch: int) -> None:
     """Refuses a queue that the keys of whole steps don't fill.
 

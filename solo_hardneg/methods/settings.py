@@ -78,7 +78,6 @@ def check_number(cfg: DictConfig, key: str, kind: type) -> None:
 def check_queue(cfg: DictConfig, policy: Policy) -> None:
     """The queue's size must hold whole batches, and leave something in every band."""
     check_number(cfg, "method_kwargs.queue_size", int)
-    check_number(cfg, "method_kwargs.temperature", float)
     ring.check_divisible(cfg.method_kwargs.queue_size, cfg.optimizer.batch_size)
     policy.check(cfg.method_kwargs.queue_size)
 

@@ -8,8 +8,8 @@ The similarity of a negative to its query is its difficulty; section headings, v
 arguments are those of the config group ``negatives``.
 """
 
-from solo_hardneg.negatives import select as _builtin  # noqa: F401  (enters keep, drop, fill)
-from solo_hardneg.negatives.band import EmptyBandError
+from solo_hardneg.negatives import mix, retain, select, weigh  # noqa: F401  (enter their verbs)
+from solo_hardneg.negatives.band import EmptyBandError, TooFewNegativesError
 from solo_hardneg.negatives.policy import Policy, build
 from solo_hardneg.negatives.pool import Pool, full_pool
 from solo_hardneg.negatives.registry import Info, available, register
@@ -19,6 +19,7 @@ __all__ = [
     "Info",
     "Policy",
     "Pool",
+    "TooFewNegativesError",
     "available",
     "build",
     "full_pool",

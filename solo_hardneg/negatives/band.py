@@ -23,7 +23,11 @@ GUARD = 1e-6
 Band = tuple[float, float]
 
 
-class EmptyBandError(ConfigError):
+class TooFewNegativesError(ConfigError):
+    """There are not enough negatives for what a policy is to do with them."""
+
+
+class EmptyBandError(TooFewNegativesError):
     """A band holds nothing for the number of negatives there are."""
 
 
@@ -88,10 +92,7 @@ def mask(pool: Pool, band: Band, key: str) -> tuple[Tensor, int | None]:
     width = similarity.shape[1]
     holds = None if pool.count is None else held(band, pool.count, key)
 
-    # The absent ones go to the front, so that the present ones have the last places in the order.
-    values, order = torch.sort(
-        similarity.masked_fill(~present, -torch.inf), dim=1, stable=True, descending=False
-    )
+    values, order = _by_difficulty(pool)
     places = torch.arange(width, device=similarity.device).expand_as(order)
     place = torch.empty_like(order).scatter_(1, order, places)
     counts = pool.counts[:, None]
@@ -107,3 +108,20 @@ def mask(pool: Pool, band: Band, key: str) -> tuple[Tensor, int | None]:
         above = padded.gather(1, first_place + hi)
         inside |= pool.reserve & (similarity >= below) & (similarity < above)
     return inside, holds
+
+
+def hardest(pool: Pool, number: int) -> Tensor:
+    """(N, number) int, the columns of the ``number`` hardest negatives, hardest first.
+
+    A row with fewer negatives has others at its end. Ties break as in bands.
+    """
+    return _by_difficulty(pool)[1][:, -number:].flip(1)
+
+
+def _by_difficulty(pool: Pool) -> tuple[Tensor, Tensor]:
+    """(N, M) similarities, ascending, and the columns they are of.
+
+    The absent ones come first, so that the present ones have the last places.
+    """
+    similarity = pool.similarity.detach().masked_fill(~pool.present, -torch.inf)
+    return torch.sort(similarity, dim=1, stable=True)

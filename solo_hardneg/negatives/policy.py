@@ -2,17 +2,59 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise, product
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
 
 from solo_hardneg.errors import ConfigError
-from solo_hardneg.negatives.band import EmptyBandError
+from solo_hardneg.negatives import schedule
+from solo_hardneg.negatives.band import TooFewNegativesError
 from solo_hardneg.negatives.pool import Pool, full_pool
-from solo_hardneg.negatives.registry import Transform, arguments_of, available, create
+from solo_hardneg.negatives.registry import TIMES, Transform, arguments_of, available, create
+from solo_hardneg.negatives.retain import Retain
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One verb as the config has it.
+
+    Attributes:
+        name: the verb.
+        arguments: its arguments, defaults filled in; numbers may be schedules.
+        when: the epochs in which it acts.
+    """
+
+    name: str
+    arguments: Mapping[str, Any]
+    when: schedule.When
+
+    def at(self, epoch: float) -> Transform:
+        """The policy that the arguments of an epoch make."""
+        whole = available()[self.name].whole
+        values = {
+            name: round(value.at(epoch))
+            if isinstance(value, schedule.Schedule) and name in whole
+            else schedule.resolve(value, epoch)
+            for name, value in self.arguments.items()
+        }
+        return create(self.name, values)
+
+    def epochs(self) -> Iterator[float]:
+        """Epochs at which the arguments or the acting change."""
+        yield from self.when.config.values()
+        for found in schedule.inside(self.arguments):
+            yield from found.epochs
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The arguments as plain values, in one form for all that are equal."""
+        return {**_plain(self.arguments), **self.when.config}
 
 
 class Policy:
@@ -21,15 +63,27 @@ class Policy:
     Attributes:
         config: the mapping that it was built from, defaults filled in and numbers as floats:
             equal policies have equal configs, in the same order.
-        needs: what it needs beside the similarities: any of ``labels``, ``indexes``, ``queue``.
+        epoch: the epoch whose verbs it applies; see :meth:`at`.
+        needs: what it needs beside the similarities, in any epoch: any of ``labels``,
+            ``indexes``, ``queue``.
         reserve: how much longer than K the queue must be, as a share of K.
+        retains: whether the queue keeps hard keys in some epoch; see :attr:`retention`.
     """
 
-    def __init__(self, verbs: Mapping[str, Transform], config: Mapping[str, Any]):
-        self.verbs = dict(verbs)
-        self.config = dict(config)
-        self.needs = frozenset().union(*(_needs(n, v) for n, v in self.verbs.items()))
-        self.reserve = max((getattr(v, "reserve", 0.0) for v in self.verbs.values()), default=0.0)
+    def __init__(self, plans: Mapping[str, Plan]):
+        self._plans = dict(plans)
+        self.config = {name: plan.config for name, plan in self._plans.items()}
+        self.needs: frozenset[str] = frozenset()
+        self.reserve = 0.0
+        self.retains = False
+        # Made for each of these epochs once, so that an impossible value is found now.
+        for name, plan in self._plans.items():
+            for epoch in self._moments:
+                verb = plan.at(epoch)
+                self.needs |= _needs(name, verb)
+                self.reserve = max(self.reserve, getattr(verb, "reserve", 0.0))
+                self.retains |= isinstance(verb, Retain)
+        self._enter(0.0)
 
     def __call__(self, pool: Pool) -> Pool:
         """Applies the verbs to a pool of negatives."""
@@ -37,36 +91,104 @@ class Policy:
             pool = verb(pool)
         return pool
 
+    def at(self, epoch: float) -> Policy:
+        """The policy in an epoch: its schedules' values, and the verbs that act then.
+
+        Args:
+            epoch: counted from 0; 2.5 is the middle of the third.
+        """
+        if not self.changes or epoch == self.epoch:
+            return self
+        then = copy.copy(self)
+        then._enter(epoch)
+        return then
+
     def check(self, count: int) -> None:
-        """Tries the policy on one made-up query with ``count`` negatives.
+        """Tries the policy, in all its epochs, on one made-up query with ``count`` negatives.
 
         Raises:
-            EmptyBandError: a band holds nothing, or all, of so many negatives.
+            TooFewNegativesError: a band holds nothing, or all, of so many negatives, there are
+                fewer than are to be mixed, or the verbs together leave none.
         """
-        # One class, one image for all but the first negative, so that no condition finds nothing.
-        places = torch.arange(count)
-        marks = (places > 0).long()
-        self(
-            full_pool(
-                torch.linspace(-1, 1, count)[None, :],
-                query_labels=torch.ones(1, dtype=torch.long),
-                labels=marks,
-                query_indexes=torch.ones(1, dtype=torch.long),
-                indexes=marks,
-                age=places,
-            )
-        )
+        for epoch in self._moments:
+            self.at(epoch)._check_now(count)
 
     def fits(self, count: int) -> bool:
-        """Whether every band holds something of ``count`` negatives."""
+        """Whether ``count`` negatives are enough for the verbs of this epoch."""
         try:
-            self.check(count)
-        except EmptyBandError:
+            self._check_now(count)
+        except TooFewNegativesError:
             return False
         return True
 
+    @property
+    def changes(self) -> bool:
+        """Whether it is another one in some epochs than in others."""
+        return len(self._moments) > 1
+
+    @property
+    def retention(self) -> Retain | None:
+        """How the queue keeps hard keys in this epoch; ``None``: first in, first out."""
+        verbs = [verb for verb in self.verbs.values() if isinstance(verb, Retain)]
+        return verbs[0] if verbs else None
+
     def __repr__(self) -> str:
         return f"Policy({json.dumps(self.config)})"
+
+    def _enter(self, epoch: float) -> None:
+        self.epoch = epoch
+        plans = self._plans.items()
+        self.verbs = {name: plan.at(epoch) for name, plan in plans if epoch in plan.when}
+
+    @property
+    def _moments(self) -> list[float]:
+        """Epochs that between them show everything that the policy does; the first is 0."""
+        knots = sorted({0.0, *(e for plan in self._plans.values() for e in plan.epochs())})
+        between = [a + (b - a) * i / 8 for a, b in pairwise(knots) for i in range(1, 8)]
+        return sorted({*knots, *between})
+
+    def _check_now(self, count: int) -> None:
+        problem: TooFewNegativesError | None = None
+        marks = _made_up_marks(count)
+        kinds = [marks if need in self.needs else [None] for need in ("labels", "indexes")]
+        for labels, indexes in product(*kinds):
+            try:
+                left = self(_made_up_pool(count, labels, indexes))
+            except TooFewNegativesError as error:
+                problem = error
+                continue
+            if count == 0 or bool(left.present.any()):
+                return
+        raise problem or TooFewNegativesError(
+            f"negatives={self.config}: leaves none of M={count} negatives. Its verbs apply from "
+            "top to bottom; take one of them out."
+        )
+
+
+def _made_up_marks(count: int) -> list[torch.Tensor]:
+    """Classes, or images, of ``count`` negatives of a query of class 1.
+
+    How many share the query's is not known, so half of them do, or all but the easiest, or only
+    the hardest: what leaves something in one of these cases is not impossible.
+    """
+    places = torch.arange(count)
+    return [places % 2, (places > 0).long(), (places == count - 1).long()]
+
+
+def _made_up_pool(count: int, labels: torch.Tensor | None, indexes: torch.Tensor | None) -> Pool:
+    one = torch.ones(1, dtype=torch.long)
+    cosines = torch.linspace(-1, 1, count)
+    vectors = torch.stack([cosines, (1 - cosines**2).clamp(min=0).sqrt()], dim=1)
+    return full_pool(
+        cosines[None, :],
+        query_labels=one,
+        labels=labels,
+        query_indexes=one,
+        indexes=indexes,
+        age=torch.arange(count),
+        query=torch.tensor([[1.0, 0.0]]),
+        vectors=vectors,
+    )
 
 
 def build(config: Mapping[str, Any] | None) -> Policy:
@@ -91,10 +213,20 @@ def build(config: Mapping[str, Any] | None) -> Policy:
             f"{{keep: {{band: [0.95, 1.0]}}}}. Known policies: {', '.join(available())}. A preset "
             "is chosen where the config is composed: negatives=hardest_5 on the command line."
         )
-    settings = {str(k): arguments_of(str(k), v) for k, v in plain.items() if v is not None}
-    verbs = {name: create(name, value) for name, value in settings.items()}
-    _check_order(list(verbs))
-    return Policy(verbs, _floats(settings))
+    plans = {str(k): _plan(str(k), v) for k, v in plain.items() if v is not None}
+    _check_order(list(plans))
+    return Policy(plans)
+
+
+def _plan(name: str, value: Any) -> Plan:
+    times: dict[str, Any] = {}
+    if isinstance(value, Mapping):
+        times = {key: value[key] for key in TIMES if key in value}
+        value = {key: v for key, v in value.items() if key not in times}
+    key = f"negatives.{name}"
+    arguments = schedule.find(arguments_of(name, value), key)
+    when = schedule.parse_when(times.get("from_epoch"), times.get("until_epoch"), key)
+    return Plan(name, arguments, when)
 
 
 def _check_order(names: list[str]) -> None:
@@ -109,16 +241,17 @@ def _check_order(names: list[str]) -> None:
 
 
 def _needs(name: str, verb: Transform) -> frozenset[str]:
-    registered = available()
-    default = registered[name].needs if name in registered else frozenset()
-    return frozenset(getattr(verb, "needs", default))
+    return frozenset(getattr(verb, "needs", available()[name].needs))
 
 
-def _floats(value: Any) -> Any:
+def _plain(value: Any) -> Any:
+    """Numbers as floats, schedules as mappings."""
+    if isinstance(value, schedule.Schedule):
+        return value.config
     if isinstance(value, Mapping):
-        return {k: _floats(v) for k, v in value.items()}
+        return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_floats(v) for v in value]
+        return [_plain(v) for v in value]
     if isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     return value

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from solo_hardneg.errors import ConfigError
 
@@ -31,8 +32,17 @@ class Pool:
         query_indexes: (N,) int, the queries' places in the dataset.
         indexes: (M,) int, the candidates' places in the dataset.
         age: (M,) int, 0 for the newest key of the queue; ``None`` where there is no queue.
+        query: (N, D) unit vectors, and
+        vectors: (M, D) unit vectors of the candidates, for policies that make new ones. Synthetic
+            candidates have columns in ``similarity`` behind these M, and no vector here.
+        log_weight: (N, M) float, unnormalised log wᵢⱼ that a policy adds to those of ``beta``;
+            ``None`` for 0 everywhere.
+        beta: β, the hardness of the weights wᵢⱼ ∝ exp(β·sᵢⱼ/τ) over the negatives present.
+        tau_plus: τ⁺, the probability that a negative is of the query's class.
+        hard_share: (M,) float, of how many of the queries each candidate is among the hardest;
+            ``None`` where no policy asks.
         dropped: (N,) int, how many each query has lost so far; ``None`` for none.
-        notes: scalars worth logging, by name.
+        notes: (N,) values worth logging, by name.
     """
 
     similarity: Tensor
@@ -44,6 +54,12 @@ class Pool:
     query_indexes: Tensor | None = None
     indexes: Tensor | None = None
     age: Tensor | None = None
+    query: Tensor | None = None
+    vectors: Tensor | None = None
+    log_weight: Tensor | None = None
+    beta: float = 0.0
+    tau_plus: float = 0.0
+    hard_share: Tensor | None = None
     dropped: Tensor | None = None
     notes: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -69,6 +85,32 @@ class Pool:
     def only(self, mask: Tensor, count: int | None = None) -> Pool:
         """Takes away everything but the candidates in ``mask`` (N, M)."""
         return self.without(~mask, count)
+
+    def plus(self, similarity: Tensor, present: Tensor, count: int | None = None) -> Pool:
+        """Adds k synthetic candidates for each query, with their similarity and presence (N, k).
+
+        They are of no class and of no image, and as new as can be.
+        """
+        extra = similarity.shape[1]
+
+        def longer(known: Tensor | None, value: float) -> Tensor | None:
+            return None if known is None else pad(known, (0, extra), value=value)
+
+        return replace(
+            self,
+            similarity=torch.cat([self.similarity, similarity], dim=1),
+            present=torch.cat([self.present, present], dim=1),
+            count=count,
+            reserve=longer(self.reserve, False),
+            labels=longer(self.labels, -1),
+            indexes=longer(self.indexes, -1),
+            age=longer(self.age, 0),
+            log_weight=longer(self.log_weight, 0.0),
+        )
+
+    def note(self, **values: Tensor) -> Pool:
+        """Adds values (N,) worth logging."""
+        return replace(self, notes={**self.notes, **values})
 
     def same_class(self) -> Tensor:
         """(N, M) bool, which candidates are of the query's class; unknown classes match nothing."""

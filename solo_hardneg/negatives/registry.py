@@ -17,9 +17,11 @@ from typing import Any, Protocol, TypeVar
 
 from solo_hardneg.errors import ConfigError, bad_value, unknown_name
 from solo_hardneg.negatives.pool import Pool
+from solo_hardneg.negatives.schedule import is_schedule
 
 ENTRY_POINT_GROUP = "solo_hardneg.policies"
 NEEDS = ("labels", "indexes", "queue")
+TIMES = ("from_epoch", "until_epoch")  # arguments that every policy has
 
 
 class Transform(Protocol):
@@ -52,6 +54,12 @@ class Info:
         """The names of the verb's arguments, in the order of its constructor."""
         return tuple(inspect.signature(self.factory).parameters)
 
+    @property
+    def whole(self) -> frozenset[str]:
+        """The arguments that are annotated as ``int``: a schedule rounds them."""
+        parameters = inspect.signature(self.factory).parameters.values()
+        return frozenset(p.name for p in parameters if p.annotation in (int, "int"))
+
 
 _registry: dict[str, Info] = {}
 F = TypeVar("F", bound=Callable[..., Transform])
@@ -78,6 +86,12 @@ def register(
         )
 
     def enter(factory: F) -> F:
+        clash = set(TIMES) & set(inspect.signature(factory).parameters)
+        if clash:
+            raise ConfigError(
+                f"register({name!r}): every policy has the arguments {' and '.join(TIMES)} "
+                f"already. Name {_where(factory)}'s own {', '.join(sorted(clash))} otherwise."
+            )
         owner = _registry.get(name)
         if owner is not None and not _same_source(owner.factory, factory):
             raise ConfigError(
@@ -100,9 +114,9 @@ def available() -> dict[str, Info]:
 def arguments_of(name: str, value: Any) -> dict[str, Any]:
     """What stands behind a verb in the config, as a mapping of its arguments.
 
-    One value alone is the first argument: ``fill: older`` is ``fill: {kind: older}``. Defaults
-    are filled in and arguments stand in the constructor's order, so that equal settings are equal;
-    those that are ``None`` are left out.
+    One value alone, be it a schedule, is the first argument: ``fill: older`` is ``fill: {kind:
+    older}``. Defaults are filled in and arguments stand in the constructor's order, so that equal
+    settings are equal; those that are ``None`` are left out.
 
     Raises:
         ConfigError: the verb or an argument is not known, or an argument is missing.
@@ -111,7 +125,7 @@ def arguments_of(name: str, value: Any) -> dict[str, Any]:
     if name not in known:
         raise unknown_name("negatives", name, known, "policy")
     info = known[name]
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and not is_schedule(value):
         arguments = {str(k): v for k, v in value.items() if v is not None}
     elif info.arguments:
         arguments = {info.arguments[0]: value}
@@ -119,7 +133,7 @@ def arguments_of(name: str, value: Any) -> dict[str, Any]:
         raise bad_value(f"negatives.{name}", value, "this policy takes no arguments: write {}")
     for argument in arguments:
         if argument not in info.arguments:
-            raise unknown_name(f"negatives.{name}", argument, info.arguments, "argument")
+            raise unknown_name(f"negatives.{name}", argument, (*info.arguments, *TIMES), "argument")
     try:
         bound = inspect.signature(info.factory).bind(**arguments)
     except TypeError as error:

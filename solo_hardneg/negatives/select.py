@@ -160,12 +160,10 @@ class Fill:
         chosen_in_turn = waiting & (turn <= pool.dropped[:, None])
         chosen = torch.zeros_like(pool.present)
         chosen[:, newest_first] = chosen_in_turn
-        short = chosen.sum(dim=1) < pool.dropped
-        return replace(
-            pool,
-            present=pool.present | chosen,
-            reserve=None,
-            count=None,
-            dropped=None,
-            notes={**pool.notes, "fill_short": short.float()},
+        filled = chosen.sum(dim=1)
+        filled_pool = replace(
+            pool, present=pool.present | chosen, reserve=None, count=None, dropped=None
+        )
+        return filled_pool.note(
+            fill_short=(filled < pool.dropped).float(), filled=filled.to(pool.similarity.dtype)
         )

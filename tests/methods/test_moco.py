@@ -33,7 +33,7 @@ def test_queue_order_labels_and_indexes_after_wrap_around(model: Maker, symmetri
     assert moco.queue_filled.item() == 0
     for step in range(5):  # 20 keys through 12 slots
         numbers = torch.arange(4 * step, 4 * step + 4)
-        moco._enqueue(keys(4, views, 4 * step), labels=numbers % 3, indexes=numbers + 100)
+        moco.enqueue(keys(4, views, 4 * step), labels=numbers % 3, indexes=numbers + 100)
     expected = torch.tensor([12, 13, 14, 15, 16, 17, 18, 19, 8, 9, 10, 11])
     assert moco.queue_ptr.item() == 8
     assert moco.queue_filled.item() == 12
@@ -47,13 +47,13 @@ def test_queue_order_labels_and_indexes_after_wrap_around(model: Maker, symmetri
 def test_labels_indexes_and_keys_of_a_slot_are_of_one_image(model: Maker, fit: Maker) -> None:
     moco = model("negatives=all")
     seen: dict[int, torch.Tensor] = {}
-    enqueue = moco._enqueue
+    enqueue = moco.enqueue
 
-    def watch(new: torch.Tensor, labels: torch.Tensor, indexes: torch.Tensor) -> None:
+    def watch(new: torch.Tensor, labels: torch.Tensor, indexes: torch.Tensor, rule: Any) -> None:
         seen.update(zip(indexes.tolist(), new[0], strict=True))
-        enqueue(new, labels, indexes)
+        enqueue(new, labels, indexes, rule)
 
-    moco._enqueue = watch
+    moco.enqueue = watch
     fit(moco, epochs=2)
     assert len(set(moco.queue_indexes.tolist())) > 4
     for slot, index in enumerate(moco.queue_indexes.tolist()):
@@ -64,7 +64,7 @@ def test_labels_indexes_and_keys_of_a_slot_are_of_one_image(model: Maker, fit: M
 def test_slots_that_hold_no_image_are_no_negatives(model: Maker, fit: Maker) -> None:
     moco = model("negatives=all")
     present: list[float] = []
-    moco._observe = lambda pool: present.extend(pool.counts.unique().tolist())
+    moco.observe = lambda pool: present.extend(pool.counts.unique().tolist())
     fit(moco, epochs=2)
     assert present == [0, 4, 8, 12, 12, 12, 12, 12]
     assert moco.losses[0] != moco.losses[1]
@@ -74,7 +74,7 @@ def test_a_band_that_is_too_narrow_for_a_queue_that_fills_waits(model: Maker, fi
     # Of 4 negatives [0.5, 0.6] holds ranks 2 to 1, of 8 rank 4 to 3, of 12 rank 6.
     moco = model("negatives=band", "negatives.keep.band=[0.5,0.6]")
     present: list[float] = []
-    moco._observe = lambda pool: present.extend(pool.counts.unique().tolist())
+    moco.observe = lambda pool: present.extend(pool.counts.unique().tolist())
     fit(moco, epochs=2)
     assert present == [0, 0, 0, 1, 1, 1, 1, 1]
 
@@ -85,7 +85,7 @@ def filled(moco: Any, seed: int = 3) -> Any:
     length = moco.queue.shape[2]
     made = F.normalize(torch.randn(moco.queue.shape[0], length, 8, generator=generator), dim=2)
     numbers = torch.arange(length)
-    moco._enqueue(made, labels=numbers % 3, indexes=numbers)
+    moco.enqueue(made, labels=numbers % 3, indexes=numbers)
     return moco
 
 

@@ -1,0 +1,151 @@
+"""What all our methods share: a policy over their negatives, read, applied, logged and saved."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, ClassVar
+
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from solo_hardneg.errors import ConfigError, DataError
+from solo_hardneg.host import BaseMethod
+from solo_hardneg.methods import fingerprint, rng, settings
+from solo_hardneg.negatives import Policy, Pool
+
+# What to say, once, when a note of the pool holds for more than half of the queries.
+_WARNINGS = {
+    "fill_short": "negatives.fill=older: the reserve can't replace all dropped negatives of "
+    "{share} Raise negatives.fill.reserve, a share of the queue's size.",
+    "mix_short": "negatives.mix: fewer negatives than negatives.mix.hardest are there for {share} "
+    "Those are mixed. Lower it.",
+    "floored": "negatives.debias: what it leaves of the negatives' sum is at its floor, so that "
+    "they teach nothing, for {share} Lower negatives.debias.tau_plus, or raise "
+    "method_kwargs.temperature.",
+}
+
+
+class ContrastiveMethod(BaseMethod):
+    """A host's contrastive method, on the negatives that a policy leaves.
+
+    It reads ``negatives``, a mapping of verbs (see :mod:`solo_hardneg.negatives`); where the
+    config has none, the policy is ``default_negatives``. Within a family, methods differ in
+    nothing else.
+    """
+
+    default_negatives: ClassVar[dict[str, Any]]
+    known_method_kwargs: ClassVar[tuple[str, ...]]
+
+    def __init__(self, cfg: DictConfig):
+        super().__init__(cfg)
+        self.policy = settings.read_policy(self.cfg, self.default_negatives)
+        self._rng_states: list[rng.State] | None = None
+        self._warned: set[str] = set()
+
+    @classmethod
+    def add_and_assert_specific_cfg(cls, cfg: DictConfig) -> DictConfig:
+        """Fills in the defaults and checks what is ours, before anything is built.
+
+        Raises:
+            ConfigError: a key of ours is unknown, has an impossible value, or asks for something
+                that the data can't give.
+        """
+        cfg = super().add_and_assert_specific_cfg(cfg)
+        OmegaConf.resolve(cfg)  # what is logged and stored with the checkpoint are values
+        settings.check_method_kwargs(cfg, cls.known_method_kwargs)
+        settings.check_number(cfg, "method_kwargs.temperature", float)
+        cls.check_family(cfg, settings.read_policy(cfg, cls.default_negatives))
+        settings.check_folders(cfg)
+        return cfg
+
+    @classmethod
+    def check_family(cls, cfg: DictConfig, policy: Policy) -> None:
+        """Fills in and checks what only methods of this family have."""
+
+    # ------------------------------------------------------------------ one step
+
+    def policy_at(self, batch_idx: int) -> Policy:
+        """The policy at a step of the current epoch."""
+        if not self.policy.changes:
+            return self.policy
+        share = batch_idx / self.trainer.num_training_batches
+        return self.policy.at(self.current_epoch + share)
+
+    def observe(self, pool: Pool) -> None:
+        """Logs what the policy left, and warns once of what should not be."""
+        self.log("negatives/present", pool.counts.float().mean(), on_epoch=True, sync_dist=True)
+        for name, values in pool.notes.items():
+            self.log(f"negatives/{name}", values.mean(), on_epoch=True, sync_dist=True)
+        for name in _WARNINGS.keys() & pool.notes.keys() - self._warned:
+            share = float(pool.notes[name].mean())
+            if share > 0.5:
+                self._warned.add(name)
+                where = f"{share:.0%} of the queries at this step (logged as negatives/{name})."
+                warnings.warn(_WARNINGS[name].format(share=where), stacklevel=2)
+
+    def check_labels(self, targets: Tensor) -> None:
+        """Refuses, at the first step, a dataset without the labels that the policy needs."""
+        if "labels" in self.policy.needs and "labels" not in self._warned:
+            self._warned.add("labels")  # asked once: the first batch tells
+            if (targets < 0).all():
+                raise ConfigError(
+                    f"negatives={self.policy.config}: needs labels, and this dataset gives none "
+                    "(all targets are -1). Choose negatives without 'label'."
+                )
+
+    # ------------------------------------------------------------------ before the first step
+
+    def configure_optimizers(self) -> Any:
+        """The host's, once it is known that there is something to train on."""
+        steps = self.trainer.estimated_stepping_batches
+        if steps == 0 or self.trainer.num_training_batches == 0:
+            raise DataError(
+                f"optimizer.batch_size={self.cfg.optimizer.batch_size}: there are fewer images "
+                f"than one batch in data.train_path={self.cfg.data.get('train_path')}. "
+                "Lower optimizer.batch_size, or train on more images."
+            )
+        return super().configure_optimizers()
+
+    # ------------------------------------------------------------------ saving and resuming
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for a checkpoint to belong to this experiment."""
+        return {
+            "method": self.cfg.method,
+            "negatives": self.policy.config,
+            "temperature": float(self.cfg.method_kwargs.temperature),
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the policy's identity and the random states of all ranks."""
+        super().on_save_checkpoint(checkpoint)
+        fingerprint.write(checkpoint, self.identity)
+        checkpoint["solo_hardneg_rng"] = rng.states_of_all_ranks()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses another policy's checkpoint; remembers the random states for the next epoch."""
+        fingerprint.verify(checkpoint, self.identity)
+        super().on_load_checkpoint(checkpoint)
+        self._rng_states = checkpoint.get("solo_hardneg_rng")
+
+    def on_train_epoch_start(self) -> None:
+        """After a resume: the epoch draws what it would have drawn without the interruption."""
+        super().on_train_epoch_start()
+        states, self._rng_states = self._rng_states, None
+        if states is not None and len(states) == self.trainer.world_size:
+            rng.restore(states[self.trainer.global_rank])
+            fetcher = self.trainer.fit_loop._data_fetcher
+            if fetcher is not None and not _will_iterate(self.trainer):
+                iter(fetcher)  # draws the loader's seed
+
+
+def _will_iterate(trainer: Any) -> bool:
+    """Whether Lightning makes a new iterator for the epoch that starts.
+
+    A resumed run's first epoch goes on with the one made before the checkpoint was read, in some
+    versions of Lightning; ``TrainingEpochLoop.on_run_start`` has the condition.
+    """
+    loop = trainer.fit_loop
+    resuming = loop.epoch_loop.restarting or getattr(loop, "is_resuming", False)
+    return trainer.current_epoch > 0 and not resuming

@@ -1,0 +1,87 @@
+"""SimCLR with a say over its negatives (Dong et al. 2023; Cai et al. 2020, appendix A.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from solo_hardneg.errors import ConfigError
+from solo_hardneg.host import BaseMethod, SimCLR
+from solo_hardneg.losses import simclr_loss_func
+from solo_hardneg.methods import settings
+from solo_hardneg.methods.contrastive import ContrastiveMethod
+from solo_hardneg.negatives import Policy
+
+
+class SimCLRBanded(ContrastiveMethod, SimCLR):
+    """The host's SimCLR, on the negatives that a policy leaves.
+
+    By default, as Cai et al. 2020 (arXiv 2010.06682, appendix A.2) had it, these are all of them
+    in the first epoch and the hardest 5 % from then on; with the latter alone it did not converge.
+    """
+
+    default_negatives: ClassVar[dict[str, Any]] = {"keep": {"band": [0.95, 1.0], "from_epoch": 1}}
+    known_method_kwargs = ("proj_hidden_dim", "proj_output_dim", "temperature")
+
+    @classmethod
+    def check_family(cls, cfg: DictConfig, policy: Policy) -> None:
+        """Refuses what needs a queue, and DALI's dummy indexes."""
+        settings.check_number(cfg, "optimizer.batch_size", int)
+        if "queue" in policy.needs:
+            raise ConfigError(
+                f"negatives={policy.config}: needs a queue, and SimCLR's negatives are the batch. "
+                "Use a MoCo method, or take fill (negatives.fill=null) and retain "
+                "(negatives.retain=null) out."
+            )
+        encoded = OmegaConf.select(cfg, "dali.encode_indexes_into_labels", default=False)
+        if cfg.data.get("format") == "dali" and not encoded:
+            raise ConfigError(
+                "data.format=dali: SimCLR tells images apart by their dataset indexes, and DALI's "
+                "are dummies, equal on all processes, unless "
+                "++dali.encode_indexes_into_labels=True. Set that."
+            )
+
+    def setup(self, stage: str) -> None:
+        """Checks the policy on as many negatives as all processes have together."""
+        super().setup(stage)
+        if stage == "fit":
+            images = self.cfg.optimizer.batch_size * self.trainer.world_size
+            self.policy.check(self.num_crops * (images - 1))
+
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
+        """One step on ``[indexes, views, targets]``.
+
+        Returns:
+            The contrastive loss plus that of the online classifier, a scalar.
+        """
+        indexes, _, targets = batch
+        self.check_labels(targets)
+        out = BaseMethod.training_step(self, batch, batch_idx)
+        nce_loss = simclr_loss_func(
+            torch.cat(out["z"]),
+            indexes.repeat(self.num_crops),
+            self.temperature,
+            policy=self.policy_at(batch_idx),
+            labels=targets.repeat(self.num_crops),
+            observe=self.observe,
+        )
+        self.log("train_nce_loss", nce_loss, on_epoch=True, sync_dist=True)
+        return nce_loss + out["loss"]
+
+
+class SimCLRSSCL(SimCLRBanded):
+    """The same, by default with the synthetic, reweighted and debiased negatives of SSCL.
+
+    Dong et al. 2023 (arXiv 2304.02971), Table 2: s = 32, k = 8, β = 1 and, for ten classes,
+    τ⁺ = 0.1.
+    """
+
+    default_negatives: ClassVar[dict[str, Any]] = {
+        "mix": {"hardest": 32, "pairs": 8},
+        "reweight": {"beta": 1.0},
+        "debias": {"tau_plus": 0.1},
+    }

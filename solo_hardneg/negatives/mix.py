@@ -1,0 +1,147 @@
+"""``mix``: new negatives made of the hardest ones (MoCHi, SSCL)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from solo_hardneg.distributed import get_rank
+from solo_hardneg.errors import ConfigError, bad_value
+from solo_hardneg.negatives import band as bands
+from solo_hardneg.negatives.numbers import whole
+from solo_hardneg.negatives.pool import Pool
+from solo_hardneg.negatives.registry import register
+
+SOURCE = (
+    "Kalantidis et al. 2020 (MoCHi, arXiv 2010.01028), section 4; "
+    "Dong et al. 2023 (SSCL, arXiv 2304.02971), eq. 2"
+)
+
+
+@register("mix", summary="adds synthetic negatives, mixed from the hardest ones", source=SOURCE)
+class Mix:
+    """Adds ``pairs + queries`` synthetic negatives to each query, made of its own hardest ones.
+
+    The first kind lies between two of the hardest, h = (α·nₐ + (1-α)·n_b)/‖·‖ with a ≠ b and
+    α ~ U(0, 1); the second between the query and one of them, h′ = (γ·q + (1-γ)·nₐ)/‖·‖ with
+    γ ~ U(0, 0.5), which is harder than nₐ itself.
+
+    A query that the verbs above left fewer negatives than ``hardest`` mixes those it has (and
+    ``mix_short`` counts it), unless no query has enough.
+
+    Args:
+        hardest: s, how many of the hardest negatives are mixed; at least 2 if there are pairs.
+        pairs: k, how many synthetic negatives of the first kind.
+        queries: k′, how many of the second kind.
+        detach: whether synthetic negatives are constants, so that gradient reaches the query by
+            the similarity only; ``False`` lets it through to what they are made of.
+    """
+
+    def __init__(self, hardest: int, pairs: int = 0, queries: int = 0, detach: bool = True):
+        key = "negatives.mix"
+        self.pairs = whole(f"{key}.pairs", pairs, least=0)
+        self.queries = whole(f"{key}.queries", queries, least=0)
+        if self.pairs + self.queries == 0:
+            raise ConfigError(
+                f"{key} makes nothing: pairs and queries are both 0. Set one of them, "
+                f"for example {key}.pairs=8."
+            )
+        do = "A pair is made of two different negatives." if self.pairs else ""
+        self.hardest = whole(f"{key}.hardest", hardest, least=2 if self.pairs else 1, do=do)
+        if not isinstance(detach, bool):
+            raise bad_value(f"{key}.detach", detach, "must be true or false")
+        self.detach = detach
+
+    def __call__(self, pool: Pool) -> Pool:
+        if pool.query is None or pool.vectors is None:
+            raise ConfigError(
+                "negatives.mix: needs the vectors of query and negatives, and this pool has "
+                "similarities only. Give it query= and vectors=."
+            )
+        if len(pool.vectors) == 0:
+            return pool
+        available = self._available(pool)
+        columns = bands.hardest(pool, self.hardest)
+        query = pool.query.detach() if self.detach else pool.query
+        vectors = pool.vectors.detach() if self.detach else pool.vectors
+        made, there = [], []
+        generator = _generator(pool.similarity.device)
+        if self.pairs:
+            first, second, alpha = draw_pairs(available, self.pairs, generator)
+            one, other = vectors[columns.gather(1, first)], vectors[columns.gather(1, second)]
+            alpha = alpha[:, :, None].to(one.dtype)
+            made.append(normalize(alpha * one + (1 - alpha) * other, dim=2))
+            there.append((available >= 2)[:, None].expand(-1, self.pairs))
+        if self.queries:
+            first, gamma = draw_partners(available, self.queries, generator)
+            one, gamma = vectors[columns.gather(1, first)], gamma[:, :, None].to(vectors.dtype)
+            made.append(normalize(gamma * query[:, None] + (1 - gamma) * one, dim=2))
+            there.append((available >= 1)[:, None].expand(-1, self.queries))
+        similarity = torch.einsum("nd,nkd->nk", pool.query, torch.cat(made, dim=1))
+        present = torch.cat(there, dim=1)
+        count = None if pool.count is None else pool.count + self.pairs + self.queries
+        # Noted in any case: what is noted must be the same on all ranks.
+        return pool.plus(similarity, present, count).note(
+            synthetic=present.float().sum(dim=1), mix_short=(available < self.hardest).float()
+        )
+
+    def _available(self, pool: Pool) -> Tensor:
+        """(N,) int, how many negatives of each query can be mixed, ``hardest`` or fewer."""
+        most = pool.count if pool.count is not None else int(pool.counts.max())
+        if 0 < most < self.hardest:
+            raise bands.TooFewNegativesError(
+                f"negatives.mix.hardest={self.hardest}: there are only M={most} negatives to mix. "
+                "Lower it (and pairs with it), or have more negatives (a longer queue, a larger "
+                "batch)."
+            )
+        return pool.counts.clamp(max=self.hardest)
+
+
+def draw_pairs(
+    available: Tensor, pairs: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draws which of its hardest negatives each query mixes, and how.
+
+    Args:
+        available: (N,) int, how many each query has to choose from.
+        pairs: k.
+        generator: where the random numbers come from.
+
+    Returns:
+        (N, k) places a and b, a ≠ b wherever there are two to choose from, all ordered pairs
+        equally likely; and (N, k) α in [0, 1).
+    """
+    first, second, alpha = _uniform(3, available, pairs, generator)
+    count = available.clamp(min=1)[:, None]
+    a = _below(first, count)
+    step = 1 + _below(second, (count - 1).clamp(min=1))
+    return a, (a + step) % count, alpha
+
+
+def draw_partners(
+    available: Tensor, queries: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Draws (N, k′) places a of the negatives that meet the query, and (N, k′) γ in [0, 0.5)."""
+    first, gamma = _uniform(2, available, queries, generator)
+    return _below(first, available.clamp(min=1)[:, None]), gamma / 2
+
+
+def _uniform(number: int, available: Tensor, width: int, generator: torch.Generator) -> Tensor:
+    shape = (number, len(available), width)
+    return torch.rand(shape, generator=generator, device=available.device)
+
+
+def _below(uniform: Tensor, count: Tensor) -> Tensor:
+    """Whole numbers in [0, count), from numbers in [0, 1)."""
+    return (uniform.double() * count).long()
+
+
+def _generator(device: torch.device) -> torch.Generator:
+    """A source of random numbers for this step and this rank.
+
+    Its seed comes from the global generator, so that a run's seed and its saved random state
+    decide it. That state may be the same on all ranks, hence their number in it.
+    """
+    seed = int(torch.randint(2**62, ()))
+    return torch.Generator(device).manual_seed(seed + get_rank())
