@@ -68,6 +68,10 @@ def policies() -> None:
         table.add_row(info.name, ", ".join(info.arguments), info.summary, needs, info.source)
     console = Console()
     console.print(table)
+    console.print(
+        "Each also takes from_epoch and until_epoch, and any number may be a schedule: "
+        "{from: 0.0, to: 0.95, epochs: [0, 100], curve: linear}.\n"
+    )
 
     presets = Table(title="Presets: negatives=NAME")
     presets.add_column("name", no_wrap=True)

@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import TensorDataset
 
-from solo_hardneg.errors import CheckpointError, bad_value, unknown_name
+from solo_hardneg.errors import CheckpointError, ConfigError, bad_value, unknown_name
 from solo_hardneg.standalone.backbones import build_backbone
 from solo_hardneg.standalone.checkpoints import (
     RunFolder,
@@ -55,7 +55,8 @@ def pretrain(cfg: DictConfig) -> Result:
     plugin.register()
     cfg = parse_pretrain(cfg)
     if cfg.method not in METHODS:
-        raise unknown_name("method", cfg.method, METHODS, "method")
+        error = unknown_name("method", cfg.method, METHODS, "method")
+        raise ConfigError(f"{error} Any other method needs solo-learn.")
     if cfg.get("negatives") and cfg.method not in OUR_METHODS:
         do = f"Use one of {', '.join(OUR_METHODS)}, or leave negatives out."
         raise bad_value("negatives", cfg.negatives, f"method={cfg.method} reads none", do)

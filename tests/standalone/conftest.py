@@ -36,7 +36,7 @@ def config(tmp_path: Path) -> Callable[..., DictConfig]:
         ]
         if name != "linear":
             small += ["method_kwargs.proj_hidden_dim=8", "method_kwargs.proj_output_dim=4"]
-            small += ["+limit_train_batches=3", "+limit_val_batches=2"]
+            small += ["++limit_train_batches=3", "++limit_val_batches=2"]
         if name == "mocov2plus":
             small.append("method_kwargs.queue_size=64")
         with initialize_config_module("solo_hardneg.configs", version_base="1.2"):

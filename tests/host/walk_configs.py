@@ -1,0 +1,59 @@
+"""Composes and parses, in one process of solo-learn, every config with every dataset and preset.
+
+Run in its checkout as a script: ``python walk_configs.py FOLDER``; the folder stands for all
+datasets. Prints one JSON mapping of what it tried to an error, or to ``null``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+from solo.args.linear import parse_cfg as parse_linear
+from solo.args.pretrain import parse_cfg as parse_pretrain
+from solo.methods import METHODS
+
+
+def names(folder: Path) -> list[str]:
+    """The configs that lie in a folder."""
+    return sorted(file.stem for file in folder.glob("*.yaml"))
+
+
+def parse(name: str, overrides: list[str]) -> DictConfig:
+    """Composes as ``main_pretrain.py`` and ``main_linear.py`` would, and lets them parse it."""
+    cfg = compose(name, overrides)
+    OmegaConf.set_struct(cfg, False)
+    if name == "linear":
+        return parse_linear(cfg)
+    cfg = parse_pretrain(cfg)
+    return METHODS[cfg.method].add_and_assert_specific_cfg(cfg)
+
+
+def main(configs: Path, images: str) -> None:
+    """Tries them all."""
+    paths = [f"data.train_path={images}", f"data.val_path={images}"]
+    paths.append("pretrained_feature_extractor=none.ckpt")
+    datasets = [name for name in names(configs / "data") if name != "digits"]
+    jobs = [(name, [f"data={data}"]) for name in names(configs) for data in datasets]
+    for name in ("mocov2_banded", "mocov2_sscl", "simclr_banded", "simclr_sscl"):
+        for preset in names(configs / "negatives"):
+            jobs.append((name, [f"negatives={preset}", "data=imagenet"]))
+    found = {}
+    for name, overrides in jobs:
+        used = paths if name == "linear" else paths[:2]
+        try:
+            parse(name, [*overrides, *used])
+            error = None
+        except Exception as raised:
+            error = f"{type(raised).__name__}: {raised}"
+        found[" ".join([name, *overrides])] = error
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    # A folder without configs: as solo-learn's own programs, which have none of their own.
+    with initialize_config_dir(sys.argv[2], version_base="1.2"):
+        main(Path(sys.argv[1]), sys.argv[2])
