@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -16,6 +18,25 @@ def get_rank() -> int:
     return dist.get_rank() if _world() > 1 else 0
 
 
+class _Gather(torch.autograd.Function):
+    """All ranks' tensors, concatenated; back flows the sum of all ranks' gradients of one's own.
+
+    PyTorch's function for it (``torch.distributed.nn.functional.all_gather``) is deprecated, and
+    its successor is not in the oldest version that we support.
+    """
+
+    @staticmethod
+    def forward(context: Any, tensor: Tensor) -> Tensor:
+        context.rows = len(tensor)
+        return _all_gather(tensor)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        return total[get_rank() * context.rows :][: context.rows]
+
+
 def gather(tensor: Tensor) -> Tensor:
     """Concatenates the tensors of all ranks along dimension 0, in the order of the ranks.
 
@@ -24,10 +45,10 @@ def gather(tensor: Tensor) -> Tensor:
     """
     if _world() == 1:
         return tensor
-    if tensor.requires_grad:
-        from torch.distributed.nn.functional import all_gather
+    return _Gather.apply(tensor) if tensor.requires_grad else _all_gather(tensor)
 
-        return torch.cat(tuple(all_gather(tensor.contiguous())), dim=0)
-    parts = [torch.empty_like(tensor) for _ in range(_world())]
+
+def _all_gather(tensor: Tensor) -> Tensor:
+    parts = [torch.empty_like(tensor.contiguous()) for _ in range(_world())]
     dist.all_gather(parts, tensor.contiguous())
     return torch.cat(parts, dim=0)
