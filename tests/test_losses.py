@@ -10,30 +10,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from loss_helpers import moco, simclr_by_loops, unit
 
 from solo_hardneg.errors import ConfigError
 from solo_hardneg.losses import mocov2plus_loss_func, simclr_loss_func
 from solo_hardneg.negatives import EmptyBandError, Pool, build
 
 HARDEST = {"keep": {"band": [0.75, 1.0]}}
-
-
-def unit(*shape: int, dim: int = -1, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return F.normalize(torch.randn(*shape, generator=generator, dtype=torch.float64), dim=dim).to(
-        dtype
-    )
-
-
-def moco(
-    n: int = 5, m: int = 37, d: int = 7, dtype: torch.dtype = torch.float32
-) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        unit(n, d, seed=1, dtype=dtype),
-        unit(n, d, seed=2, dtype=dtype),
-        unit(d, m, dim=0, seed=3, dtype=dtype),
-    )
 
 
 # ---------------------------------------------------------------- MoCo
@@ -207,20 +190,6 @@ def test_shapes_that_do_not_go_together() -> None:
 # ---------------------------------------------------------------- SimCLR
 
 
-def simclr_by_loops(z: Tensor, indexes: list[int], temperature: float, band: tuple | None) -> float:
-    rows = F.normalize(z, dim=1).tolist()
-    losses = []
-    for i, row in enumerate(rows):
-        sims = [oracles.dot(row, other) for other in rows]
-        positives = [sims[j] for j in range(len(rows)) if j != i and indexes[j] == indexes[i]]
-        others = [j for j in range(len(rows)) if indexes[j] != indexes[i]]
-        kept = others if band is None else oracles.band(sims, *band, others)
-        top = sum(math.exp(s / temperature) for s in positives)
-        rest = sum(math.exp(sims[j] / temperature) for j in kept)
-        losses.append(-math.log(top / (top + rest)))
-    return sum(losses) / len(losses)
-
-
 @settings(max_examples=30)
 @given(
     st.integers(2, 7),
@@ -233,9 +202,9 @@ def test_simclr_against_plain_loops(
 ) -> None:
     z = 3 * unit(images * views, 5, seed=images, dtype=torch.float64)
     indexes = torch.arange(images).repeat(views)
-    policy = None if band is None else build({"keep": {"band": list(band)}})
-    expected = simclr_by_loops(z, indexes.tolist(), temperature, band)
-    found = simclr_loss_func(z, indexes, temperature, policy=policy)
+    config = {} if band is None else {"keep": {"band": list(band)}}
+    expected, _ = simclr_by_loops(config, z, indexes.tolist(), temperature, {})
+    found = simclr_loss_func(z, indexes, temperature, policy=build(config))
     assert found.item() == pytest.approx(expected, rel=1e-9)
 
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from solo_hardneg.distributed import gather
 from solo_hardneg.errors import ConfigError, DataError
 from solo_hardneg.host import BaseMethod
 from solo_hardneg.methods import fingerprint, rng, settings
@@ -87,7 +88,7 @@ class ContrastiveMethod(BaseMethod):
         """Refuses, at the first step, a dataset without the labels that the policy needs."""
         if "labels" in self.policy.needs and "labels" not in self._warned:
             self._warned.add("labels")  # asked once: the first batch tells
-            if (targets < 0).all():
+            if (gather(targets) < 0).all():
                 raise ConfigError(
                     f"negatives={self.policy.config}: needs labels, and this dataset gives none "
                     "(all targets are -1). Choose negatives without 'label'."

@@ -20,7 +20,8 @@ class QueueOfKeys(BaseMethod):
     negatives. ``queue_ptr`` (1,) is the slot written next in a queue that is first in, first out.
 
     Where the policy has the verb ``retain`` there are also ``queue_serial`` (L,), which key in the
-    order of arrival each slot holds, -1 for none, and ``queue_hardness`` (L,), its score.
+    order of arrival each slot holds, -1 for none, and ``queue_hardness`` (L,), its score, -1 where
+    it has none because ``retain`` did not act yet.
     """
 
     queue: Tensor
@@ -41,7 +42,7 @@ class QueueOfKeys(BaseMethod):
         self._retains = retains
         if retains:
             self.register_buffer("queue_serial", torch.full((length,), -1, dtype=torch.long))
-            self.register_buffer("queue_hardness", torch.zeros(length))
+            self.register_buffer("queue_hardness", torch.full((length,), -1.0))
 
     def queue_ages(self, filled: int, retention: Retain | None) -> Tensor:
         """(filled,) int, the place of each key in the order of leaving; 0 leaves last."""
@@ -63,6 +64,7 @@ class QueueOfKeys(BaseMethod):
             return
         everybodys = gather(torch.stack(shares)).mean(dim=0)  # the same on all ranks
         scores = self.queue_hardness[: len(everybodys)]
+        scores = scores.masked_fill(scores < 0, retention.chance)  # from before its first epoch
         self.queue_hardness[: len(everybodys)] = retention.average(scores, everybodys)
 
     @torch.no_grad()
@@ -75,7 +77,7 @@ class QueueOfKeys(BaseMethod):
             slots = self._leaving(retention)[:count]
             newest = self.queue_serial.max()
             self.queue_serial[slots] = newest + 1 + torch.arange(count, device=slots.device)
-            self.queue_hardness[slots] = 0.0 if retention is None else retention.chance
+            self.queue_hardness[slots] = -1.0 if retention is None else retention.chance
         else:
             slots = ring.next_slots(int(self.queue_ptr), count, length, keys.device)
         self.queue[:, :, slots] = keys.permute(0, 2, 1).to(self.queue.dtype)

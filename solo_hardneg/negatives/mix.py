@@ -42,18 +42,25 @@ class Mix:
         key = "negatives.mix"
         self.pairs = whole(f"{key}.pairs", pairs, least=0)
         self.queries = whole(f"{key}.queries", queries, least=0)
-        if self.pairs + self.queries == 0:
-            raise ConfigError(
-                f"{key} makes nothing: pairs and queries are both 0. Set one of them, "
-                f"for example {key}.pairs=8."
-            )
         do = "A pair is made of two different negatives." if self.pairs else ""
         self.hardest = whole(f"{key}.hardest", hardest, least=2 if self.pairs else 1, do=do)
         if not isinstance(detach, bool):
             raise bad_value(f"{key}.detach", detach, "must be true or false")
         self.detach = detach
 
+    @property
+    def idle(self) -> str:
+        """Why it does nothing, where it does; a schedule may start so, but not stay so."""
+        if self.pairs + self.queries:
+            return ""
+        return (
+            "makes nothing: pairs and queries are both 0. Set one of them, for example "
+            "negatives.mix.pairs=8."
+        )
+
     def __call__(self, pool: Pool) -> Pool:
+        if self.idle:
+            return pool
         if pool.query is None or pool.vectors is None:
             raise ConfigError(
                 "negatives.mix: needs the vectors of query and negatives, and this pool has "
@@ -80,7 +87,7 @@ class Mix:
             there.append((available >= 1)[:, None].expand(-1, self.queries))
         similarity = torch.einsum("nd,nkd->nk", pool.query, torch.cat(made, dim=1))
         present = torch.cat(there, dim=1)
-        count = None if pool.count is None else pool.count + self.pairs + self.queries
+        count = pool.count and pool.count + self.pairs + self.queries  # of none, none are made
         # Noted in any case: what is noted must be the same on all ranks.
         return pool.plus(similarity, present, count).note(
             synthetic=present.float().sum(dim=1), mix_short=(available < self.hardest).float()

@@ -78,8 +78,11 @@ class Policy:
         self.retains = False
         # Made for each of these epochs once, so that an impossible value is found now.
         for name, plan in self._plans.items():
-            for epoch in self._moments:
-                verb = plan.at(epoch)
+            made = [plan.at(epoch) for epoch in self._moments]
+            idle = [getattr(verb, "idle", None) for verb in made]
+            if all(idle):
+                raise ConfigError(f"negatives.{name} {idle[0]}")
+            for verb in made:
                 self.needs |= _needs(name, verb)
                 self.reserve = max(self.reserve, getattr(verb, "reserve", 0.0))
                 self.retains |= isinstance(verb, Retain)
@@ -153,9 +156,10 @@ class Policy:
         kinds = [marks if need in self.needs else [None] for need in ("labels", "indexes")]
         for labels, indexes in product(*kinds):
             try:
-                left = self(_made_up_pool(count, labels, indexes))
+                with torch.random.fork_rng(devices=[]):  # a trial takes nothing from the run's
+                    left = self(_made_up_pool(count, labels, indexes))
             except TooFewNegativesError as error:
-                problem = error
+                problem = problem or error
                 continue
             if count == 0 or bool(left.present.any()):
                 return

@@ -64,6 +64,8 @@ class Retain:
 
     def __call__(self, pool: Pool) -> Pool:
         inside, _ = bands.mask(pool, self.band, "negatives.retain.band")
+        if pool.vectors is not None:
+            inside = inside[:, : len(pool.vectors)]  # synthetic ones are in no queue
         return replace(pool, hard_share=inside.to(pool.similarity.dtype).mean(dim=0))
 
     def average(self, scores: Tensor, shares: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ def parse(value: Mapping[Any, Any], key: str) -> Schedule:
     if not right or not 0 <= epochs[0] < epochs[1]:
         raise bad_value(f"{key}.epochs", epochs, "must be two epochs [a, b] with 0 <= a < b", do)
     curve = value.get("curve", "linear")
-    if curve not in CURVES:
+    if curve not in list(CURVES):  # a list or a mapping is no key of a dict
         raise bad_value(f"{key}.curve", curve, f"must be {' or '.join(CURVES)}")
     return Schedule(start, end, (float(epochs[0]), float(epochs[1])), curve)
 

@@ -8,8 +8,16 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from solo_hardneg import negatives
 from solo_hardneg.errors import ConfigError
-from solo_hardneg.negatives import EmptyBandError, build, full_pool
+from solo_hardneg.negatives import (
+    EmptyBandError,
+    Pool,
+    TooFewNegativesError,
+    build,
+    full_pool,
+    registry,
+)
 
 
 @pytest.mark.parametrize("nothing", [None, {}, OmegaConf.create({})])
@@ -91,3 +99,93 @@ def test_a_policy_is_tried_before_the_run() -> None:
     nothing_left = build({"keep": {"band": [0.9, 1.0]}, "drop": {"band": [0.0, 1.0]}})
     with pytest.raises(EmptyBandError, match="drops all"):
         nothing_left.check(1000)
+
+
+# ---------------------------------------------------------------- trying it
+
+
+def test_verbs_that_leave_nothing_together() -> None:
+    policy = build({"keep": {"label": "same"}, "drop": {"label": "same"}, "reweight": 1.0})
+    for count in (1, 64):
+        with pytest.raises(
+            TooFewNegativesError,
+            match=rf"negatives=.*'keep'.*: leaves none of M={count} negatives. .*top to bottom",
+        ):
+            policy.check(count)
+        assert not policy.fits(count)
+    policy.check(0)
+    build({"keep": {"image": "same"}, "drop": {"label": "same"}}).check(4)
+    early = {"keep": {"label": "same", "until_epoch": 2}}
+    build(early | {"drop": {"label": "same", "from_epoch": 2}}).check(4)
+
+
+def test_small_numbers_of_negatives() -> None:
+    build({"reweight": 1.0, "debias": 0.1}).check(1)
+    build({"mix": {"hardest": 1, "queries": 2}}).check(1)
+    build({"keep": {"band": [0.5, 1.0]}, "mix": {"hardest": 4, "pairs": 2}}).check(0)
+
+
+def test_what_some_classes_would_leave_is_not_impossible() -> None:
+    build({"keep": {"label": "same"}, "mix": {"hardest": 32, "pairs": 1}}).check(64)
+    build({"drop": {"label": "same"}, "mix": {"hardest": 32, "pairs": 1}}).check(64)
+    build({"keep": {"label": "same"}, "mix": {"hardest": 63, "pairs": 1}}).check(64)
+    build(
+        {"keep": {"image": "same", "band": [0.9, 1.0]}, "mix": {"hardest": 1, "queries": 1}}
+    ).check(10)
+    with pytest.raises(TooFewNegativesError, match="mix.hardest=64: "):
+        build({"keep": {"label": "same"}, "mix": {"hardest": 64, "pairs": 1}}).check(64)
+
+
+# ---------------------------------------------------------------- third parties
+
+
+@pytest.fixture
+def scratch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_registry", dict(registry._registry))
+
+
+@pytest.mark.usefixtures("scratch")
+@pytest.mark.parametrize("name", ["from_epoch", "until_epoch"])
+def test_the_names_of_the_epochs_are_taken(name: str) -> None:
+    class Late:
+        def __init__(self, from_epoch: int = 0):
+            pass
+
+        def __call__(self, pool: Pool) -> Pool:
+            return pool
+
+    class Early:
+        def __init__(self, until_epoch: int = 0):
+            pass
+
+        def __call__(self, pool: Pool) -> Pool:
+            return pool
+
+    with pytest.raises(
+        ConfigError,
+        match=rf"register\('mine'\): every policy has the arguments from_epoch and until_epoch "
+        rf"already. Name .*(Late|Early)'s own {name} otherwise",
+    ):
+        negatives.register("mine")(Late if name == "from_epoch" else Early)
+    assert "mine" not in negatives.available()
+
+
+@pytest.mark.usefixtures("scratch")
+def test_schedules_and_epochs_reach_policies_of_others() -> None:
+    @negatives.register("mine", summary="as it is", needs=["labels", "queue"])
+    class Mine:
+        reserve = 0.75
+
+        def __init__(self, number: int, share: float, options: dict | None = None):
+            self.given = (number, share, options)
+
+        def __call__(self, pool: Pool) -> Pool:
+            return pool
+
+    moving = {"from": 0, "to": 3, "epochs": [0, 3]}
+    policy = build({"mine": {"number": moving, "share": moving, "options": {"deep": [moving]}}})
+    assert policy.at(1.6).verbs["mine"].given == (2, pytest.approx(1.6), {"deep": [1.6]})
+    assert policy.needs == {"labels", "queue"}
+    assert policy.reserve == 0.75
+    assert not policy.retains
+    assert build({"mine": {"number": 2.0, "share": 1, "from_epoch": 3}}).at(2).verbs == {}

@@ -1,0 +1,349 @@
+"""mix: which negatives are mixed, how they are drawn, and what comes out."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from typing import Any
+
+import oracles
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from loss_helpers import BOTH, draws_of, moco, recorded_draws, unit
+from torch import Tensor
+
+from solo_hardneg.errors import ConfigError
+from solo_hardneg.losses import mocov2plus_loss_func
+from solo_hardneg.negatives import Pool, TooFewNegativesError, build, full_pool, mix
+from solo_hardneg.negatives import band as bands
+
+
+def pool_of(n: int = 4, m: int = 9, d: int = 5, **more: Any) -> Pool:
+    query, vectors = unit(n, d, seed=1), unit(m, d, seed=2)
+    return full_pool(query @ vectors.T, query=query, vectors=vectors, **more)
+
+
+def mixing(**arguments: Any) -> dict[str, Any]:
+    return {"mix": arguments}
+
+
+# ---------------------------------------------------------------- what comes out
+
+
+@settings(max_examples=50)
+@given(st.integers(1, 5), st.integers(2, 20), st.integers(0, 5), st.integers(0, 5), st.data())
+def test_synthetic_negatives_by_plain_loops(
+    n: int, m: int, pairs: int, queries: int, data: st.DataObject
+) -> None:
+    if pairs + queries == 0:
+        return
+    hardest = data.draw(st.integers(2, m))
+    query, vectors = unit(n, 6, seed=m, dtype=torch.float64), unit(m, 6, dtype=torch.float64)
+    pool = full_pool(query @ vectors.T, query=query, vectors=vectors)
+    with recorded_draws() as seen:
+        mixed = build(mixing(hardest=hardest, pairs=pairs, queries=queries))(pool)
+    assert ("draw_pairs" in seen, "draw_partners" in seen) == (pairs > 0, queries > 0)
+    for i in range(n):
+        left = oracles.leave(
+            mixing(hardest=hardest),
+            query[i].tolist(),
+            vectors.tolist(),
+            range(m),
+            draws_of(seen, i),
+        )
+        assert mixed.similarity[i].tolist() == pytest.approx(left.negatives, abs=1e-12)
+    assert mixed.present.all()
+    assert mixed.count == m + pairs + queries
+    assert mixed.notes["synthetic"].tolist() == [pairs + queries] * n
+    assert mixed.notes["mix_short"].tolist() == [0.0] * n
+
+
+def test_each_query_mixes_its_own_hardest_negatives() -> None:
+    """Each of the axes has two negatives close to it, and only these are mixed."""
+    query = torch.eye(6)[:3]
+    vectors = torch.cat([query + 0.2 * torch.eye(6)[3:], query - 0.2 * torch.eye(6)[3:]])
+    vectors = torch.nn.functional.normalize(vectors, dim=1)
+    pool = full_pool(query @ vectors.T, query=query, vectors=vectors)
+    made = build(mixing(hardest=2, pairs=40))(pool).similarity[:, 6:]
+    assert (made >= vectors[0, 0] - 1e-6).all()
+    assert (made > vectors[0, 0] + 0.01).any(dim=1).all()
+
+
+def test_synthetic_negatives_are_unit_vectors_between_the_two() -> None:
+    """In the plane, at angles 0 (the query), 40° and 100°; half of the third is not among them."""
+    angles = torch.tensor([40.0, 100.0, 170.0]).deg2rad()
+    vectors = torch.stack([angles.cos(), angles.sin()], dim=1).double()
+    query = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    pool = full_pool(query @ vectors.T, query=query, vectors=vectors)
+    made = build(mixing(hardest=2, pairs=500))(pool).similarity[:, 3:].acos().rad2deg()
+    assert 40 <= made.min() < 42
+    assert 98 < made.max() <= 100
+    second = build(mixing(hardest=1, queries=500))(pool).similarity[:, 3:].acos().rad2deg()
+    assert 20 <= second.min() < 21  # halfway to the query
+    assert 39 < second.max() <= 40
+
+
+def test_ties_among_the_hardest_break_as_in_bands() -> None:
+    pool = full_pool(torch.tensor([[0.5, 0.9, 0.5, 0.5, 0.1]]))
+    assert bands.hardest(pool, 3).tolist() == [[1, 3, 2]]
+    assert bands.hardest(pool, 5).tolist() == [[1, 3, 2, 0, 4]]
+    some = pool.only(torch.tensor([[True, False, True, False, True]]))
+    assert bands.hardest(some, 3).tolist() == [[2, 0, 4]]
+
+
+def test_only_what_the_verbs_above_left_is_mixed() -> None:
+    query, vectors = torch.eye(3)[:1], torch.eye(3)
+    pool = full_pool(torch.tensor([[1.0, 0.0, 0.0]]), query=query, vectors=vectors)
+    config = {"drop": {"band": [0.67, 1.0]}} | mixing(hardest=2, pairs=9)
+    left = build(config)(pool)
+    assert left.similarity[:, 3:].abs().max() < 1e-6
+    assert left.present.tolist() == [[False, True, True] + [True] * 9]
+    assert left.count == 11
+
+
+def test_what_is_known_of_synthetic_negatives() -> None:
+    pool = pool_of(
+        n=2,
+        m=4,
+        labels=torch.tensor([0, 1, 0, 1]),
+        query_labels=torch.tensor([0, 1]),
+        indexes=torch.arange(4),
+        query_indexes=torch.tensor([0, 1]),
+        age=torch.tensor([3, 2, 1, 0]),
+        reserve=torch.ones(2, 4, dtype=torch.bool),
+        log_weight=torch.ones(2, 4),
+        dropped=torch.tensor([5, 6]),
+    ).note(earlier=torch.ones(2))
+    mixed = build(mixing(hardest=2, pairs=1, queries=2))(pool)
+    assert mixed.labels.tolist() == [0, 1, 0, 1, -1, -1, -1]
+    assert mixed.indexes.tolist() == [0, 1, 2, 3, -1, -1, -1]
+    assert mixed.age.tolist() == [3, 2, 1, 0, 0, 0, 0]
+    assert mixed.reserve.tolist() == [[True] * 4 + [False] * 3] * 2
+    assert mixed.log_weight.tolist() == [[1.0] * 4 + [0.0] * 3] * 2
+    assert mixed.dropped.tolist() == [5, 6]
+    assert set(mixed.notes) == {"earlier", "synthetic", "mix_short"}
+    assert torch.equal(mixed.similarity[:, :4], pool.similarity)
+    assert mixed.vectors is pool.vectors
+    assert not mixed.same_class()[:, 4:].any()
+    assert not mixed.same_image()[:, 4:].any()
+    bare = build(mixing(hardest=2, pairs=1))(pool_of())
+    for name in ("labels", "indexes", "age", "reserve", "log_weight", "dropped"):
+        assert getattr(bare, name) is None
+
+
+def test_older_keys_take_the_place_of_dropped_ones_beside_the_synthetic() -> None:
+    query, key, queue = moco(n=3, m=12)
+    config = {"drop": {"band": [0.5, 1.0]}, "mix": {"hardest": 2, "pairs": 3}, "fill": "older"}
+    pools: list[Pool] = []
+    mocov2plus_loss_func(
+        query,
+        key,
+        queue,
+        policy=build(config),
+        queue_age=torch.arange(12),
+        queue_size=4,
+        observe=pools.append,
+    )
+    assert pools[0].present[:, :4].sum(dim=1).tolist() == [2] * 3
+    assert pools[0].notes["filled"].tolist() == pools[0].present[:, 4:12].sum(1).tolist()
+    assert pools[0].present[:, 12:].all()
+
+
+def test_queries_that_have_fewer_than_the_hardest() -> None:
+    """The rows have 0, 1, 2 and 5 negatives left; 3 are to be mixed."""
+    left = torch.tensor([[j < c for j in range(9)] for c in (0, 1, 2, 5)])
+    config = mixing(hardest=3, pairs=2, queries=1)
+    mixed = build(config)(pool_of().only(left))
+    assert mixed.count is None
+    assert mixed.notes["mix_short"].tolist() == [1.0, 1.0, 1.0, 0.0]
+    assert mixed.notes["synthetic"].tolist() == [0.0, 1.0, 3.0, 3.0]
+    assert mixed.notes["synthetic"].dtype == mixed.notes["mix_short"].dtype == torch.float32
+    assert mixed.present[:, 9:].tolist() == [
+        [False] * 3,
+        [False, False, True],
+        [True] * 3,
+        [True] * 3,
+    ]
+
+
+def test_no_query_has_enough() -> None:
+    left = torch.tensor([[j < c for j in range(9)] for c in (0, 1, 2, 2)])
+    with pytest.raises(TooFewNegativesError, match="mix.hardest=3: .*only M=2 negatives to mix"):
+        build(mixing(hardest=3, pairs=1))(pool_of().only(left))
+    nothing = build(mixing(hardest=3, pairs=1))(pool_of().only(torch.zeros(4, 9).bool()))
+    assert nothing.counts.tolist() == [0] * 4
+
+
+def test_too_few_negatives_are_found_before_the_run() -> None:
+    policy = build(mixing(hardest=10, pairs=4))
+    policy.check(10)
+    assert policy.fits(10)
+    assert not policy.fits(9)
+    with pytest.raises(
+        TooFewNegativesError,
+        match=r"negatives.mix.hardest=10: there are only M=9 negatives.*Lower it.*a longer queue",
+    ):
+        policy.check(9)
+
+
+def test_a_single_negative() -> None:
+    mixed = build(mixing(hardest=1, queries=2))(pool_of(m=1))
+    assert mixed.present.tolist() == [[True] * 3] * 4
+    with pytest.raises(TooFewNegativesError, match="only M=1 negatives"):
+        build(mixing(hardest=2, pairs=1))(pool_of(m=1))
+
+
+def test_a_pool_without_vectors_can_not_be_mixed() -> None:
+    pool = full_pool(torch.zeros(1, 4))
+    for known in ({}, {"query": torch.zeros(1, 2)}, {"vectors": torch.zeros(4, 2)}):
+        with pytest.raises(ConfigError, match=r"^negatives.mix: needs the vectors.*query= and vec"):
+            build(mixing(hardest=2, pairs=1))(full_pool(pool.similarity, **known))
+
+
+# ---------------------------------------------------------------- arguments
+
+
+def test_defaults() -> None:
+    verb = mix.Mix(4, 2)
+    assert (verb.hardest, verb.pairs, verb.queries, verb.detach) == (4, 2, 0, True)
+    assert mix.Mix(4, queries=1).pairs == 0
+    assert mix.Mix(1, queries=1).hardest == 1  # one negative can meet the query
+    assert mix.Mix(2, pairs=1).hardest == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"pairs": 1}, "negatives.mix: missing a required argument: 'hardest'"),
+        ({"hardest": 4}, r"^negatives.mix makes nothing: .*both 0.*negatives.mix.pairs=8"),
+        ({"hardest": 4, "pairs": 0, "queries": 0}, "makes nothing"),
+        (
+            {"hardest": 1, "pairs": 1},
+            "mix.hardest=1: must be a whole number of at least 2. A pair is made of two different",
+        ),
+        (
+            {"hardest": 0, "queries": 1},
+            "^negatives.mix.hardest=0: must be a whole number of at least 1.$",
+        ),
+        ({"hardest": 4, "pairs": -1, "queries": 2}, "mix.pairs=-1: .* of at least 0"),
+        ({"hardest": 4, "pairs": 2, "queries": -1}, "mix.queries=-1: .* of at least 0"),
+        ({"hardest": 4, "pairs": 1.5}, "mix.pairs=1.5: must be a whole number"),
+        ({"hardest": 4, "pairs": True}, "mix.pairs=True: must be a whole number"),
+        ({"hardest": "all", "pairs": 1}, "mix.hardest=all: must be a whole number"),
+        ({"hardest": math.nan, "pairs": 1}, "mix.hardest=nan: must be a whole number"),
+        ({"hardest": math.inf, "pairs": 1}, "mix.hardest=inf: must be a whole number"),
+        ({"hardest": 4, "pairs": 1, "detach": 1}, "mix.detach=1: must be true or false"),
+        ({"hardest": 4, "pairs": 1, "detach": "no"}, "mix.detach=no: must be true or false"),
+    ],
+)
+def test_impossible_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build({"mix": arguments})
+
+
+# ---------------------------------------------------------------- drawing
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=6), st.integers(1, 30), st.integers(0, 99))
+def test_pairs_are_of_two_and_in_range(available: list[int], pairs: int, seed: int) -> None:
+    first, second, alpha = mix.draw_pairs(torch.tensor(available), pairs, generator(seed))
+    assert first.shape == second.shape == alpha.shape == (len(available), pairs)
+    for count, a, b in zip(available, first, second, strict=True):
+        assert 0 <= a.min() <= a.max() < max(count, 1)
+        assert 0 <= b.min() <= b.max() < max(count, 1)
+        if count > 1:
+            assert (a != b).all()
+    assert 0 <= alpha.min() <= alpha.max() < 1
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_all_ordered_pairs_are_equally_likely(count: int) -> None:
+    first, second, _ = mix.draw_pairs(torch.tensor([count]), 20_000, generator())
+    seen = Counter(zip(first[0].tolist(), second[0].tolist(), strict=True))
+    assert set(seen) == set(itertools.permutations(range(count), 2))
+    expected = 20_000 / (count * (count - 1))
+    assert all(abs(number - expected) < 5 * math.sqrt(expected) for number in seen.values())
+
+
+def correlation(a: Tensor, b: Tensor) -> float:
+    return float(torch.corrcoef(torch.stack([a.flatten().double(), b.flatten().double()]))[0, 1])
+
+
+def test_shares_are_uniform_and_independent() -> None:
+    available = torch.full((4,), 50)
+    first, second, alpha = mix.draw_pairs(available, 5000, generator(1))
+    partner, gamma = mix.draw_partners(available, 5000, generator(2))
+    for share, end in ((alpha, 1.0), (gamma, 0.5)):
+        assert share.histc(10, 0, end).sub(2000).abs().max() < 250
+        assert 0 <= share.min() < 0.001 * end
+        assert 0.999 * end < share.max() < end
+    for one, other in itertools.combinations((first, second, alpha), 2):
+        assert abs(correlation(one, other)) < 0.04
+    assert abs(correlation(partner, gamma)) < 0.03
+    assert abs(correlation(alpha[0], alpha[1])) < 0.06  # each query draws for itself
+
+
+def test_partners_are_in_range_and_equally_likely() -> None:
+    first, gamma = mix.draw_partners(torch.tensor([0, 1, 4]), 8000, generator())
+    assert first.shape == gamma.shape == (3, 8000)
+    assert first[0].unique().tolist() == first[1].unique().tolist() == [0]
+    assert (first[2].bincount() - 2000).abs().max() < 250
+
+
+# ---------------------------------------------------------------- the source of randomness
+
+
+def loss_and_state(seed: int) -> tuple[float, Tensor]:
+    torch.manual_seed(seed)
+    loss = mocov2plus_loss_func(*moco(), 0.2, policy=build(BOTH))
+    return loss.item(), torch.get_rng_state()
+
+
+def test_the_global_seed_decides() -> None:
+    one, same, other = loss_and_state(1), loss_and_state(1), loss_and_state(2)
+    assert one[0] == same[0] != other[0]
+    torch.manual_seed(1)
+    policy = build(BOTH)
+    first, second = (mocov2plus_loss_func(*moco(), 0.2, policy=policy) for _ in range(2))
+    assert first.item() == one[0] != second.item()
+
+
+def test_each_step_has_a_source_of_its_own() -> None:
+    seeds = {mix._generator(torch.device("cpu")).initial_seed() for _ in range(300)}
+    assert len(seeds) == 300
+
+
+def test_ranks_draw_differently_from_the_same_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    results = []
+    for rank in range(3):
+        monkeypatch.setattr(mix, "get_rank", lambda rank=rank: rank)
+        results.append(loss_and_state(1))
+    assert len({loss for loss, _ in results}) == 3
+    assert all(torch.equal(state, results[0][1]) for _, state in results)
+
+
+def test_the_global_state_advances_alike_whatever_is_mixed() -> None:
+    states = []
+    for config in (BOTH, mixing(hardest=9, pairs=7), mixing(hardest=1, queries=1)):
+        torch.manual_seed(5)
+        before = torch.get_rng_state()
+        build(config)(pool_of())
+        states.append(torch.get_rng_state())
+        assert not torch.equal(states[-1], before)
+    assert torch.equal(states[0], states[1])
+    assert torch.equal(states[0], states[2])
+
+
+def test_trying_a_policy_leaves_the_random_state_alone() -> None:
+    before = torch.get_rng_state()
+    policy = build(BOTH)
+    policy.check(64)
+    assert policy.fits(64)
+    assert torch.equal(torch.get_rng_state(), before)

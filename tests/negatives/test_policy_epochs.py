@@ -1,0 +1,289 @@
+"""Policies that change during training, and the one form of their config."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from solo_hardneg.errors import ConfigError
+from solo_hardneg.negatives import (
+    EmptyBandError,
+    Policy,
+    TooFewNegativesError,
+    build,
+    full_pool,
+)
+
+
+def line(start: float, end: float, *epochs: float, curve: str = "linear") -> dict[str, Any]:
+    return {"from": start, "to": end, "epochs": list(epochs), "curve": curve}
+
+
+def values(policy: Policy) -> dict[str, Any]:
+    """The numbers that the verbs of this epoch have."""
+    names = ("band", "beta", "tau_plus", "hardest", "pairs", "strength")
+    return {
+        f"{verb}.{name}": getattr(made, name)
+        for verb, made in policy.verbs.items()
+        for name in names
+        if getattr(made, name, None) is not None
+    }
+
+
+def test_any_number_may_change() -> None:
+    policy = build(
+        {
+            "keep": {"band": [line(0.0, 0.8, 0, 10), 1.0]},
+            "drop": {"band": [0.9, line(1.0, 0.95, 0, 10)]},
+            "mix": {"hardest": line(4, 14, 0, 10), "pairs": line(2, 4, 0, 10, curve="cosine")},
+            "reweight": line(0, 1, 5, 10),
+            "debias": {"tau_plus": line(0.2, 0.1, 0, 10)},
+            "retain": {"strength": line(0, 1, 0, 20)},
+        }
+    )
+    assert policy.changes
+    assert values(policy) == values(policy.at(0)) == {
+        "keep.band": (0.0, 1.0),
+        "drop.band": (0.9, 1.0),
+        "mix.hardest": 4,
+        "mix.pairs": 2,
+        "reweight.beta": 0.0,
+        "debias.tau_plus": 0.2,
+        "retain.band": (0.95, 1.0),
+        "retain.strength": 0.0,
+    }  # fmt: skip
+    later = values(policy.at(7.5))
+    assert later["keep.band"] == (pytest.approx(0.6), 1.0)
+    assert later["drop.band"] == (0.9, pytest.approx(0.9625))
+    assert later["reweight.beta"] == pytest.approx(0.5)
+    assert later["debias.tau_plus"] == pytest.approx(0.125)
+    assert later["retain.strength"] == pytest.approx(0.375)
+    assert values(policy.at(99))["keep.band"] == (0.8, 1.0)
+    assert list(policy.at(7.5).verbs) == list(policy.config)
+
+
+def test_whole_numbers_are_rounded() -> None:
+    policy = build(
+        {"mix": {"hardest": line(2, 12, 0, 10), "pairs": 1, "queries": line(0, 3, 0, 9)}}
+    )
+    found = [policy.at(e).verbs["mix"] for e in (0, 0.4, 0.6, 4.0, 4.6, 10)]
+    assert [verb.hardest for verb in found] == [2, 2, 3, 6, 7, 12]
+    assert [verb.queries for verb in found] == [0, 0, 0, 1, 2, 3]
+    assert all(isinstance(verb.hardest, int) for verb in found)
+
+
+def test_a_policy_of_another_epoch_is_another_one() -> None:
+    policy = build({"reweight": line(0, 1, 0, 10)})
+    then = policy.at(5)
+    assert (policy.epoch, then.epoch) == (0.0, 5)
+    assert (policy.verbs["reweight"].beta, then.verbs["reweight"].beta) == (0.0, 0.5)
+    assert then.config == policy.config
+    assert then.at(5) is then
+    assert then.at(0).verbs["reweight"].beta == 0.0
+    assert repr(then) == repr(policy) == f"Policy({json.dumps(policy.config)})"
+
+
+def test_what_does_not_change_is_the_same_in_all_epochs() -> None:
+    for config in ({}, {"reweight": 1.0}, {"keep": {"band": [0.5, 1.0], "from_epoch": 0}}):
+        policy = build(config)
+        assert not policy.changes
+        assert policy.at(7.5) is policy
+
+
+ARGUMENTS = {
+    "keep": {"band": [0.5, 1.0]},
+    "drop": {"band": [0.9, 1.0]},
+    "mix": {"hardest": 4, "pairs": 2},
+    "reweight": {"beta": 1.0},
+    "debias": {"tau_plus": 0.1},
+    "retain": {"strength": 1.0},
+}
+
+
+@pytest.mark.parametrize("verb", ARGUMENTS)
+def test_every_verb_may_start_late_and_end_early(verb: str) -> None:
+    policy = build({verb: ARGUMENTS[verb] | {"from_epoch": 1, "until_epoch": 3}})
+    assert policy.changes
+    assert [list(policy.at(e).verbs) for e in (0, 0.99, 1, 2.99, 3, 9)] == (
+        [[], [], [verb], [verb], [], []]
+    )
+    assert policy.config[verb]["from_epoch"] == 1.0
+    pool = full_pool(torch.rand(1, 8), query=torch.ones(1, 1), vectors=torch.ones(8, 1))
+    assert policy(pool) is policy.at(3)(pool) is pool
+    assert policy.at(1)(pool) is not pool
+
+
+@pytest.mark.parametrize("times", [{"from_epoch": 2}, {"until_epoch": 2}])
+def test_one_end_is_enough(times: dict[str, float]) -> None:
+    policy = build({"reweight": {"beta": 1.0} | times})
+    assert policy.changes
+    assert bool(policy.verbs) == ("until_epoch" in times)
+    assert bool(policy.at(2).verbs) == ("from_epoch" in times)
+
+
+def test_a_schedule_alone_may_have_times_beside_it() -> None:
+    policy = build({"reweight": line(0, 1, 0, 10) | {"from_epoch": 5}})
+    assert policy.config == {"reweight": {"beta": line(0, 1, 0, 10), "from_epoch": 5.0}}
+    assert policy.at(4).verbs == {}
+    assert policy.at(5).verbs["reweight"].beta == 0.5
+
+
+def test_needs_are_those_of_any_epoch() -> None:
+    late = {"from_epoch": 5}
+    drop = {"drop": {"band": [0.9, 1.0]}}
+    assert build({"drop": {"label": "same"} | late}).needs == {"labels"}
+    policy = build(drop | {"fill": {"kind": "older", "reserve": line(0.5, 0.25, 0, 4)} | late})
+    assert policy.needs == {"queue"}
+    assert policy.reserve == 0.5
+    assert policy.at(9).reserve == 0.5
+    assert (
+        build(drop | {"fill": {"kind": "older", "reserve": line(0.25, 0.5, 0, 4)}}).reserve == 0.5
+    )
+    retain = build({"retain": {"strength": 1.0} | late})
+    assert retain.needs == {"queue"}
+    assert retain.retains
+    assert retain.retention is None
+    assert retain.at(5).retention.strength == 1.0
+    assert not build(drop).retains
+    assert build(drop).retention is None
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        # Right at both ends, upside down in the middle.
+        (
+            {"keep": {"band": [line(0, 0.9, 0, 8), line(0.05, 0.95, 0, 8, curve="cosine")]}},
+            "negatives.keep.band=.*upside down",
+        ),
+        ({"keep": {"band": [line(0, 0.6, 0, 4), line(0.5, 1, 4, 8)]}}, "keep.band=.*upside down"),
+        ({"keep": {"band": [0, line(0.5, 1.5, 0, 4)]}}, r"keep.band=.*outside \[0, 1\]"),
+        ({"debias": line(0.0, 1.0, 0, 4)}, r"debias.tau_plus=1.0: must lie in \[0, 1\)"),
+        ({"reweight": line(-1, 1, 0, 4)}, "reweight.beta=-1.0: must be a number from 0 up"),
+        ({"mix": {"hardest": line(4, 1, 3, 4), "pairs": 2}}, "mix.hardest=1: .*at least 2"),
+        (
+            {"reweight": {"beta": 1, "until_epoch": 0}},
+            "negatives.reweight.until_epoch=0: leaves no",
+        ),
+        ({"keep": {"band": [0.5, 1], "from_epoch": -1}}, "negatives.keep.from_epoch=-1: must be"),
+        (
+            {"keep": {"band": [0.5, 1], "from_epochs": 1}},
+            "'from_epochs'. Did you mean 'from_epoch'",
+        ),
+        ({"reweight": {"beta": 1, "x": 1}}, "unknown argument 'x'.*beta, from_epoch, until_epoch"),
+        ({"reweight": {"from": 1}}, "negatives.reweight.beta=.*lacks 'to'"),
+    ],
+)
+def test_what_is_impossible_in_some_epoch_is_found_at_once(
+    config: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build(config)
+
+
+def test_all_epochs_are_tried() -> None:
+    narrow = build({"keep": {"band": [line(0, 0.5, 0, 10), 0.51]}})
+    narrow.check(100)
+    with pytest.raises(EmptyBandError, match="M=64"):
+        narrow.check(64)
+    assert narrow.fits(64)  # in the epoch at hand
+    assert not narrow.at(10).fits(64)
+    late = build({"mix": {"hardest": 65, "pairs": 1, "from_epoch": 9}})
+    assert late.fits(64)
+    with pytest.raises(TooFewNegativesError, match="hardest=65.*M=64"):
+        late.check(64)
+
+
+# ---------------------------------------------------------------- one form
+
+
+ends = st.tuples(st.integers(0, 49), st.integers(51, 100)).map(lambda p: (p[0] / 100, p[1] / 100))
+epochs = st.tuples(st.integers(0, 20), st.integers(21, 40))
+
+
+def moving(low: float, high: float) -> st.SearchStrategy:
+    number = st.floats(low, high) | st.integers(int(low) + 1, int(high))
+    return number | st.builds(
+        lambda a, b, e, c: {"from": a, "to": b, "epochs": list(e), **c},
+        number,
+        number,
+        epochs,
+        st.sampled_from([{}, {"curve": "linear"}, {"curve": "cosine"}]),
+    )
+
+
+whole = st.integers(2, 64) | st.integers(2, 64).map(float)
+VERBS = {
+    "keep": st.fixed_dictionaries({"band": ends.map(list)}, optional={"label": st.just("same")}),
+    "drop": st.fixed_dictionaries(
+        {}, optional={"image": st.just("same"), "label": st.just("different")}
+    ).filter(bool),
+    "mix": st.fixed_dictionaries(
+        {"hardest": whole, "pairs": whole}, optional={"detach": st.booleans(), "queries": whole}
+    ),
+    "reweight": moving(0, 5) | moving(0, 5).map(lambda v: {"beta": v}),
+    "debias": st.floats(0, 0.9).map(lambda v: {"tau_plus": v}),
+    "retain": st.fixed_dictionaries({"strength": moving(0, 3)}, optional={"band": ends}),
+}
+times = st.fixed_dictionaries(
+    {}, optional={"from_epoch": st.integers(0, 9), "until_epoch": st.integers(10, 99)}
+)
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> dict[str, Any]:
+    made = {}
+    for verb in draw(st.lists(st.sampled_from(sorted(VERBS)), unique=True)):
+        arguments = draw(VERBS[verb])
+        made[verb] = arguments | draw(times) if isinstance(arguments, dict) else arguments
+    return made
+
+
+def numbers_in(value: Any) -> list[Any]:
+    if isinstance(value, dict | list):
+        parts = value.values() if isinstance(value, dict) else value
+        return [n for part in parts for n in numbers_in(part)]
+    return [value]
+
+
+@given(configs())
+def test_the_config_is_in_one_form(config: dict[str, Any]) -> None:
+    policy = build(config)
+    again = build(policy.config)
+    assert json.dumps(again.config) == json.dumps(policy.config)
+    assert build(OmegaConf.create(config)).config == policy.config
+    assert list(policy.config) == list(config)
+    assert not any(type(n) is int for n in numbers_in(policy.config))
+    for epoch in (0, 9.5, 15, 25, 100):
+        assert values(again.at(epoch)) == values(policy.at(epoch))
+
+
+def test_the_config_in_full() -> None:
+    policy = build({"mix": {"hardest": 8, "pairs": 4, "until_epoch": 7}, "reweight": 1})
+    same = build({"mix": {"until_epoch": 7.0, "pairs": 4.0, "hardest": 8}, "reweight": {"beta": 1}})
+    assert json.dumps(same.config) == json.dumps(policy.config)
+    assert policy.config == {
+        "mix": {"hardest": 8.0, "pairs": 4.0, "queries": 0.0, "detach": True, "until_epoch": 7.0},
+        "reweight": {"beta": 1.0},
+    }
+    assert policy.config["mix"]["detach"] is True
+
+
+def test_synthetic_negatives_may_start_at_none() -> None:
+    config = {"mix": {"hardest": 4, "pairs": {"from": 0, "to": 4, "epochs": [0, 4]}}}
+    policy = build(config)
+    policy.check(8)
+    query = torch.nn.functional.normalize(torch.ones(1, 2), dim=1)
+    vectors = torch.nn.functional.normalize(torch.randn(8, 2), dim=1)
+    pool = full_pool(query @ vectors.T, query=query, vectors=vectors)
+    assert policy(pool) is pool
+    assert [int(policy.at(e)(pool).counts) - 8 for e in (1, 2.4, 2.6, 9)] == [1, 2, 3, 4]
+    config["mix"]["pairs"]["to"] = 0
+    with pytest.raises(ConfigError, match="negatives.mix makes nothing"):
+        build(config)

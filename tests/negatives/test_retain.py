@@ -1,0 +1,128 @@
+"""retain: what it notes of a pool, and how it shifts the age by which keys leave."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import oracles
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from loss_helpers import PAIRS, unit
+
+from solo_hardneg.errors import ConfigError
+from solo_hardneg.negatives import EmptyBandError, build, full_pool
+from solo_hardneg.negatives.retain import Retain
+
+
+def test_defaults() -> None:
+    verb = Retain(1)
+    assert (verb.strength, verb.band, verb.decay) == (1.0, (0.95, 1.0), 0.9)
+    assert verb.chance == pytest.approx(0.05)
+    assert Retain(0, [0.5, 0.9]).chance == pytest.approx(0.4)
+    policy = build({"retain": 0.5})
+    assert policy.config == {"retain": {"strength": 0.5, "band": [0.95, 1.0], "decay": 0.9}}
+    assert policy.needs == {"queue"}
+    assert policy.retains
+    assert policy.retention.strength == 0.5
+
+
+@given(st.integers(1, 5), st.integers(2, 30))
+def test_the_share_of_queries_that_find_each_key_hard(n: int, m: int) -> None:
+    similarity = unit(n, 6, seed=m) @ unit(m, 6, seed=n).T
+    pool = full_pool(similarity)
+    left = build({"retain": {"strength": 1.0, "band": [0.5, 1.0]}})(pool)
+    bands = [oracles.band(row, 0.5, 1.0) for row in similarity.tolist()]
+    expected = [sum(j in band for band in bands) / n for j in range(m)]
+    assert left.hard_share.tolist() == pytest.approx(expected)
+    assert left.present is pool.present
+    assert left.similarity is pool.similarity
+    assert left.count == m
+
+
+def test_it_is_ranked_among_what_the_verbs_above_leave() -> None:
+    pool = full_pool(torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.4, 0.3, 0.2, 0.1]]))
+    config = {"drop": {"band": [0.75, 1.0]}, "retain": {"strength": 1.0, "band": [0.67, 1.0]}}
+    assert build(config)(pool).hard_share.tolist() == [0.0, 0.5, 0.5, 0.0]
+    assert pool.hard_share is None
+
+
+def test_synthetic_negatives_are_ranked_and_have_no_share() -> None:
+    query, vectors = unit(3, 5, seed=1), unit(8, 5, seed=2)
+    pool = full_pool(query @ vectors.T, query=query, vectors=vectors)
+    left = build(PAIRS | {"retain": {"strength": 1.0, "band": [0.5, 1.0]}})(pool)
+    assert left.similarity.shape == (3, 11)
+    assert left.hard_share.shape == (8,)
+    ranked = [oracles.band(row, 0.5, 1.0) for row in left.similarity.tolist()]
+    expected = [sum(j in band for band in ranked) / 3 for j in range(8)]
+    assert left.hard_share.tolist() == pytest.approx(expected)
+
+
+def test_a_band_that_holds_nothing() -> None:
+    with pytest.raises(EmptyBandError, match=r"^negatives.retain.band=\[0.5, 0.6\]: .*M=4"):
+        build({"retain": {"strength": 1.0, "band": [0.5, 0.6]}}).check(4)
+
+
+def test_scores_are_a_moving_average() -> None:
+    verb = Retain(1.0, decay=0.75)
+    scores = verb.average(torch.tensor([0.0, 0.4]), torch.tensor([1.0, 0.0]))
+    torch.testing.assert_close(scores, torch.tensor([0.25, 0.3]))
+    last = Retain(1.0, decay=0.0).average(torch.tensor([0.3]), torch.tensor([0.8]))
+    assert last.item() == pytest.approx(0.8)
+
+
+def test_the_age_that_decides_who_leaves() -> None:
+    """p = 0.5: never hard, half as often as by chance, by chance, 1.5 times, always, L = 10."""
+    scores = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0], dtype=torch.float64)
+    age = torch.full((5,), 7.0, dtype=torch.float64)
+    found = Retain(1.0, [0.5, 1.0]).effective_age(age, scores, 10)
+    assert found.tolist() == [17, 12, 7, 2, -3]
+    assert Retain(0.5, [0.5, 1.0]).effective_age(age, scores, 10).tolist() == [12, 9.5, 7, 4.5, 2]
+    assert Retain(0, [0.5, 1.0]).effective_age(age, scores, 10).tolist() == [7] * 5
+    rare = Retain(1.0, [0.75, 1.0]).effective_age(age, scores, 10)
+    assert rare.tolist() == [17, 7, -3, -3, -3]  # more than twice as often counts as twice
+
+
+@given(
+    st.floats(0, 5),
+    st.lists(st.floats(0, 1), min_size=1, max_size=8),
+    st.integers(1, 100),
+)
+def test_no_key_is_shifted_further_than_its_strength_allows(
+    strength: float, scores: list[float], length: int
+) -> None:
+    age = torch.arange(len(scores)).double()
+    found = Retain(strength).effective_age(age, torch.tensor(scores).double(), length)
+    assert ((found - age).abs() <= strength * length + 1e-9).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"strength": -1},
+            "^negatives.retain.strength=-1: must be a number from 0 up. 1 lets the hardest",
+        ),
+        ({"strength": math.nan}, "negatives.retain.strength=nan"),
+        ({"strength": True}, "negatives.retain.strength=True"),
+        ({}, "missing a required argument: 'strength'"),
+        ({"strength": 1, "band": [0.9, 0.1]}, "negatives.retain.band=.*upside down"),
+        (
+            {"strength": 1, "band": [0, 1]},
+            r"negatives.retain.band=\[0, 1\]: holds all negatives, always. The hardest 5 %",
+        ),
+        ({"strength": 1, "decay": 1}, r"negatives.retain.decay=1.*: must lie in \[0, 1\)"),
+        ({"strength": 1, "decay": -0.1}, "negatives.retain.decay=-0.1"),
+        ({"strength": 1, "decay": "slow"}, "negatives.retain.decay=slow"),
+    ],
+)
+def test_impossible_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build({"retain": arguments})
+
+
+def test_the_ends_of_what_is_allowed() -> None:
+    assert Retain(0, [0.0, 0.99], 0).decay == 0.0
+    assert Retain(1, [0.01, 1.0], 0.999).band == (0.01, 1.0)

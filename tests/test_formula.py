@@ -1,0 +1,381 @@
+"""Mixed, weighed and debiased negatives: the losses against plain loops and closed forms."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import oracles
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from loss_helpers import (
+    BOTH,
+    DEBIAS,
+    EACH,
+    KEEP,
+    PAIRS,
+    POLICIES,
+    REWEIGHT,
+    draws_of,
+    moco,
+    moco_by_loops,
+    recorded_draws,
+    simclr_by_loops,
+    unit,
+)
+from torch import Tensor
+
+from solo_hardneg.losses import info_nce, mocov2plus_loss_func, simclr_loss_func
+from solo_hardneg.negatives import Pool, TooFewNegativesError, build, full_pool
+
+DOUBLE = torch.float64
+HCL = REWEIGHT | DEBIAS
+TWICE = torch.arange(5).repeat(2)
+THRICE = torch.arange(5).repeat(3)
+
+
+def moco_loss(config: dict[str, Any], *tensors: Tensor, **more: Any) -> Tensor:
+    return mocov2plus_loss_func(*tensors, 0.2, policy=build(config), **more)
+
+
+def close(expected: float) -> Any:
+    return pytest.approx(expected, rel=1e-7, abs=1e-12)
+
+
+# ---------------------------------------------------------------- plain loops
+
+
+@EACH
+@pytest.mark.parametrize("temperature", [0.07, 0.5])
+def test_moco_is_the_formula(config: dict[str, Any], temperature: float) -> None:
+    tensors = moco(n=6, dtype=DOUBLE)
+    pools: list[Pool] = []
+    with recorded_draws() as seen:
+        found = mocov2plus_loss_func(
+            *tensors, temperature, policy=build(config), observe=pools.append
+        )
+    expected, floored = moco_by_loops(config, *tensors, temperature, seen)
+    assert found.item() == close(expected)
+    if "debias" in config:
+        assert pools[0].notes["floored"].tolist() == floored
+    else:
+        assert "floored" not in pools[0].notes
+
+
+@EACH
+@pytest.mark.parametrize("indexes", [TWICE, THRICE], ids=["two views", "three views"])
+@pytest.mark.parametrize("temperature", [0.1, 0.5])
+def test_simclr_is_the_formula(config: dict[str, Any], indexes: Tensor, temperature: float) -> None:
+    z = 3 * unit(len(indexes), 6, seed=5, dtype=DOUBLE)
+    pools: list[Pool] = []
+    with recorded_draws() as seen:
+        found = simclr_loss_func(
+            z, indexes, temperature, policy=build(config), observe=pools.append
+        )
+    expected, floored = simclr_by_loops(config, z, indexes.tolist(), temperature, seen)
+    assert found.item() == close(expected)
+    if "debias" in config:
+        assert pools[0].notes["floored"].tolist() == floored
+
+
+def test_floored_rows_are_counted_and_no_others() -> None:
+    tensors = moco(n=40, m=9, d=3, dtype=DOUBLE)
+    pools: list[Pool] = []
+    config = {"debias": {"tau_plus": 0.95}}
+    mocov2plus_loss_func(*tensors, 0.3, policy=build(config), observe=pools.append)
+    _, floored = moco_by_loops(config, *tensors, 0.3, {})
+    assert pools[0].notes["floored"].tolist() == floored
+    assert pools[0].notes["floored"].dtype == torch.float32
+    assert 5 < sum(floored) < 35
+
+
+@settings(max_examples=60)
+@given(
+    st.integers(1, 5),
+    st.integers(2, 41),
+    st.integers(3, 8),
+    st.sampled_from(list(POLICIES.values())),
+    st.integers(0, 1000),
+)
+def test_moco_is_the_formula_at_any_size(
+    n: int, m: int, d: int, config: dict[str, Any], seed: int
+) -> None:
+    tensors = moco(n, m, d, DOUBLE, seed)
+    policy = build(config)
+    if not policy.fits(m):
+        with pytest.raises(TooFewNegativesError, match="M="):
+            mocov2plus_loss_func(*tensors, 0.2, policy=policy)
+        return
+    with recorded_draws() as seen:
+        found = mocov2plus_loss_func(*tensors, 0.2, policy=policy)
+    assert found.item() == close(moco_by_loops(config, *tensors, 0.2, seen)[0])
+
+
+@settings(max_examples=60)
+@given(
+    st.integers(1, 4),
+    st.sampled_from([7, 37]),
+    st.integers(1, 5),
+    st.sampled_from([torch.float16, torch.bfloat16, torch.float32, DOUBLE]),
+    st.sampled_from(list(POLICIES.values())),
+    st.sampled_from([0.05, 0.2, 1.0]),
+)
+def test_loss_and_gradient_are_finite(
+    n: int, m: int, d: int, dtype: torch.dtype, config: dict[str, Any], temperature: float
+) -> None:
+    query, key, queue = moco(n, m, d, dtype)
+    query.requires_grad_()
+    loss = mocov2plus_loss_func(query, key, queue, temperature, policy=build(config))
+    loss.backward()
+    assert loss.dtype == (DOUBLE if dtype == DOUBLE else torch.float32)
+    assert 0 <= loss.item() < math.inf
+    assert query.grad.isfinite().all()
+    if "mix" not in config:
+        tensors = (t.detach().double() for t in (query, key, queue))
+        expected, _ = moco_by_loops(config, *tensors, temperature, {})
+        assert loss.item() == pytest.approx(expected, rel=1e-3, abs=1e-5)
+
+
+# ---------------------------------------------------------------- closed forms
+
+
+def test_without_beta_and_tau_plus_it_is_infonce() -> None:
+    zero = {"reweight": {"beta": 0}, "debias": {"tau_plus": 0}}
+    tensors = moco(dtype=DOUBLE)
+    assert moco_loss(zero, *tensors) == mocov2plus_loss_func(*tensors, 0.2)
+    z = unit(10, 4, dtype=DOUBLE)
+    logits = (z @ z.T / 0.5).fill_diagonal_(-torch.inf)
+    expected = F.cross_entropy(logits, torch.arange(10).roll(5))
+    found = simclr_loss_func(z, TWICE, 0.5, policy=build(zero))
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(simclr_loss_func(z, TWICE, 0.5), expected)
+
+
+def test_without_beta_it_is_dcl() -> None:
+    query, key, queue = moco(n=8, dtype=DOUBLE)
+    top, others = ((query * key).sum(1) / 0.2).exp(), (query @ queue / 0.2).exp().sum(1)
+    g = ((others - 0.1 * 37 * top) / 0.9).clamp(min=37 * math.exp(-1 / 0.2))
+    expected = -(top / (top + g)).log().mean()
+    for config in (DEBIAS, {"reweight": {"beta": 0.0}} | DEBIAS):
+        torch.testing.assert_close(moco_loss(config, query, key, queue), expected)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 10.0])
+def test_equal_negatives_weigh_the_same_whatever_beta_is(beta: float) -> None:
+    query, key, _ = moco(d=3, dtype=DOUBLE)
+    queue = torch.tensor([0.6, 0.8, 0.0], dtype=DOUBLE)[:, None].repeat(1, 40)
+    gap = (query @ queue[:, 0] - (query * key).sum(1)) / 0.2
+    found = moco_loss({"reweight": {"beta": beta}}, query, key, queue)
+    torch.testing.assert_close(found, torch.log1p(40 * gap.exp()).mean())
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.2, 1.0])
+def test_the_floored_loss(temperature: float) -> None:
+    query, _, queue = moco(n=4, dtype=DOUBLE)
+    config = {"debias": {"tau_plus": 0.99}}
+    found = mocov2plus_loss_func(query, query, queue, temperature, policy=build(config))
+    top, low = math.exp(1 / temperature), 37 * math.exp(-1 / temperature)
+    assert found.item() == pytest.approx(math.log(top + low) - 1 / temperature, rel=1e-6)
+
+
+def test_a_large_beta_leaves_the_hardest_alone() -> None:
+    query, key, queue = moco(n=1, dtype=DOUBLE)
+    hardest = (query @ queue).max() / 0.2
+    expected = F.softplus(math.log(37) + hardest - (query * key).sum() / 0.2)
+    found = moco_loss({"reweight": {"beta": 1e4}}, query, key, queue)
+    torch.testing.assert_close(found, expected)
+
+
+# ---------------------------------------------------------------- invariances
+
+
+@EACH
+def test_order_and_rotation_do_not_matter(config: dict[str, Any]) -> None:
+    def loss(q: Tensor, k: Tensor, others: Tensor) -> Tensor:
+        torch.manual_seed(1)
+        return moco_loss(config, q, k, others)
+
+    query, key, queue = moco(dtype=DOUBLE)
+    shuffle = torch.randperm(37, generator=torch.Generator().manual_seed(3))
+    rotation, _ = torch.linalg.qr(unit(7, 7, seed=9, dtype=DOUBLE))
+    expected = loss(query, key, queue)
+    torch.testing.assert_close(loss(query, key, queue[:, shuffle]), expected)
+    rotated = (query @ rotation, key @ rotation, rotation.T @ queue)
+    torch.testing.assert_close(loss(*rotated), expected)
+
+
+@pytest.mark.parametrize("config", [{}, BOTH, HCL, BOTH | HCL])
+def test_the_band_of_all_changes_nothing(config: dict[str, Any]) -> None:
+    found = []
+    for more in ({}, {"keep": {"band": [0.0, 1.0]}}):
+        torch.manual_seed(2)
+        found.append(moco_loss(more | config, *moco(dtype=DOUBLE)))
+        found.append(moco_loss(config | more, *moco(dtype=DOUBLE)))
+    assert found[:2] == found[2:]
+
+
+def test_mixing_does_not_see_the_easy_negatives() -> None:
+    query, key, queue = moco(n=1, dtype=DOUBLE)
+    order = (query @ queue)[0].argsort()
+    changed = queue.clone()
+    changed[:, order[:30]] = -query.T
+    made = []
+    for others in (queue, changed):
+        pools: list[Pool] = []
+        torch.manual_seed(4)
+        moco_loss(BOTH, query, key, others, observe=pools.append)
+        made.append(pools[0].similarity[:, 37:])
+    assert torch.equal(*made)
+
+
+# ---------------------------------------------------------------- traps
+
+
+def one_query(*similarities: float) -> tuple[Tensor, Tensor, Tensor]:
+    """A query, its positive at 0.3, and negatives at the given similarities, in the plane."""
+
+    def at(s: float) -> list[float]:
+        return [s, math.sqrt(1 - s * s)]
+
+    queue = torch.tensor([at(s) for s in similarities], dtype=DOUBLE).T
+    return torch.tensor([[1.0, 0.0]], dtype=DOUBLE), torch.tensor([at(0.3)], dtype=DOUBLE), queue
+
+
+def test_weights_are_normalised_over_the_negatives_present() -> None:
+    config = {"keep": {"band": [0.5, 1.0]}, "reweight": {"beta": 1.0}}
+    found = moco_loss(config, *one_query(-0.9, -0.8, 0.1, 0.4))
+    w = [math.exp(0.1 / 0.2), math.exp(0.4 / 0.2)]
+    g = (w[0] ** 2 + w[1] ** 2) / ((w[0] + w[1]) / 2)  # over 2 of the 4 columns
+    assert found.item() == close(math.log1p(g / math.exp(0.3 / 0.2)))
+
+
+def test_m_is_counted_after_keep() -> None:
+    config = {"keep": {"band": [0.5, 1.0]}, "debias": {"tau_plus": 0.1}}
+    found = moco_loss(config, *one_query(-0.9, -0.8, 0.7, 0.9))
+    top = math.exp(0.3 / 0.2)
+    g = (math.exp(0.7 / 0.2) + math.exp(0.9 / 0.2) - 0.1 * 2 * top) / 0.9
+    assert found.item() == close(math.log1p(g / top))
+    floored = moco_loss(config, *one_query(-1.0, -0.9, -0.8, -0.7))
+    assert floored.item() == close(math.log1p(2 * math.exp(-1 / 0.2) / top))
+
+
+def test_m_counts_synthetic_negatives_too() -> None:
+    config = {"mix": {"hardest": 2, "pairs": 3}, "debias": {"tau_plus": 0.1}}
+    tensors = one_query(-0.5, 0.8, 0.8)  # all pairs are of equal vectors
+    top = math.exp(0.3 / 0.2)
+    g = (math.exp(-0.5 / 0.2) + 5 * math.exp(0.8 / 0.2) - 0.1 * 6 * top) / 0.9
+    assert moco_loss(config, *tensors).item() == close(math.log1p(g / top))
+    low = moco_loss(config, *one_query(-0.9, -0.8, -0.8))
+    assert low.item() == close(math.log1p(6 * math.exp(-1 / 0.2) / top))
+
+
+def test_beta_multiplies_what_the_temperature_has_divided() -> None:
+    found = moco_loss({"reweight": {"beta": 2.0}}, *one_query(0.1, 0.5))
+    w = [math.exp(2 * 0.1 / 0.2), math.exp(2 * 0.5 / 0.2)]
+    g = (w[0] * math.exp(0.1 / 0.2) + w[1] * math.exp(0.5 / 0.2)) / ((w[0] + w[1]) / 2)
+    assert found.item() == close(math.log1p(g / math.exp(0.3 / 0.2)))
+
+
+def test_the_positives_share_is_taken_away_and_not_added() -> None:
+    tensors = one_query(0.5, 0.6)
+    top, others = math.exp(0.3 / 0.2), math.exp(0.5 / 0.2) + math.exp(0.6 / 0.2)
+    found = moco_loss({"debias": {"tau_plus": 0.2}}, *tensors)
+    assert found.item() == close(math.log1p((others - 0.2 * 2 * top) / 0.8 / top))
+
+
+def test_weights_of_a_policy_multiply_those_of_beta() -> None:
+    similarity = torch.tensor([[0.1, 0.5, 0.9]], dtype=DOUBLE)
+    own = torch.tensor([[1.0, 3.0, 7.0]], dtype=DOUBLE)
+    present = torch.tensor([[True, True, False]])
+    positive = torch.tensor([0.3], dtype=DOUBLE)
+    for beta in (0.0, 2.0):
+        pool = Pool(similarity, present, log_weight=own.log(), beta=beta)
+        losses, floored = info_nce(positive, pool, 0.2)
+        w = [1 * math.exp(beta * 0.1 / 0.2), 3 * math.exp(beta * 0.5 / 0.2)]
+        g = (w[0] * math.exp(0.1 / 0.2) + w[1] * math.exp(0.5 / 0.2)) / (sum(w) / 2)
+        assert losses.item() == close(math.log1p(g / math.exp(0.3 / 0.2)))
+        assert floored.tolist() == [False]
+
+
+def test_tau_plus_goes_with_the_mean_of_several_positives() -> None:
+    """Three views of two images: two positives of each row, three negatives."""
+    z = unit(6, 3, seed=11, dtype=DOUBLE)
+    found = simclr_loss_func(
+        z, torch.tensor([0, 1, 0, 1, 0, 1]), 1.0, policy=build({"debias": {"tau_plus": 0.05}})
+    )
+    e = (z @ z.T).exp()
+    losses = []
+    for i in range(6):
+        tops = e[i, i % 2 :: 2].sum() - e[i, i]
+        g = (e[i, 1 - i % 2 :: 2].sum() - 0.05 * 3 * tops / 2) / 0.95
+        assert g > 3 * math.exp(-1)
+        losses.append(((tops + g) / tops).log())
+    torch.testing.assert_close(found, torch.stack(losses).mean())
+
+
+def test_the_own_image_in_the_queue_is_dropped() -> None:
+    query, key, queue = moco(n=2, m=6, dtype=DOUBLE)
+    images = torch.tensor([4, 8, 8, 4, 8, 3])
+    config = {"drop": {"image": "same"}} | HCL
+    found = moco_loss(
+        config, query, key, queue, query_indexes=torch.tensor([4, 5]), queue_indexes=images
+    )
+    losses = []
+    for row, columns in ((0, [1, 2, 4, 5]), (1, range(6))):
+        negatives = [oracles.dot(query[row], queue[:, j]) for j in columns]
+        positive = oracles.dot(query[row], key[row])
+        losses.append(oracles.loss([positive], negatives, 0.2, 0.7, 0.1))
+    assert found.item() == close(sum(map(float, losses)) / 2)
+
+
+def test_queries_with_fewer_negatives_than_others() -> None:
+    """Classes leave 8, 5 and 2 of 8; each query mixes from those that it has."""
+    query, key, queue = moco(n=3, m=8, dtype=DOUBLE)
+    classes = [1, 1, 1, 2, 2, 2, 2, 2]
+    classes[0] = 2
+    own = [0, 1, 2]
+    pools: list[Pool] = []
+    config = {"drop": {"label": "same"}} | BOTH | HCL
+    with recorded_draws() as seen:
+        found = moco_loss(
+            config,
+            query,
+            key,
+            queue,
+            query_labels=torch.tensor(own),
+            queue_labels=torch.tensor(classes),
+            observe=pools.append,
+        )
+    losses = []
+    for i in range(3):
+        same = [j for j in range(8) if classes[j] == own[i]]
+        q = query[i].tolist()
+        left = oracles.leave(config, q, queue.T.tolist(), range(8), draws_of(seen, i), same)
+        losses.append(oracles.loss([oracles.dot(q, key[i].tolist())], left[0], 0.2, 0.7, 0.1))
+    assert found.item() == close(sum(losses) / 3)
+    assert pools[0].notes["mix_short"].tolist() == [0.0, 0.0, 1.0]
+    assert pools[0].notes["synthetic"].tolist() == [6.0] * 3
+    assert pools[0].counts.tolist() == [14, 12, 8]
+
+
+def test_info_nce_of_similarities_alone() -> None:
+    similarity = torch.tensor([[0.1, 0.5], [0.2, 0.3]], dtype=DOUBLE)
+    positive = torch.tensor([0.3, 0.4], dtype=DOUBLE)
+    losses, floored = info_nce(positive, full_pool(similarity), 0.2)
+    expected = [oracles.info_nce(0.3, [0.1, 0.5], 0.2), oracles.info_nce(0.4, [0.2, 0.3], 0.2)]
+    assert losses.tolist() == close(expected)
+    assert floored.tolist() == [False, False]
+    assert floored.dtype == torch.bool
+
+
+def test_knobs_and_counts_behind_all_verbs() -> None:
+    pools: list[Pool] = []
+    tensors = moco(dtype=DOUBLE)
+    moco_loss(KEEP | PAIRS | HCL, *tensors, observe=pools.append)
+    assert pools[0].similarity.shape == (5, 40)
+    assert pools[0].count == 28 + 3
+    assert pools[0].counts.tolist() == [31] * 5
+    assert (pools[0].beta, pools[0].tau_plus) == (0.7, 0.1)
