@@ -1,4 +1,4 @@
-"""Which negatives does MoCo need? All, the hardest 5 % and the easiest 95 %, on real images.
+"""Which negatives do MoCo and SimCLR need? Several choices, on real images.
 
 Trains and evaluates on the 1,797 handwritten digits that scikit-learn ships, so nothing is
 downloaded. What is there already is not done again.
@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,19 +24,60 @@ from rich.table import Table
 
 import solo_hardneg
 
-POLICIES = {
-    "all": "all negatives (MoCo v2)",
-    "hardest_5": "only the hardest 5 %",
-    "easiest_95": "only the easiest 95 %",
-}
 # Small enough for two cores and some minutes; everything else is as the configs have it.
-PRETRAIN = (
+SMALL = (
     "data=digits",
     "optimizer.batch_size=64",
-    "optimizer.lr=0.12",
     "scheduler.warmup_epochs=2",
-    "method_kwargs.queue_size=1024",
     "knn_eval.enabled=True",
+)
+MOCO = ("optimizer.lr=0.12", "method_kwargs.queue_size=1024")
+SIMCLR = ("optimizer.lr=0.4",)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One row of the table.
+
+    Attributes:
+        name: the folder of its runs.
+        title: what it is, for a person.
+        config: the config's name.
+        overrides: what differs from it, beside what all have.
+        baseline: the name of the choice that it is compared with; its own for a baseline.
+    """
+
+    name: str
+    title: str
+    config: str
+    overrides: tuple[str, ...]
+    baseline: str
+
+
+def _moco(name: str, title: str, *more: str) -> Choice:
+    return Choice(name, title, "mocov2_banded", (*MOCO, *more), "all")
+
+
+def _simclr(name: str, title: str, *more: str, config: str = "simclr_sscl") -> Choice:
+    return Choice(name, title, config, (*SIMCLR, *more), "simclr")
+
+
+ALL = _moco("all", "all (MoCo v2)", "negatives=all")
+HARDEST = _moco("hardest_5", "hardest 5 %", "negatives=hardest_5")
+BANDS = (ALL, HARDEST, _moco("easiest_95", "easiest 95 %", "negatives=easiest_95"))
+# As SSCL has them, s is an eighth of the batch and k a thirty-second (section 4.1.2); as MoCHi has
+# them, s and k are a sixteenth of the queue and k' a hundred and twenty-eighth.
+_BATCH = ("negatives.mix.hardest=8", "negatives.mix.pairs=2")
+_QUEUE = ("negatives.mix.hardest=64", "negatives.mix.pairs=64", "negatives.mix.queries=8")
+METHODS = (
+    _simclr("simclr", "SimCLR", config="simclr"),
+    _simclr("dcl", "DCL", "negatives=dcl"),
+    _simclr("hcl", "HCL", "negatives=hcl"),
+    _simclr("sscl", "SSCL", "negatives=sscl", *_BATCH),
+    replace(ALL, title="MoCo v2"),
+    _moco("mochi", "MoCHi", "negatives=mochi", *_QUEUE),
+    replace(HARDEST, title="banded, hardest 5 %"),
+    _moco("curriculum", "curriculum", "negatives=curriculum"),
 )
 LINEAR = ("data=digits", "optimizer.batch_size=64", "optimizer.lr=4.0")
 console = Console()
@@ -53,6 +94,14 @@ class Outcome:
 
 
 def main(
+    methods: Annotated[
+        bool,
+        typer.Option(
+            "--methods",
+            help="compare SimCLR, DCL, HCL, SSCL, MoCo v2, MoCHi, banded and curriculum "
+            "instead of three bands",
+        ),
+    ] = False,
     out: Annotated[Path, typer.Option(help="where runs and results go, from the checkout")] = Path(
         "runs/quickstart"
     ),
@@ -60,22 +109,23 @@ def main(
     linear_epochs: Annotated[int, typer.Option(min=1, help="epochs of linear evaluation")] = 15,
     seed: Annotated[int, typer.Option(help="seed of everything random")] = 5,
 ) -> None:
-    """Train and evaluate MoCo v2 on all, the hardest 5 % and the easiest 95 % of its negatives."""
+    """Train and evaluate on several choices of negatives, and print one table."""
     os.environ["SOLO_HARDNEG_HOST"] = "standalone"  # solo-learn knows no digits
     from solo_hardneg.standalone import run
 
     began = time.time()
     results: dict[str, tuple[Outcome, Outcome]] = {}
     common = (f"seed={seed}", "++log_every_n_steps=10")
-    for number, (policy, meaning) in enumerate(POLICIES.items(), 1):
-        console.print(Rule(f"{number} of {len(POLICIES)}: {meaning}"))
-        home = out / policy
+    choices = METHODS if methods else BANDS
+    for number, choice in enumerate(choices, 1):
+        console.print(Rule(f"{number} of {len(choices)}: {choice.title}"))
+        home = out / choice.name
         pretrained = step(
             home,
             "pretrain",
             run.pretrain,
-            "mocov2_banded",
-            (*PRETRAIN, *common, f"negatives={policy}", f"max_epochs={epochs}"),
+            choice.config,
+            (*SMALL, *common, *choice.overrides, f"max_epochs={epochs}"),
         )
         source = f"pretrained_feature_extractor='{pretrained.checkpoint}'"
         evaluated = step(
@@ -85,8 +135,9 @@ def main(
             "linear",
             (*LINEAR, *common, source, f"max_epochs={linear_epochs}"),
         )
-        results[policy] = pretrained, evaluated
-    report(out, results, time.time() - began)
+        results[choice.name] = pretrained, evaluated
+    report(out / ("methods.md" if methods else "table.md"), choices, results)
+    console.print(f"{time.time() - began:.0f} seconds in all.")
 
 
 def step(
@@ -124,40 +175,42 @@ def step(
     return outcome
 
 
-def report(out: Path, results: dict[str, tuple[Outcome, Outcome]], seconds: float) -> None:
+def report(
+    markdown: Path, choices: tuple[Choice, ...], results: dict[str, tuple[Outcome, Outcome]]
+) -> None:
     """Prints the table, and writes it as Markdown beside the runs."""
-    columns = ["negatives", "linear", "to all", "kNN", "to all", "online", "kept"]
-    rows = []
-    for policy, (pretrained, evaluated) in results.items():
-        linear, knn = (evaluated.metrics[m] for m in ("val_acc1", "val_knn_acc1"))
-        base = results["all"][1].metrics
-        rows.append(
-            [
-                POLICIES[policy],
-                f"{linear:.1f} %",
-                "" if policy == "all" else f"{linear - base['val_acc1']:+.1f}",
-                f"{knn:.1f} %",
-                "" if policy == "all" else f"{knn - base['val_knn_acc1']:+.1f}",
-                f"{pretrained.metrics['val_acc1']:.1f} %",
-                f"{pretrained.metrics['negatives/present_step']:.0f}",
-            ]
-        )
-    table = Table(title="Top-1 accuracy on 360 digits that were never trained on")
+    columns = ["negatives", "linear", "diff", "kNN", "diff", "online", "kept", "made"]
+    rows = [[choice.title, *cells(choice, results)] for choice in choices]
+    table = Table(title="Top-1 accuracy in percent, on 360 digits that were never trained on")
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right", no_wrap=number == 0)
     for row in rows:
         table.add_row(*row)
     console.print(table)
     lines = [columns, ["---"] + ["---:"] * (len(columns) - 1), *rows]
-    markdown = out / "table.md"
     markdown.write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))
-    console.print("kept: how many negatives each query meets.")
+    console.print("diff: to the nearest row above that has none, its baseline.")
+    console.print("kept: how many negatives each query meets at the end; made: of them synthetic.")
     console.print("One seed and a small set: differences of up to three points are noise.")
-    for policy, outcomes in results.items():
-        places = " and ".join(str(Path(o.folder).resolve()) for o in outcomes)
-        console.print(f"{POLICIES[policy]}: {places}", soft_wrap=True)
+    for choice in choices:
+        places = " and ".join(str(Path(o.folder).resolve()) for o in results[choice.name])
+        console.print(f"{choice.title}: {places}", soft_wrap=True)
     console.print(f"The table: {markdown.resolve()}", soft_wrap=True)
-    console.print(f"{seconds:.0f} seconds in all.")
+
+
+def cells(choice: Choice, results: dict[str, tuple[Outcome, Outcome]]) -> list[str]:
+    """A row of the table, without its title."""
+    pretrained, evaluated = (outcome.metrics for outcome in results[choice.name])
+    base = results.get(choice.baseline)
+    row = []
+    for metric in ("val_acc1", "val_knn_acc1"):
+        other = None if base is None or choice.name == choice.baseline else base[1].metrics[metric]
+        row.append(f"{evaluated[metric]:.1f}")
+        row.append("" if other is None else f"{evaluated[metric] - other:+.1f}")
+    row.append(f"{pretrained['val_acc1']:.1f}")
+    # The baselines of the hosts keep all, and say nothing.
+    kept, made = (pretrained.get(f"negatives/{n}_step") for n in ("present", "synthetic"))
+    return [*row, "all" if kept is None else f"{kept:.0f}", "" if made is None else f"{made:.0f}"]
 
 
 if __name__ == "__main__":

@@ -26,18 +26,18 @@ def quickstart(folder: Path, *arguments: str) -> str:
 def test_three_policies_one_table_and_no_work_twice(tmp_path: Path) -> None:
     first = quickstart(tmp_path)
     table = (tmp_path / "runs" / "table.md").read_text()
-    rows = [line.strip("| \n").split(" | ") for line in table.splitlines()]
+    rows = [line.removeprefix("| ").removesuffix(" |").split(" | ") for line in table.splitlines()]
     assert [row[0] for row in rows[2:]] == [
-        "all negatives (MoCo v2)",
-        "only the hardest 5 %",
-        "only the easiest 95 %",
+        "all (MoCo v2)",
+        "hardest 5 %",
+        "easiest 95 %",
     ]
     # 22 steps of 64 keys have filled the queue of 1,024: all of it, 52 and 972 of it.
-    assert [row[-1] for row in rows[2:]] == ["1024", "52", "972"]
+    assert [row[-2] for row in rows[2:]] == ["1024", "52", "972"]
     for policy, row in zip(POLICIES, rows[2:], strict=True):
         home = tmp_path / "runs" / policy
         linear = json.loads((home / "linear.json").read_text())
-        assert row[1] == f"{linear['metrics']['val_acc1']:.1f} %"
+        assert row[1] == f"{linear['metrics']['val_acc1']:.1f}"
         assert 0 < linear["metrics"]["val_knn_acc1"] <= 100
         pretrained = json.loads((home / "pretrain.json").read_text())
         for outcome in (pretrained, linear):
@@ -53,3 +53,28 @@ def test_three_policies_one_table_and_no_work_twice(tmp_path: Path) -> None:
     assert before.items() < after.items()
     assert len(after) == 7
     assert (tmp_path / "runs" / "table.md").read_text() == table
+
+
+def test_all_methods_of_the_papers_in_one_table(tmp_path: Path) -> None:
+    shown = quickstart(tmp_path, "--methods")
+    table = (tmp_path / "runs" / "methods.md").read_text()
+    rows = [line.removeprefix("| ").removesuffix(" |").split(" | ") for line in table.splitlines()]
+    found = {row[0]: row[1:] for row in rows[2:]}
+    assert list(found) == [
+        *("SimCLR", "DCL", "HCL", "SSCL"),
+        *("MoCo v2", "MoCHi", "banded, hardest 5 %", "curriculum"),
+    ]
+    # Of 2 * 64 - 2 negatives and a queue of 1,024, and with those that are made of them.
+    kept = {name: tuple(cells[-2:]) for name, cells in found.items()}
+    assert kept["SimCLR"] == ("all", "")
+    assert kept["DCL"] == kept["HCL"] == ("126", "")
+    assert kept["SSCL"] == ("128", "2")
+    assert kept["MoCo v2"] == ("1024", "")
+    assert kept["MoCHi"] == ("1096", "72")
+    assert kept["banded, hardest 5 %"] == ("52", "")
+    assert 52 <= int(kept["curriculum"][0]) < 1024
+    for name, cells in found.items():
+        assert (cells[1] == "") == (name in ("SimCLR", "MoCo v2"))
+        assert name in shown
+    differences = {name: float(c[0]) - float(found["MoCo v2"][0]) for name, c in found.items()}
+    assert float(found["MoCHi"][1]) == pytest.approx(differences["MoCHi"], abs=0.11)

@@ -6,18 +6,18 @@ import copy
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise, product
+from itertools import pairwise
 from typing import Any
 
-import torch
 from omegaconf import OmegaConf
 
 from solo_hardneg.errors import ConfigError
 from solo_hardneg.negatives import schedule
 from solo_hardneg.negatives.band import TooFewNegativesError
-from solo_hardneg.negatives.pool import Pool, full_pool
+from solo_hardneg.negatives.pool import Pool
 from solo_hardneg.negatives.registry import TIMES, Transform, arguments_of, available, create
 from solo_hardneg.negatives.retain import Retain
+from solo_hardneg.negatives.trial import try_out
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,14 @@ class Policy:
         needs: what it needs beside the similarities, in any epoch: any of ``labels``,
             ``indexes``, ``queue``.
         reserve: how much longer than K the queue must be, as a share of K.
+        moving: the verbs that have a schedule.
         retains: whether the queue keeps hard keys in some epoch; see :attr:`retention`.
     """
 
     def __init__(self, plans: Mapping[str, Plan]):
         self._plans = dict(plans)
         self.config = {name: plan.config for name, plan in self._plans.items()}
+        self.moving = {n for n, plan in plans.items() if schedule.inside(plan.arguments)}
         self.needs: frozenset[str] = frozenset()
         self.reserve = 0.0
         self.retains = False
@@ -114,12 +116,12 @@ class Policy:
                 fewer than are to be mixed, or the verbs together leave none.
         """
         for epoch in self._moments:
-            self.at(epoch)._check_now(count)
+            try_out(self.at(epoch), count)
 
     def fits(self, count: int) -> bool:
         """Whether ``count`` negatives are enough for the verbs of this epoch."""
         try:
-            self._check_now(count)
+            try_out(self, count)
         except TooFewNegativesError:
             return False
         return True
@@ -149,50 +151,6 @@ class Policy:
         knots = sorted({0.0, *(e for plan in self._plans.values() for e in plan.epochs())})
         between = [a + (b - a) * i / 8 for a, b in pairwise(knots) for i in range(1, 8)]
         return sorted({*knots, *between})
-
-    def _check_now(self, count: int) -> None:
-        problem: TooFewNegativesError | None = None
-        marks = _made_up_marks(count)
-        kinds = [marks if need in self.needs else [None] for need in ("labels", "indexes")]
-        for labels, indexes in product(*kinds):
-            try:
-                with torch.random.fork_rng(devices=[]):  # a trial takes nothing from the run's
-                    left = self(_made_up_pool(count, labels, indexes))
-            except TooFewNegativesError as error:
-                problem = problem or error
-                continue
-            if count == 0 or bool(left.present.any()):
-                return
-        raise problem or TooFewNegativesError(
-            f"negatives={self.config}: leaves none of M={count} negatives. Its verbs apply from "
-            "top to bottom; take one of them out."
-        )
-
-
-def _made_up_marks(count: int) -> list[torch.Tensor]:
-    """Classes, or images, of ``count`` negatives of a query of class 1.
-
-    How many share the query's is not known, so half of them do, or all but the easiest, or only
-    the hardest: what leaves something in one of these cases is not impossible.
-    """
-    places = torch.arange(count)
-    return [places % 2, (places > 0).long(), (places == count - 1).long()]
-
-
-def _made_up_pool(count: int, labels: torch.Tensor | None, indexes: torch.Tensor | None) -> Pool:
-    one = torch.ones(1, dtype=torch.long)
-    cosines = torch.linspace(-1, 1, count)
-    vectors = torch.stack([cosines, (1 - cosines**2).clamp(min=0).sqrt()], dim=1)
-    return full_pool(
-        cosines[None, :],
-        query_labels=one,
-        labels=labels,
-        query_indexes=one,
-        indexes=indexes,
-        age=torch.arange(count),
-        query=torch.tensor([[1.0, 0.0]]),
-        vectors=vectors,
-    )
 
 
 def build(config: Mapping[str, Any] | None) -> Policy:

@@ -1,8 +1,10 @@
-"""A MoCo model small enough to look into: a linear backbone on 8 x 8 images."""
+"""Our methods, small enough to look into: a linear backbone on 8 x 8 images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -13,31 +15,63 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from solo_hardneg.methods import MoCoV2Banded
+from solo_hardneg.host import SimCLR
+from solo_hardneg.methods import MoCoV2Banded, MoCoV2SSCL, SimCLRBanded, SimCLRSSCL
+from solo_hardneg.negatives import Pool
 
-BATCH, QUEUE, CLASSES = 4, 12, 3
+BATCH, QUEUE, CLASSES, FEATURES = 4, 12, 3, 32
+AS_COMPOSED = object()
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No large backbones, which :class:`Small` would replace, and no threads that wait."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setattr(
+        "solo_hardneg.standalone.base.build_backbone", lambda *_: (nn.Flatten(), FEATURES)
+    )
+    yield
+    torch.set_num_threads(threads)
+
+
+@functools.cache
+def composed(method: str, *overrides: str) -> DictConfig:
+    queue = [f"method_kwargs.queue_size={QUEUE}"] if method.startswith("moco") else []
+    with initialize_config_module("solo_hardneg.configs", version_base="1.2"):
+        cfg = compose(
+            "mocov2_banded" if queue else "simclr",
+            [
+                "data=digits",
+                f"method={method}",
+                f"optimizer.batch_size={BATCH}",
+                *queue,
+                "method_kwargs.temperature=0.2",
+                "method_kwargs.proj_hidden_dim=16",
+                "method_kwargs.proj_output_dim=8",
+                "optimizer.lr=0.5",
+                "scheduler.warmup_epochs=0",
+                "max_epochs=4",
+                *overrides,
+            ],
+        )
+    OmegaConf.set_struct(cfg, False)
+    return cfg
 
 
 @pytest.fixture
 def config() -> Callable[..., DictConfig]:
-    """``config("negatives=all", ...)`` composes mocov2_banded at the size of these tests."""
+    """``config("negatives=all", method=..., negatives={...})`` at the size of these tests.
 
-    def make(*overrides: str) -> DictConfig:
-        with initialize_config_module("solo_hardneg.configs", version_base="1.2"):
-            cfg = compose(
-                "mocov2_banded",
-                [
-                    "data=digits",
-                    f"optimizer.batch_size={BATCH}",
-                    f"method_kwargs.queue_size={QUEUE}",
-                    "method_kwargs.proj_hidden_dim=16",
-                    "method_kwargs.proj_output_dim=8",
-                    "optimizer.lr=0.5",
-                    "max_epochs=4",
-                    *overrides,
-                ],
-            )
-        OmegaConf.set_struct(cfg, False)
+    ``negatives`` takes the place of what the config has; left out, it is mocov2_banded's.
+    """
+
+    def make(
+        *overrides: str, method: str = "mocov2_banded", negatives: Any = AS_COMPOSED
+    ) -> DictConfig:
+        cfg = copy.deepcopy(composed(method, *overrides))
+        if negatives is not AS_COMPOSED:
+            cfg.negatives = negatives
         # What the host's parse_cfg would add.
         cfg.data.num_classes = CLASSES
         cfg.data.num_large_crops, cfg.data.num_small_crops = 2, 0
@@ -63,8 +97,8 @@ class Images(Dataset):
         return index, views, index % CLASSES if self.labelled else -1
 
 
-class SmallMoCo(MoCoV2Banded):
-    """Ours, with a backbone that takes no time."""
+class Small:
+    """A method with a backbone that takes no time, which takes down what happens."""
 
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
@@ -72,11 +106,24 @@ class SmallMoCo(MoCoV2Banded):
             small = nn.Sequential(
                 nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, self.features_dim)
             )
-            setattr(self, name, small)
-        self.momentum_backbone.load_state_dict(self.backbone.state_dict())
-        self.momentum_backbone.requires_grad_(False)
+            if hasattr(self, name):
+                setattr(self, name, small)
+        if hasattr(self, "momentum_backbone"):
+            self.momentum_backbone.load_state_dict(self.backbone.state_dict())
+            self.momentum_backbone.requires_grad_(False)
         self.losses: list[float] = []
         self.batches: list[list[int]] = []
+        self.pools: list[Pool] = []
+
+    @property
+    def counts(self) -> list[int]:
+        """How many negatives the queries of each step had, where all had the same."""
+        assert all(len(pool.counts.unique()) == 1 for pool in self.pools)
+        return [int(pool.counts[0]) for pool in self.pools]
+
+    def observe(self, pool: Pool) -> None:
+        super().observe(pool)
+        self.pools.append(pool)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)
@@ -85,14 +132,38 @@ class SmallMoCo(MoCoV2Banded):
         return loss
 
 
-@pytest.fixture
-def model(config: Callable[..., DictConfig]) -> Callable[..., SmallMoCo]:
-    """``model("negatives=all", ...)``, seeded."""
+class SmallMoCo(Small, MoCoV2Banded): ...
 
-    def make(*overrides: str) -> SmallMoCo:
-        cfg = config(*overrides)
+
+class SmallMoCoSSCL(Small, MoCoV2SSCL): ...
+
+
+class SmallSimCLR(Small, SimCLRBanded): ...
+
+
+class SmallSimCLRSSCL(Small, SimCLRSSCL): ...
+
+
+class SmallHostsSimCLR(Small, SimCLR): ...
+
+
+SMALL = {
+    "mocov2_banded": SmallMoCo,
+    "mocov2_sscl": SmallMoCoSSCL,
+    "simclr_banded": SmallSimCLR,
+    "simclr_sscl": SmallSimCLRSSCL,
+    "simclr": SmallHostsSimCLR,
+}
+
+
+@pytest.fixture
+def model(config: Callable[..., DictConfig]) -> Callable[..., Small]:
+    """``model("negatives=all", method=..., negatives={...})``, seeded."""
+
+    def make(*overrides: str, method: str = "mocov2_banded", **changes: Any) -> Small:
+        cfg = config(*overrides, method=method, **changes)
         torch.manual_seed(0)
-        return SmallMoCo(cfg)
+        return SMALL[method](cfg)
 
     return make
 
@@ -101,9 +172,7 @@ def model(config: Callable[..., DictConfig]) -> Callable[..., SmallMoCo]:
 def fit() -> Callable[..., Trainer]:
     """``fit(model, epochs, ckpt_path=...)`` trains on 16 images, 4 steps an epoch."""
 
-    def run(
-        model: SmallMoCo, epochs: int = 1, ckpt_path: str | None = None, **images: Any
-    ) -> Trainer:
+    def run(model: Small, epochs: int = 1, ckpt_path: str | None = None, **images: Any) -> Trainer:
         trainer = Trainer(
             max_epochs=epochs,
             accelerator="cpu",
@@ -118,3 +187,15 @@ def fit() -> Callable[..., Trainer]:
         return trainer
 
     return run
+
+
+@pytest.fixture
+def batch() -> Callable[..., list[Any]]:
+    """``batch(classes=[...])``: images 50, 51, … in two views, of classes 0, 1, 2, 0 by default."""
+
+    def make(classes: tuple[int, ...] = (0, 1, 2, 0)) -> list[Any]:
+        generator = torch.Generator().manual_seed(4)
+        views = [torch.randn(len(classes), 3, 8, 8, generator=generator) for _ in range(2)]
+        return [torch.arange(50, 50 + len(classes)), views, torch.tensor(classes)]
+
+    return make

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from solo_hardneg.errors import ConfigError, DataError
 from solo_hardneg.losses import mocov2plus_loss_func
-from solo_hardneg.negatives import EmptyBandError
+from solo_hardneg.negatives import EmptyBandError, full_pool
 
 Maker = Callable[..., Any]
 
@@ -149,6 +149,19 @@ def test_the_reserve_makes_the_queue_longer(model: Maker) -> None:
     assert model("negatives=drop_same_class").queue_size == 12
     longer = model("negatives=drop_same_class", "negatives.fill={kind:older,reserve:0.5}")
     assert longer.queue.shape[2] == 18
+    odd = model(negatives={"drop": {"label": "same"}, "fill": {"kind": "older", "reserve": 0.1}})
+    assert odd.queue.shape[2] == 14  # 13.2, and it may well be no multiple of the batch
+    assert model("negatives=all").queue.shape[2] == 12
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_the_indexes_of_the_queue_reach_the_policy(model: Maker, symmetric: bool) -> None:
+    overrides = f"method_kwargs.symmetric={symmetric}"
+    moco = filled(model(overrides, negatives={"drop": {"image": "same"}}))
+    moco.queue_indexes[[3, 4, 8]] = torch.tensor([51, 51, 53])
+    moco.training_step(batch(), 0)
+    assert [pool.counts.tolist() for pool in moco.pools] == [[12, 10, 12, 11]] * len(moco.pools)
+    assert len(moco.pools) == 1 + symmetric
 
 
 def test_a_short_reserve_is_said_once(model: Maker, fit: Maker) -> None:
@@ -162,6 +175,74 @@ def test_a_short_reserve_is_said_once(model: Maker, fit: Maker) -> None:
     with pytest.warns(UserWarning, match=r"fill=older: .*Raise negatives.fill.reserve") as caught:
         fit(moco, epochs=3)
     assert sum("fill=older" in str(w.message) for w in caught) == 1
+
+
+# ---------------------------------------------------------------- said once
+
+SAID = {
+    "floored": (
+        "negatives.debias: what it leaves of the negatives' sum is at its floor, so that they "
+        "teach nothing, for {} Lower negatives.debias.tau_plus, or raise "
+        "method_kwargs.temperature."
+    ),
+    "fill_short": (
+        "negatives.fill=older: the reserve can't replace all dropped negatives of {} Raise "
+        "negatives.fill.reserve, a share of the queue's size."
+    ),
+    "mix_short": (
+        "negatives.mix: fewer negatives than negatives.mix.hardest are there for {} Those are "
+        "mixed. Lower it."
+    ),
+}
+
+
+@pytest.mark.parametrize("method", ["mocov2_banded", "simclr_banded"])
+@pytest.mark.parametrize("name", SAID)
+def test_what_concerns_most_queries_is_said_once(
+    model: Maker, recwarn: pytest.WarningsRecorder, method: str, name: str
+) -> None:
+    ours, logged = model(method=method, negatives={}), []
+    ours.log = lambda key, value, **how: logged.append((key, float(value), how))
+
+    def observe(concerned: int) -> list[str]:
+        recwarn.clear()
+        rows = torch.arange(8) < concerned
+        ours.observe(
+            full_pool(torch.zeros(8, 3)).note(**{name: rows.float(), "synthetic": 4 * rows.float()})
+        )
+        return [str(w.message) for w in recwarn if w.category is UserWarning]
+
+    assert observe(3) == observe(4) == []
+    where = f"62% of the queries at this step (logged as negatives/{name})."
+    assert observe(5) == [SAID[name].format(where)]
+    assert observe(8) == observe(5) == []
+    how = {"on_epoch": True, "sync_dist": True}
+    assert logged[:3] == [
+        ("negatives/present", 3.0, how),
+        (f"negatives/{name}", 3 / 8, how),
+        ("negatives/synthetic", 4 * 3 / 8, how),
+    ]
+    ours.observe(full_pool(torch.zeros(8, 3)).note(other=torch.ones(8)))
+    for other in SAID.keys() - {name}:  # what was said is not all that is to be said
+        with pytest.warns(UserWarning, match="100% of the queries"):
+            ours.observe(full_pool(torch.zeros(2, 3)).note(**{other: torch.ones(2)}))
+
+
+@pytest.mark.parametrize("method", ["mocov2_banded", "simclr_banded"])
+def test_what_a_run_logs_of_its_negatives(model: Maker, fit: Maker, method: str) -> None:
+    negatives = {"mix": {"hardest": 3, "pairs": 2, "queries": 1}, "debias": {"tau_plus": 0.9}}
+    ours = model(method=method, negatives=negatives)
+    with pytest.warns(UserWarning, match="at its floor") as caught:
+        logged = fit(ours, epochs=2).callback_metrics
+    assert sum("at its floor" in str(w.message) for w in caught) == 1
+    whole = 12 if method == "mocov2_banded" else 6
+    assert logged["negatives/present"] == whole + 3
+    assert logged["negatives/synthetic"] == 3
+    floored = [float(pool.notes["floored"].mean()) for pool in ours.pools if pool.tau_plus]
+    assert logged["negatives/floored_epoch"] == pytest.approx(sum(floored[-4:]) / 4)
+    assert logged["negatives/floored"] > 0.5
+    plain = model(method=method, negatives={"reweight": 1.0})
+    assert "negatives/floored" not in fit(plain).callback_metrics
 
 
 # ---------------------------------------------------------------- bad input

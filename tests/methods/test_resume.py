@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,39 +14,76 @@ import pytest
 import torch
 
 from solo_hardneg.errors import CheckpointError
+from solo_hardneg.host import MoCoV2Plus, SimCLR
 from solo_hardneg.methods import fingerprint, rng
 
 Maker = Callable[..., Any]
 STEPS = 4
 
 
+MIX = {"hardest": 3, "pairs": 4, "queries": 2}
+EVERYTHING = {
+    "keep": {"band": [{"from": 0.0, "to": 0.6, "epochs": [0.5, 3.5], "curve": "cosine"}, 1.0]},
+    "mix": {**MIX, "until_epoch": 3.5},
+    "reweight": {"beta": {"from": 0.0, "to": 1.0, "epochs": [0, 4]}},
+    "debias": {"tau_plus": 0.01, "from_epoch": 2.25},
+}
+
+
 @pytest.mark.parametrize(
-    "overrides",
+    ("method", "overrides", "negatives"),
     [
-        ["negatives=hardest_5", "negatives.keep.band=[0.5,1.0]"],
-        ["negatives=drop_same_class", "method_kwargs.symmetric=true"],
+        ("mocov2_banded", [], {"keep": {"band": [0.5, 1.0]}}),
+        ("mocov2_banded", ["symmetric=true"], {"drop": {"label": "same"}, "fill": "older"}),
+        ("mocov2_banded", [], {"mix": MIX}),
+        ("mocov2_banded", [], {"retain": {"strength": 2.0, "band": [0.5, 1.0]}}),
+        ("mocov2_sscl", ["symmetric=true"], {"retain": 1.0, **EVERYTHING}),
+        ("simclr_banded", [], {"keep": {"band": [0.5, 1.0], "from_epoch": 2}}),
+        ("simclr_banded", [], {"mix": MIX}),
+        ("simclr_sscl", [], EVERYTHING),
     ],
 )
+@pytest.mark.filterwarnings("ignore:negatives.fill")
 def test_a_resumed_run_gives_the_losses_it_would_have_given(
-    model: Maker, fit: Maker, tmp_path: Path, overrides: list[str]
+    model: Maker,
+    fit: Maker,
+    tmp_path: Path,
+    method: str,
+    overrides: list[str],
+    negatives: dict[str, Any],
 ) -> None:
-    whole = model(*overrides)
-    fit(whole, epochs=4)
-    assert len(set(whole.losses)) == len(whole.losses)
-
-    # A scheduler that knows of four epochs; stopped after two.
-    first = model(*overrides)
+    overrides = [f"method_kwargs.{override}" for override in overrides]
+    # A scheduler that knows of four epochs; the checkpoint is of the second's end.
+    whole = model(*overrides, method=method, negatives=negatives)
     checkpoint = tmp_path / "half.ckpt"
-    first.on_train_epoch_end = lambda: (
-        first.trainer.save_checkpoint(checkpoint) if first.trainer.current_epoch == 1 else None
+    whole.on_train_epoch_end = lambda: (
+        whole.trainer.save_checkpoint(checkpoint) if whole.trainer.current_epoch == 1 else None
     )
-    fit(first, epochs=4)
-    second = model(*overrides)
-    random.seed(99), np.random.seed(99)
-    fit(second, epochs=4, ckpt_path=str(checkpoint))
-    assert second.batches == whole.batches[2 * STEPS :]
-    assert second.losses == whole.losses[2 * STEPS :]
-    assert torch.equal(second.queue, whole.queue)
+    fit(whole, epochs=4)
+    assert len(set(whole.losses)) == len(whole.losses) == 4 * STEPS
+
+    resumed = model(*overrides, method=method, negatives=negatives)
+    random.seed(99), np.random.seed(99), torch.manual_seed(99)
+    fit(resumed, epochs=4, ckpt_path=str(checkpoint))
+    assert resumed.batches == whole.batches[2 * STEPS :]
+    assert resumed.losses == whole.losses[2 * STEPS :]
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+
+
+def test_random_states_of_another_number_of_processes_are_left_alone(
+    model: Maker, fit: Maker, tmp_path: Path
+) -> None:
+    path = tmp_path / "one.ckpt"
+    fit(model()).save_checkpoint(path)
+    stored = torch.load(path, weights_only=True)
+    batches = []
+    for count in (0, 1, 2):
+        torch.save({**stored, "solo_hardneg_rng": stored["solo_hardneg_rng"] * count}, path)
+        resumed = model()
+        fit(resumed, epochs=2, ckpt_path=str(path))
+        batches.append(resumed.batches)
+    assert batches[0] == batches[2] != batches[1]
 
 
 def test_without_the_random_states_it_would_not(model: Maker, fit: Maker, tmp_path: Path) -> None:
@@ -60,6 +99,48 @@ def test_without_the_random_states_it_would_not(model: Maker, fit: Maker, tmp_pa
     second.on_load_checkpoint = lambda checkpoint: None
     fit(second, epochs=4, ckpt_path=str(tmp_path / "half.ckpt"))
     assert second.batches != whole.batches[2 * STEPS :]
+
+
+BANDS = [{"keep": {"band": [{"from": 0.0, "to": to, "epochs": [0, 2]}, 1.0]}} for to in (0.5, 0.75)]
+DROP, KEEP = {"drop": {"band": [0.0, 0.5]}}, {"keep": {"band": [0.5, 1.0]}}
+
+
+@pytest.mark.parametrize("method", ["mocov2_banded", "simclr_banded"])
+@pytest.mark.parametrize(
+    ("one", "other", "message"),
+    [
+        (KEEP, DROP, r'negatives: \{"keep": .* there, \{"drop": .* here'),
+        (KEEP, {"keep": {**KEEP["keep"], "from_epoch": 1}}, r"here.*"),
+        (*BANDS, r'"to": 0.5, .* there, .*"to": 0.75, .* here'),
+        (DROP | KEEP, KEEP | DROP, r'negatives: \{"drop": .* there, \{"keep": .* here'),
+        ({"mix": MIX}, {"mix": {**MIX, "pairs": 5}}, r'"pairs": 4.0, .* there, .*"pairs": 5.0'),
+        (KEEP, {}, r'"band": \[0.5, 1.0\]\}\} there, \{\} here'),
+    ],
+)
+def test_another_policys_checkpoint_is_refused_in_both_families(
+    model: Maker, fit: Maker, tmp_path: Path, method: str, one: Any, other: Any, message: str
+) -> None:
+    path = tmp_path / "one.ckpt"
+    fit(model(method=method, negatives=one)).save_checkpoint(path)
+    ours = model(method=method, negatives=other)
+    with pytest.raises(CheckpointError, match=message) as refused:
+        fit(ours, epochs=2, ckpt_path=str(path))
+    assert re.search(
+        r"belongs to another policy \(.*name=.*auto_resume.enabled=False", str(refused)
+    )
+    assert ours.losses == []
+    again = model(method=method, negatives=one)
+    fit(again, epochs=2, ckpt_path=str(path))
+    assert len(again.losses) == STEPS
+
+
+def test_a_checkpoint_says_whose_it_is(model: Maker) -> None:
+    simclr = model(method="simclr_banded", negatives=DROP)
+    mine = {"method": "simclr_banded", "negatives": DROP, "temperature": 0.2}
+    assert simclr.identity == mine
+    moco = model("method_kwargs.symmetric=true", method="mocov2_banded", negatives=DROP)
+    queue = {"method": "mocov2_banded", "queue_size": 12, "symmetric": True}
+    assert moco.identity == {**mine, **queue}
 
 
 @pytest.mark.parametrize(
@@ -135,3 +216,31 @@ def test_the_momentum_goes_on_where_it_was(model: Maker, fit: Maker, tmp_path: P
     )
     fit(resumed, epochs=2, ckpt_path=str(tmp_path / "one.ckpt"))
     assert min(taus) == pytest.approx(0.75)  # half of the way from 0.5 to 1 by a cosine
+
+
+def test_the_momentum_starts_where_the_trainer_stands(
+    model: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the host makes of it; solo-learn starts anew."""
+    monkeypatch.setattr(MoCoV2Plus, "on_train_start", lambda self: setattr(self, "last_step", 0))
+    moco = model("momentum.base_tau=0.5", "momentum.final_tau=1.0")
+    moco.trainer = SimpleNamespace(global_step=7, estimated_stepping_batches=14)
+    moco.on_train_start()
+    assert moco.last_step == 7
+    assert moco.momentum_updater.cur_tau == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize("method", ["mocov2_banded", "simclr_banded"])
+def test_the_hosts_hooks_run_as_well(
+    model: Maker, fit: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    hooks = ["setup", "on_train_epoch_start", "on_save_checkpoint", "on_load_checkpoint"]
+    called: list[str] = []
+    for hook in hooks:
+        host = MoCoV2Plus if method == "mocov2_banded" else SimCLR
+        run = lambda self, *_, hook=hook: called.append(hook)  # noqa: E731
+        monkeypatch.setattr(host, hook, run, raising=False)
+    fit(model(method=method, negatives={})).save_checkpoint(tmp_path / "one.ckpt")
+    fit(model(method=method, negatives={}), epochs=2, ckpt_path=str(tmp_path / "one.ckpt"))
+    assert [*dict.fromkeys(called)] == hooks
+    assert [called.count(hook) for hook in hooks] == [2, 2, 1, 1]

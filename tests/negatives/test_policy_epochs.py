@@ -287,3 +287,18 @@ def test_synthetic_negatives_may_start_at_none() -> None:
     config["mix"]["pairs"]["to"] = 0
     with pytest.raises(ConfigError, match="negatives.mix makes nothing"):
         build(config)
+
+
+def test_a_moving_band_is_wide_enough_for_all_the_places_it_passes() -> None:
+    # Of 12 negatives, [0.01, 0.09] and [0.06, 0.14] hold one, and [0.02, 0.0833] holds none.
+    sliding = build({"keep": {"band": [line(0.01, 0.91, 0, 8), line(0.09, 0.99, 0, 8)]}})
+    with pytest.raises(
+        EmptyBandError, match=r"keep.band=\[0.01, 0.09\] at epoch 0: moves, .*M=12 .*1/M = 0.083"
+    ):
+        sliding.check(12)
+    sliding.check(13)
+    below = build({"drop": {"band": [0.5, 1.0]}, **{"keep": sliding.config["keep"]}})
+    with pytest.raises(EmptyBandError, match="M=12 "):
+        below.check(24)
+    below.check(26)
+    build({"keep": {"band": [0.01, 0.09]}}).check(12)  # where it stands, it holds one

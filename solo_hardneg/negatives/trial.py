@@ -1,0 +1,82 @@
+"""Trying a policy before a run, on one made-up query: what can't work is found at the start."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from solo_hardneg.negatives.band import GUARD, EmptyBandError, TooFewNegativesError
+from solo_hardneg.negatives.pool import Pool, full_pool
+
+if TYPE_CHECKING:
+    from solo_hardneg.negatives.policy import Policy
+
+
+def try_out(policy: Policy, count: int) -> None:
+    """Applies a policy, as it is in its epoch, to one query with ``count`` negatives.
+
+    How many of them share the query's class and image is not known here. What leaves something
+    in one of several cases is not impossible.
+
+    Raises:
+        TooFewNegativesError: a verb finds too few, or they leave none together.
+    """
+    problem: TooFewNegativesError | None = None
+    marks = _marks(count)
+    kinds = [marks if need in policy.needs else [None] for need in ("labels", "indexes")]
+    for labels, indexes in product(*kinds):
+        try:
+            with torch.random.fork_rng(devices=[]):  # a trial takes nothing from the run's
+                left = _apply(policy, _made_up(count, labels, indexes))
+        except TooFewNegativesError as error:
+            problem = problem or error
+            continue
+        if count == 0 or bool(left.present.any()):
+            return
+    raise problem or TooFewNegativesError(
+        f"negatives={policy.config}: leaves none of M={count} negatives. Its verbs apply from "
+        "top to bottom; take one of them out."
+    )
+
+
+def _apply(policy: Policy, pool: Pool) -> Pool:
+    for name, verb in policy.verbs.items():
+        band, most = getattr(verb, "band", None), int(pool.counts.max())
+        # Of a band as wide as one rank, something is left wherever it moves.
+        if band and name in policy.moving and 0 < (band[1] - band[0]) * most < 1 - GUARD:
+            raise EmptyBandError(
+                f"negatives.{name}.band={list(band)} at epoch {policy.epoch:g}: moves, and is so "
+                f"narrow that it holds none of M={most} negatives on its way. Keep it at least "
+                f"1/M = {1 / most:.2g} wide, or have more negatives (a longer queue, a larger "
+                "batch)."
+            )
+        pool = verb(pool)
+    return pool
+
+
+def _marks(count: int) -> list[Tensor]:
+    """Classes, or images, of ``count`` negatives of a query of class 1, from easy to hard.
+
+    Half of them share it, or all but the easiest, or only the hardest.
+    """
+    places = torch.arange(count)
+    return [places % 2, (places > 0).long(), (places == count - 1).long()]
+
+
+def _made_up(count: int, labels: Tensor | None, indexes: Tensor | None) -> Pool:
+    one = torch.ones(1, dtype=torch.long)
+    cosines = torch.linspace(-1, 1, count)
+    vectors = torch.stack([cosines, (1 - cosines**2).clamp(min=0).sqrt()], dim=1)
+    return full_pool(
+        cosines[None, :],
+        query_labels=one,
+        labels=labels,
+        query_indexes=one,
+        indexes=indexes,
+        age=torch.arange(count),
+        query=torch.tensor([[1.0, 0.0]]),
+        vectors=vectors,
+    )

@@ -1,0 +1,265 @@
+"""SimCLRBanded and SimCLRSSCL: their loss, their default policies, their checks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from solo_hardneg.errors import ConfigError
+from solo_hardneg.losses import simclr_loss_func
+from solo_hardneg.methods import OUR_METHODS
+from solo_hardneg.negatives import build
+
+Maker = Callable[..., Any]
+HARDER_HALF = {"keep": {"band": [0.5, 1.0]}}
+SSCL = {
+    "mix": {"hardest": 3, "pairs": 4, "queries": 1},
+    "reweight": {"beta": 1.0},
+    "debias": {"tau_plus": 0.05},
+}
+DEFAULTS = {
+    "mocov2_banded": {"keep": {"band": [0.95, 1.0]}},
+    "mocov2_sscl": {
+        "mix": {"hardest": 1024.0, "pairs": 1024.0, "queries": 0.0, "detach": True},
+        "reweight": {"beta": 0.2},
+    },
+    "simclr_banded": {"keep": {"band": [0.95, 1.0], "from_epoch": 1.0}},
+    "simclr_sscl": {
+        "mix": {"hardest": 32.0, "pairs": 8.0, "queries": 0.0, "detach": True},
+        "reweight": {"beta": 1.0},
+        "debias": {"tau_plus": 0.1},
+    },
+}
+IN_WORDS = {
+    "mocov2_banded": "by default the hardest 5 %",
+    "mocov2_sscl": "s = k = 1024, β = 0.2, τ⁺ = 0",
+    "simclr_banded": "all of them in the first epoch and the hardest 5 % from then on",
+    "simclr_sscl": "s = 32, k = 8, β = 1 and, for ten classes, τ⁺ = 0.1",
+}
+SIMCLR = ["simclr_banded", "simclr_sscl"]
+
+
+# ---------------------------------------------------------------- the loss
+
+
+@pytest.mark.parametrize("method", SIMCLR)
+@pytest.mark.parametrize("negatives", [{}, HARDER_HALF, {"drop": {"label": "same"}}, SSCL])
+def test_a_step_is_the_loss_of_both_views_and_the_classifiers(
+    model: Maker, batch: Maker, method: str, negatives: dict
+) -> None:
+    simclr = model(method=method, negatives=negatives)
+    indexes, views, targets = batch()
+    outs = [simclr(view) for view in views]
+    torch.manual_seed(7)  # of what mix draws
+    expected = simclr_loss_func(
+        torch.cat([out["z"] for out in outs]), torch.cat([indexes, indexes]), 0.2,
+        policy=build(negatives), labels=torch.cat([targets, targets]),
+    )  # fmt: skip
+    classes = sum(F.cross_entropy(out["logits"], targets) for out in outs) / 2
+    torch.manual_seed(7)
+    found = simclr.training_step([indexes, views, targets], 0)
+    torch.testing.assert_close(found, expected + classes)
+    assert expected > 0.1
+    found.backward()
+    assert simclr.projector[0].weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("method", SIMCLR)
+@pytest.mark.parametrize("negatives", [None, {}])
+def test_with_no_policy_a_step_is_the_hosts(
+    model: Maker, batch: Maker, method: str, negatives: dict | None
+) -> None:
+    ours, hosts = model(method=method, negatives=negatives), model(method="simclr")
+    hosts.load_state_dict(ours.state_dict())
+    losses = [simclr.training_step(batch(), 0) for simclr in (ours, hosts)]
+    torch.testing.assert_close(*losses, rtol=0, atol=1e-6)
+    for loss in losses:
+        loss.backward()
+    for mine, theirs in zip(ours.parameters(), hosts.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=0, atol=1e-6)
+
+
+def test_the_classes_of_the_batch_reach_the_policy(model: Maker, batch: Maker) -> None:
+    simclr = model(method="simclr_banded", negatives={"drop": {"label": "same"}})
+    simclr.training_step(batch(classes=(0, 1, 0, 0)), 0)
+    assert simclr.pools[0].counts.tolist() == [2, 6, 2, 2] * 2
+    assert simclr.pools[0].query_indexes.tolist() == [50, 51, 52, 53] * 2
+
+
+@pytest.mark.parametrize("method", ["simclr_banded", "mocov2_banded"])
+def test_what_is_logged_adds_up_to_the_loss(model: Maker, fit: Maker, method: str) -> None:
+    ours = model(method=method, negatives={**HARDER_HALF, "mix": {"hardest": 2, "pairs": 3}})
+    logged = fit(ours).callback_metrics
+    both = logged["train_nce_loss_epoch"] + logged["train_class_loss_epoch"]
+    assert both == pytest.approx(sum(ours.losses) / 4, rel=1e-5)
+    present = [float(pool.counts.float().mean()) for pool in ours.pools]
+    assert logged["negatives/present_epoch"] == pytest.approx(sum(present) / 4)
+    assert logged["negatives/synthetic"] == 3  # of the last step
+
+
+# ---------------------------------------------------------------- which policy
+
+
+@pytest.mark.parametrize("method", DEFAULTS)
+def test_where_the_config_has_no_negatives_a_method_has_its_own(model: Maker, method: str) -> None:
+    assert set(DEFAULTS) == set(OUR_METHODS)
+    moco = method.startswith("moco")
+    big = ["~negatives", "method_kwargs.queue_size=1024"] if moco else []
+    ours = model(*big, method=method)
+    assert ours.policy.config == DEFAULTS[method]
+    assert build(ours.cfg.negatives).config == DEFAULTS[method]  # what is stored with a run
+    words = " ".join((OUR_METHODS[method].__doc__ or "").split())
+    assert IN_WORDS[method] in words
+
+
+@pytest.mark.parametrize("method", DEFAULTS)
+@pytest.mark.parametrize("negatives", [None, {}])
+def test_no_verbs_mean_all_negatives(model: Maker, method: str, negatives: Any) -> None:
+    ours = model(method=method, negatives=negatives)
+    assert ours.policy.config == {}
+    assert not ours.policy.changes
+
+
+@pytest.mark.parametrize("method", DEFAULTS)
+def test_negatives_of_the_config_take_the_place_of_the_default(model: Maker, method: str) -> None:
+    assert model(method=method, negatives=HARDER_HALF).policy.config == HARDER_HALF
+
+
+# ---------------------------------------------------------------- epochs
+
+
+def test_a_policy_that_starts_late(model: Maker, fit: Maker) -> None:
+    late = {"keep": {"band": [0.5, 1.0], "from_epoch": 1}}
+    simclr = model(method="simclr_banded", negatives=late)
+    fit(simclr, epochs=3)
+    assert simclr.counts == [6] * 4 + [3] * 8
+
+
+def test_the_default_starts_in_the_second_epoch(model: Maker, fit: Maker) -> None:
+    simclr = model(method="simclr_banded")
+    fit(simclr, epochs=2)
+    assert simclr.counts == [6] * 4 + [1] * 4
+
+
+CURRICULUM = {"keep": {"band": [{"from": 0.0, "to": 0.8, "epochs": [0, 2]}, 1.0]}}
+# At step i of 4 an epoch the band starts at i/10, up to 0.8; ⌊6·i/10⌋ of 6 are left out, ...
+SIX = [6, 6, 5, 5, 4, 3, 3, 2, 2, 2, 2, 2]
+# ... and of a queue that fills 0, ⌊4/10⌋ of 4, ⌊8·2/10⌋ of 8, then ⌊12·i/10⌋ of 12.
+TWELVE = [0, 4, 7, 9, 8, 6, 5, 4, 3, 3, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"), [("simclr_banded", SIX), ("mocov2_banded", TWELVE)]
+)
+def test_a_curriculum_moves_with_every_step(
+    model: Maker, fit: Maker, method: str, expected: list[int]
+) -> None:
+    ours = model(method=method, negatives=CURRICULUM)
+    fit(ours, epochs=3)
+    assert ours.counts == expected
+
+
+# ---------------------------------------------------------------- checks
+
+
+def test_the_policy_is_checked_on_the_negatives_of_all_processes(model: Maker) -> None:
+    simclr = model(method="simclr_sscl", negatives={})
+    checked: list[int] = []
+    simclr.policy.check = checked.append
+    for world_size in (1, 3):
+        simclr.trainer = SimpleNamespace(world_size=world_size)
+        simclr.setup("fit")
+    assert checked == [2 * (4 - 1), 2 * (12 - 1)]
+    simclr.setup("validate")
+    assert len(checked) == 2
+
+
+def test_a_band_that_only_more_processes_fill(model: Maker, fit: Maker) -> None:
+    narrow = {"keep": {"band": [0.5, 0.6]}}  # of 6 negatives ranks 3 to 2, of 14 rank 7
+    simclr = model(method="simclr_banded", negatives=narrow)
+    simclr.trainer = SimpleNamespace(world_size=2)
+    simclr.setup("fit")
+    simclr.trainer = None
+    with pytest.raises(ConfigError, match=r"negatives.keep.band=\[0.5, 0.6\]: holds none of M=6 "):
+        fit(simclr)
+    assert simclr.losses == []
+
+
+@pytest.mark.parametrize("method", SIMCLR)
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["+method_kwargs.temprature=1"],
+            r"^method_kwargs: unknown argument 'temprature'\. Did you mean 'temperature'\? "
+            r"Known: proj_hidden_dim, proj_output_dim, temperature\.$",
+        ),
+        (["+method_kwargs.queue_size=64"], r"unknown argument 'queue_size'"),
+        (["+method_kwargs.symmetric=true"], r"unknown argument 'symmetric'"),
+        (["method_kwargs.temperature=-1"], r"temperature=-1: .*must be"),
+        (["optimizer.batch_size=0"], r"optimizer.batch_size=0: .*must be a whole number"),
+        (["optimizer.batch_size=many"], r"optimizer.batch_size=many: .*must be a whole number"),
+    ],
+)  # fmt: skip
+def test_a_wrong_config_is_refused_before_anything_is_built(
+    model: Maker, method: str, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        model(*overrides, method=method, negatives={})
+
+
+@pytest.mark.parametrize("method", SIMCLR)
+@pytest.mark.parametrize(
+    "negatives",
+    [
+        {"drop": {"band": [0.9, 1.0]}, "fill": "older"},
+        {"retain": 1.0},
+        {"retain": {"strength": 0.0, "from_epoch": 3}},
+    ],
+)  # fmt: skip
+def test_what_needs_a_queue_is_refused(model: Maker, method: str, negatives: dict) -> None:
+    with pytest.raises(ConfigError) as refused:
+        model(method=method, negatives=negatives)
+    assert str(refused.value) == (
+        f"negatives={build(negatives).config}: needs a queue, and SimCLR's negatives are the "
+        "batch. Use a MoCo method, or take fill (negatives.fill=null) and retain "
+        "(negatives.retain=null) out."
+    )
+
+
+def test_a_fill_with_nothing_needs_no_queue(model: Maker, batch: Maker) -> None:
+    nothing = {"drop": {"band": [0.5, 1.0]}, "fill": "none"}
+    simclr = model(method="simclr_banded", negatives=nothing)
+    simclr.training_step(batch(), 0)
+    assert simclr.counts == [3]
+
+
+@pytest.mark.parametrize("negatives", [{}, {"drop": {"label": "same"}}])
+def test_dummy_indexes_are_refused(config: Maker, negatives: dict) -> None:
+    method = OUR_METHODS["simclr_banded"]
+    cfg = config("data.format=dali", method="simclr_banded", negatives=negatives)
+    with pytest.raises(ConfigError) as refused:
+        method.add_and_assert_specific_cfg(cfg.copy())
+    assert str(refused.value) == (
+        "data.format=dali: SimCLR tells images apart by their dataset indexes, and DALI's are "
+        "dummies, equal on all processes, unless ++dali.encode_indexes_into_labels=True. Set that."
+    )
+    cfg.dali = {"encode_indexes_into_labels": False}
+    with pytest.raises(ConfigError, match=r"are dummies"):
+        method.add_and_assert_specific_cfg(cfg.copy())
+    cfg.dali.encode_indexes_into_labels = True
+    assert method.add_and_assert_specific_cfg(cfg.copy())
+    cfg.dali.encode_indexes_into_labels, cfg.data.format = False, "image_folder"
+    assert method.add_and_assert_specific_cfg(cfg)
+
+
+def test_every_setting_of_ours_is_resolved_in_what_is_stored(model: Maker) -> None:
+    later = {"keep": {"band": ["${low}", 1.0]}}
+    simclr = model("+low=0.5", method="simclr_banded", negatives=later)
+    assert re.search(r"keep.*0\.5", str(simclr.cfg.negatives))
