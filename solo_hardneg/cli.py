@@ -62,7 +62,7 @@ def policies() -> None:
 
     table = Table(title="Policies: the verbs of the config group 'negatives'")
     for title in ("name", "arguments", "what it does", "needs", "source"):
-        table.add_column(title, overflow="fold")
+        table.add_column(title, overflow="fold", no_wrap=title == "name")
     for info in available().values():
         needs = ", ".join(sorted(info.needs)) or "-"
         table.add_row(info.name, ", ".join(info.arguments), info.summary, needs, info.source)

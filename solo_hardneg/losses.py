@@ -48,12 +48,16 @@ def info_nce(
         (N,) losses; 0, with no gradient, for a query that has no negatives. And (N,) bool, where
         the floor binds.
     """
+    if pool.log_weight is not None:
+        pool = pool.without(pool.log_weight == -torch.inf)
     log_sum, log_count = _log_sum_of_negatives(pool, temperature)
     mean_positive = positive / temperature - torch.as_tensor(positives).log()
     log_g, floored = _debiased(log_sum, log_count, mean_positive, pool.tau_plus, temperature)
     alone = ~pool.present.any(dim=1)
     log_g = log_g.masked_fill(alone, -torch.inf)
-    return torch.nn.functional.softplus(log_g - positive / temperature), floored & ~alone
+    # Beyond its threshold softplus leaves out what float32 doesn't hold, and float64 does.
+    losses = torch.nn.functional.softplus(log_g - positive / temperature, threshold=50)
+    return losses, floored & ~alone
 
 
 def _log_sum_of_negatives(pool: Pool, temperature: float) -> tuple[Tensor, Tensor]:
@@ -113,8 +117,7 @@ def mocov2plus_loss_func(
 
     Args:
         query: (N, D) unit vectors.
-        key: (N, D) unit vectors, the positives; no gradient flows to them here, as they come from
-            the momentum encoder.
+        key: (N, D) unit vectors, the positives; from the momentum encoder they are constants.
         queue: (D, M) unit vectors, the negatives. It may hold no key yet (M = 0); then the loss
             is 0.
         temperature: τ > 0.
@@ -139,6 +142,15 @@ def mocov2plus_loss_func(
             f"query {tuple(query.shape)}, key {tuple(key.shape)}, queue {tuple(queue.shape)}: "
             "must be (N, D), (N, D) and (D, M). The queue holds one key per column."
         )
+    _check_policy(policy)
+    for name, known, of, count in (
+        ("query_labels", query_labels, "query", len(query)),
+        ("query_indexes", query_indexes, "query", len(query)),
+        ("queue_labels", queue_labels, "queue", queue.shape[1]),
+        ("queue_indexes", queue_indexes, "queue", queue.shape[1]),
+        ("queue_age", queue_age, "queue", queue.shape[1]),
+    ):
+        _check_length(name, known, of, count)
     with torch.autocast(query.device.type, enabled=False):
         query, key, queue = _floats(query, key, queue)
         positive = torch.einsum("nd,nd->n", query, key)
@@ -164,6 +176,7 @@ def simclr_loss_func(
     temperature: float = 0.1,
     *,
     policy: Policy | None = None,
+    query_labels: Tensor | None = None,
     labels: Tensor | None = None,
     observe: Observer | None = None,
 ) -> Tensor:
@@ -178,19 +191,24 @@ def simclr_loss_func(
         indexes: (V·B,) which image (or, for supervised contrast, which class) each row is of.
         temperature: τ > 0.
         policy: what is done to the negatives; ``None`` leaves them as they are.
-        labels: (V·B,) classes, -1 where unknown; for the condition ``label``.
+        query_labels, labels: (V·B,) classes, -1 where unknown; for the condition ``label``. Two
+            names of one thing, for here each row is a query and a negative of others.
         observe: called with the pool that the policy left; its notes say which rows are
             ``floored``, if there is a τ⁺.
 
     Returns:
         The mean loss over this rank's rows, a scalar.
+
+    Raises:
+        ConfigError: lengths that don't go together, or something that the policy needs is missing.
     """
     _check_temperature(temperature)
-    if policy is not None and "queue" in policy.needs:
-        raise ConfigError(
-            f"negatives={policy.config}: needs a queue, and SimCLR's negatives are the batch. "
-            "Use a MoCo method, or set negatives.fill=none."
-        )
+    _check_policy(policy)
+    if policy is not None:
+        check_no_queue(policy)
+    query_labels = labels if query_labels is None else query_labels
+    _check_length("indexes", indexes, "z", len(z))
+    _check_length("query_labels", query_labels, "z", len(z))
     with torch.autocast(z.device.type, enabled=False):
         (z,) = _floats(z)
         z = torch.nn.functional.normalize(z, dim=-1)
@@ -208,8 +226,8 @@ def simclr_loss_func(
             similarity,
             present=~same,
             count=int(counts[0]) if equal else None,
-            query_labels=labels,
-            labels=None if labels is None else gather(labels),
+            query_labels=query_labels,
+            labels=None if query_labels is None else gather(query_labels),
             query_indexes=indexes,
             indexes=all_indexes,
             query=z,
@@ -251,12 +269,42 @@ def _split_reserve(pool: Pool, queue_size: int | None) -> Pool:
 
 
 def _floats(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """float16 and bfloat16 become float32; float64 stays."""
-    return tuple(t if t.dtype == torch.float64 else t.float() for t in tensors)
+    """float16 and bfloat16 become float32; where one is float64, all become it."""
+    wide = any(t.dtype == torch.float64 for t in tensors)
+    return tuple(t.double() if wide else t.float() for t in tensors)
+
+
+def check_no_queue(policy: Policy) -> None:
+    """Refuses, for SimCLR, a policy that needs a queue.
+
+    Raises:
+        ConfigError: it does.
+    """
+    if "queue" in policy.needs:
+        raise ConfigError(
+            f"negatives={policy.config}: needs a queue, and SimCLR's negatives are the batch. "
+            "Use a MoCo method, or take fill (negatives.fill=null) and retain "
+            "(negatives.retain=null) out."
+        )
+
+
+def _check_policy(policy: Policy | None) -> None:
+    if policy is not None and not isinstance(policy, Policy):
+        raise ConfigError(
+            f"policy={policy!r}: must be None or a policy, as negatives.build({{...}}) makes it "
+            "from a mapping of verbs."
+        )
+
+
+def _check_length(name: str, known: Tensor | None, of: str, count: int) -> None:
+    if known is not None and known.shape != (count,):
+        raise ConfigError(
+            f"{name} {tuple(known.shape)}: must be ({count},), one for each vector of {of}."
+        )
 
 
 def _check_temperature(temperature: float) -> None:
-    if not temperature > 0:
+    if not 0 < temperature < math.inf:
         raise bad_value(
             "temperature", temperature, "must be a number above 0", "The papers use 0.07 to 0.5."
         )

@@ -11,6 +11,12 @@ from omegaconf import DictConfig, OmegaConf
 from solo_hardneg import negatives
 
 OLDER = {"kind": "older", "reserve": 0.125}
+
+
+def mix(hardest: float, pairs: float, queries: float = 0.0) -> dict:
+    return {"hardest": hardest, "pairs": pairs, "queries": queries, "detach": True}
+
+
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
@@ -63,6 +69,21 @@ def test_every_preset_is_a_policy_that_fits_a_queue(preset: str) -> None:
             "drop_hardest_0.1_different_class",
             {"drop": {"band": [0.999, 1.0], "label": "different"}, "fill": OLDER},
         ),
+        ("mochi", {"mix": mix(1024, 1024, 128)}),
+        ("dcl", {"debias": {"tau_plus": 0.1}}),
+        ("hcl", {"reweight": {"beta": 1.0}, "debias": {"tau_plus": 0.1}}),
+        ("mix", {"mix": mix(32, 8)}),
+        ("mix_debias", {"mix": mix(32, 8), "debias": {"tau_plus": 0.1}}),
+        (
+            "sscl",
+            {"mix": mix(32, 8), "reweight": {"beta": 1.0}, "debias": {"tau_plus": 0.1}},
+        ),
+        ("sscl_moco", {"mix": mix(1024, 1024), "reweight": {"beta": 0.2}}),
+        ("mix_moco", {"mix": mix(1024, 1024)}),
+        ("reweight_moco", {"reweight": {"beta": 0.2}}),
+        ("hardest_5_after_first_epoch", {"keep": {"band": [0.95, 1.0], "from_epoch": 1.0}}),
+        ("drop_own_image", {"drop": {"image": "same"}, "fill": OLDER}),
+        ("retain_hard", {"retain": {"strength": 1.0, "band": [0.95, 1.0], "decay": 0.9}}),
     ],
 )
 def test_presets_are_the_papers(preset: str, expected: dict) -> None:
@@ -85,6 +106,71 @@ def test_imagenet_has_the_papers_settings() -> None:
     assert (cfg.method_kwargs.queue_size, cfg.method_kwargs.temperature) == (65536, 0.2)
     assert (cfg.momentum.base_tau, cfg.momentum.final_tau, cfg.optimizer.lr) == (0.999, 0.999, 0.03)
     assert cfg.method_kwargs.symmetric is False
+
+
+@pytest.mark.parametrize(
+    ("data", "tau_plus"), [("cifar10", 0.1), ("cifar100", 0.05), ("tinyimagenet", 0.05)]
+)
+def test_sscl_has_the_papers_settings(data: str, tau_plus: float) -> None:
+    """Dong et al. 2023, Table 2 and section 4.1.2."""
+    cfg = make("simclr_sscl", f"data={data}")
+    assert (cfg.backbone.name, cfg.max_epochs, cfg.optimizer.batch_size) == ("resnet18", 200, 256)
+    assert (cfg.optimizer.name, cfg.optimizer.lr) == ("sgd", 0.1)
+    assert (cfg.scheduler.name, cfg.scheduler.warmup_epochs) == ("warmup_cosine", 20)
+    assert (cfg.method_kwargs.temperature, cfg.method_kwargs.proj_output_dim) == (0.5, 128)
+    policy = negatives.build(cfg.negatives).config
+    assert policy["debias"]["tau_plus"] == tau_plus
+    assert policy["reweight"]["beta"] == 1.0
+    moco = make("mocov2_sscl", f"data={data}")
+    assert (moco.method_kwargs.queue_size, moco.method_kwargs.temperature) == (16384, 0.5)
+    assert (moco.momentum.base_tau, moco.momentum.final_tau) == (0.99, 0.99)
+    assert moco.optimizer == cfg.optimizer
+    linear = make("linear", f"data={data}")
+    assert (linear.optimizer.lr, linear.optimizer.weight_decay, linear.max_epochs) == (10, 0, 100)
+
+
+def test_simclr_on_imagenet_has_the_papers_settings() -> None:
+    """Cai et al. 2020, appendix A.2."""
+    cfg = make("simclr_banded", "data=imagenet")
+    assert (cfg.backbone.name, cfg.max_epochs, cfg.optimizer.batch_size) == ("resnet50", 200, 4096)
+
+
+@pytest.mark.parametrize(
+    ("ours", "baseline", "settings"),
+    [
+        ("mocov2_banded", "mocov2plus", None),
+        ("mocov2_sscl", "mocov2plus", "sscl_moco"),
+        ("simclr_sscl", "simclr", None),
+        ("simclr_banded", "simclr", "cai_simclr"),
+    ],
+)
+def test_baselines_have_the_same_settings(ours: str, baseline: str, settings: str | None) -> None:
+    chosen = [] if settings is None else [f"settings={settings}"]
+    one, other = (
+        OmegaConf.to_container(cfg, resolve=True) for cfg in (make(ours), make(baseline, *chosen))
+    )
+    differing = {key for key in one if one[key] != other.get(key)}
+    one["method_kwargs"].pop("symmetric", None)
+    assert one["method_kwargs"] == other["method_kwargs"]
+    assert differing <= {"name", "method", "negatives", "method_kwargs"}
+    assert set(other) <= set(one)
+
+
+def test_the_curriculum_ends_with_the_training() -> None:
+    policy = negatives.build(
+        make("mocov2_banded", "negatives=curriculum", "max_epochs=50").negatives
+    )
+    bands = [policy.at(epoch).verbs["keep"].band for epoch in (0, 25, 50)]
+    assert bands == [(0.0, 1.0), (0.475, 1.0), (0.95, 1.0)]
+    sooner = "negatives.keep.band=[{from: 0.0, to: 0.95, epochs: [0, 50]}, 1.0]"  # as it says there
+    assert sooner in (CONFIGS / "negatives" / "curriculum.yaml").read_text()
+    policy = negatives.build(make("mocov2_banded", "negatives=curriculum", sooner).negatives)
+    assert policy.at(50).verbs["keep"].band == (0.95, 1.0)
+
+
+@pytest.mark.parametrize("preset", names("negatives"))
+def test_a_presets_file_alone_is_a_policy(preset: str) -> None:
+    negatives.build(OmegaConf.load(CONFIGS / "negatives" / f"{preset}.yaml"))
 
 
 def test_a_preset_is_changed_and_added_on_the_command_line() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import oracles
 import pytest
@@ -13,8 +14,8 @@ from hypothesis import strategies as st
 from loss_helpers import moco, simclr_by_loops, unit
 
 from solo_hardneg.errors import ConfigError
-from solo_hardneg.losses import mocov2plus_loss_func, simclr_loss_func
-from solo_hardneg.negatives import EmptyBandError, Pool, build
+from solo_hardneg.losses import info_nce, mocov2plus_loss_func, simclr_loss_func
+from solo_hardneg.negatives import EmptyBandError, Pool, build, full_pool
 
 HARDEST = {"keep": {"band": [0.75, 1.0]}}
 
@@ -239,3 +240,93 @@ def test_simclr_gradient_reaches_both_sides() -> None:
         lambda x: simclr_loss_func(x, indexes, 0.5, policy=build({"keep": {"band": [0.5, 1]}})),
         (z,),
     )
+
+
+# ---------------------------------------------------------------- what goes in
+
+
+def test_lengths_that_do_not_go_together() -> None:
+    query, key, queue = moco()
+    for name, count in (("query_labels", 5), ("queue_labels", 37), ("queue_age", 37)):
+        wrong = torch.zeros(count + 1).long()
+        with pytest.raises(ConfigError, match=rf"^{name} \({count + 1},\): must be \({count},\)"):
+            mocov2plus_loss_func(query, key, queue, **{name: wrong})
+    for name in ("query_indexes", "queue_indexes"):
+        with pytest.raises(ConfigError, match=name):
+            mocov2plus_loss_func(query, key, queue, **{name: torch.zeros(3).long()})
+    with pytest.raises(ConfigError, match=r"indexes \(4,\): must be \(5,\), one for each .*z"):
+        simclr_loss_func(query, torch.arange(4))
+    with pytest.raises(ConfigError, match=r"query_labels \(4,\): must be \(5,\)"):
+        simclr_loss_func(query, torch.arange(5), labels=torch.arange(4))
+
+
+def test_simclr_takes_labels_by_the_name_that_moco_has() -> None:
+    z, indexes = unit(8, 5), torch.arange(4).repeat(2)
+    labels = torch.tensor([0, 0, 1, 1]).repeat(2)
+    policy = build({"drop": {"label": "same"}})
+    found = [
+        simclr_loss_func(z, indexes, policy=policy, **{name: labels})
+        for name in ("labels", "query_labels")
+    ]
+    assert found[0] == found[1]
+    assert found[0] != simclr_loss_func(z, indexes)
+
+
+@pytest.mark.parametrize("wrong", [{"keep": {"band": [0.5, 1]}}, "hardest_5", HARDEST.items()])
+def test_a_policy_is_built_first(wrong: object) -> None:
+    query, key, queue = moco()
+    for call in (
+        lambda: mocov2plus_loss_func(query, key, queue, policy=wrong),
+        lambda: simclr_loss_func(query, torch.arange(5), policy=wrong),
+    ):
+        with pytest.raises(ConfigError, match=r"policy=.*negatives.build\(\{...\}\)"):
+            call()
+
+
+def test_an_infinite_temperature_is_none() -> None:
+    query, key, queue = moco()
+    with pytest.raises(ConfigError, match="temperature=inf"):
+        mocov2plus_loss_func(query, key, queue, float("inf"))
+
+
+def test_mixed_precision_is_the_widest() -> None:
+    query, key, queue = moco()
+    expected = mocov2plus_loss_func(query.double(), key.double(), queue.double())
+    found = mocov2plus_loss_func(query.double(), key, queue)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, expected)
+
+
+def test_large_losses_are_exact_in_float64() -> None:
+    query = torch.eye(2, dtype=torch.float64)
+    queue = torch.eye(2, dtype=torch.float64)
+    for gap in (19.9, 20.1, 40.0, 60.0):
+        found = mocov2plus_loss_func(query[:1], -query[:1], queue[:, :1], 2 / gap)
+        assert found.item() == pytest.approx(math.log1p(math.exp(gap)), rel=1e-14)
+
+
+def test_a_weight_of_nothing_is_an_absent_negative() -> None:
+    query, key, queue = moco(dtype=torch.float64)
+    weights = torch.zeros(5, 37, dtype=torch.float64)
+    weights[:, 7:] = -torch.inf
+    weights[4] = -torch.inf
+    positive = (query * key).sum(1)
+    for knobs in ({}, {"beta": 1.0, "tau_plus": 0.1}):
+        pool = replace(full_pool(query @ queue), log_weight=weights, **knobs)
+        found, _ = info_nce(positive, pool, 0.5)
+        fewer = replace(full_pool(query[:4] @ queue[:, :7]), **knobs)
+        expected, _ = info_nce(positive[:4], fewer, 0.5)
+        torch.testing.assert_close(found[:4], expected)
+        assert found[4] == 0
+
+
+def test_unknown_classes_are_neither_the_same_nor_another() -> None:
+    query, key, queue = moco()
+    classes = torch.tensor([0, 1, -1] * 12 + [0])
+    seen: list[Pool] = []
+    for label, left in (("same", 13), ("different", 12)):
+        mocov2plus_loss_func(
+            query, key, queue, policy=build({"keep": {"label": label}}), observe=seen.append,
+            query_labels=torch.tensor([0, 0, 0, 0, -1]), queue_labels=classes,
+        )  # fmt: skip
+        assert seen[-1].counts.tolist() == [left] * 4 + [0]

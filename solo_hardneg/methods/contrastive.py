@@ -18,6 +18,8 @@ from solo_hardneg.negatives import Policy, Pool
 _WARNINGS = {
     "fill_short": "negatives.fill=older: the reserve can't replace all dropped negatives of "
     "{share} Raise negatives.fill.reserve, a share of the queue's size.",
+    "none_left": "negatives: no negatives are left, and there is nothing to learn, for {share} "
+    "Make the band wider, or the queue or the batch larger.",
     "mix_short": "negatives.mix: fewer negatives than negatives.mix.hardest are there for {share} "
     "Those are mixed. Lower it.",
     "floored": "negatives.debias: what it leaves of the negatives' sum is at its floor, so that "
@@ -42,6 +44,7 @@ class ContrastiveMethod(BaseMethod):
         self.policy = settings.read_policy(self.cfg, self.default_negatives)
         self._rng_states: list[rng.State] | None = None
         self._warned: set[str] = set()
+        self._labels_seen = False
 
     @classmethod
     def add_and_assert_specific_cfg(cls, cfg: DictConfig) -> DictConfig:
@@ -75,6 +78,8 @@ class ContrastiveMethod(BaseMethod):
     def observe(self, pool: Pool) -> None:
         """Logs what the policy left, and warns once of what should not be."""
         self.log("negatives/present", pool.counts.float().mean(), on_epoch=True, sync_dist=True)
+        if pool.present.shape[1]:  # a queue that holds no key yet is nothing to warn of
+            pool = pool.note(none_left=(pool.counts == 0).float())
         for name, values in pool.notes.items():
             self.log(f"negatives/{name}", values.mean(), on_epoch=True, sync_dist=True)
         for name in _WARNINGS.keys() & pool.notes.keys() - self._warned:
@@ -86,8 +91,8 @@ class ContrastiveMethod(BaseMethod):
 
     def check_labels(self, targets: Tensor) -> None:
         """Refuses, at the first step, a dataset without the labels that the policy needs."""
-        if "labels" in self.policy.needs and "labels" not in self._warned:
-            self._warned.add("labels")  # asked once: the first batch tells
+        if "labels" in self.policy.needs and not self._labels_seen:
+            self._labels_seen = True
             if (gather(targets) < 0).all():
                 raise ConfigError(
                     f"negatives={self.policy.config}: needs labels, and this dataset gives none "

@@ -38,14 +38,18 @@ def read_policy(cfg: DictConfig, default: dict[str, Any]) -> Policy:
             f"{shown}: needs labels, and data.no_labels=True says that there are none. "
             "Choose negatives without 'label', or use labelled data with ++data.no_labels=False."
         )
-    if "indexes" in policy.needs and cfg.data.get("format") == "dali":
-        encoded = OmegaConf.select(cfg, "dali.encode_indexes_into_labels", default=False)
-        if not encoded:
-            raise ConfigError(
-                f"{shown}: needs dataset indexes, and DALI's are dummies unless "
-                "++dali.encode_indexes_into_labels=True. Set that."
-            )
+    if "indexes" in policy.needs and has_dummy_indexes(cfg):
+        raise ConfigError(
+            f"{shown}: needs dataset indexes, and DALI's are dummies unless "
+            "++dali.encode_indexes_into_labels=True. Set that."
+        )
     return policy
+
+
+def has_dummy_indexes(cfg: DictConfig) -> bool:
+    """Whether the indexes of a batch say nothing of where its images are in the dataset."""
+    encoded = OmegaConf.select(cfg, "dali.encode_indexes_into_labels", default=False)
+    return cfg.data.get("format") == "dali" and not encoded
 
 
 def check_method_kwargs(cfg: DictConfig, known: Iterable[str]) -> None:

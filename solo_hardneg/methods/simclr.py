@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 from solo_hardneg.errors import ConfigError
 from solo_hardneg.host import BaseMethod, SimCLR
-from solo_hardneg.losses import simclr_loss_func
+from solo_hardneg.losses import check_no_queue, simclr_loss_func
 from solo_hardneg.methods import settings
 from solo_hardneg.methods.contrastive import ContrastiveMethod
 from solo_hardneg.negatives import Policy
@@ -29,20 +29,13 @@ class SimCLRBanded(ContrastiveMethod, SimCLR):
 
     @classmethod
     def check_family(cls, cfg: DictConfig, policy: Policy) -> None:
-        """Refuses what needs a queue, and DALI's dummy indexes."""
+        """Refuses what needs a queue, and what leaves no negatives."""
         settings.check_number(cfg, "optimizer.batch_size", int)
-        if "queue" in policy.needs:
+        check_no_queue(policy)
+        if "image" in policy.config.get("keep", {}):
             raise ConfigError(
-                f"negatives={policy.config}: needs a queue, and SimCLR's negatives are the batch. "
-                "Use a MoCo method, or take fill (negatives.fill=null) and retain "
-                "(negatives.retain=null) out."
-            )
-        encoded = OmegaConf.select(cfg, "dali.encode_indexes_into_labels", default=False)
-        if cfg.data.get("format") == "dali" and not encoded:
-            raise ConfigError(
-                "data.format=dali: SimCLR tells images apart by their dataset indexes, and DALI's "
-                "are dummies, equal on all processes, unless "
-                "++dali.encode_indexes_into_labels=True. Set that."
+                "negatives.keep.image=same: leaves no negatives, because SimCLR's are the views of "
+                "other images. Take it out."
             )
 
     def setup(self, stage: str) -> None:
@@ -59,6 +52,10 @@ class SimCLRBanded(ContrastiveMethod, SimCLR):
             The contrastive loss plus that of the online classifier, a scalar.
         """
         indexes, _, targets = batch
+        if settings.has_dummy_indexes(self.cfg):
+            # DALI's are told apart on one node only; what they are of doesn't matter here.
+            places = torch.arange(len(indexes), device=indexes.device)
+            indexes = places + self.global_rank * len(indexes)
         self.check_labels(targets)
         out = BaseMethod.training_step(self, batch, batch_idx)
         nce_loss = simclr_loss_func(
@@ -66,7 +63,7 @@ class SimCLRBanded(ContrastiveMethod, SimCLR):
             indexes.repeat(self.num_crops),
             self.temperature,
             policy=self.policy_at(batch_idx),
-            labels=targets.repeat(self.num_crops),
+            query_labels=targets.repeat(self.num_crops),
             observe=self.observe,
         )
         self.log("train_nce_loss", nce_loss, on_epoch=True, sync_dist=True)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from solo_hardneg.errors import ConfigError, bad_value
+from solo_hardneg.negatives.numbers import is_number
 from solo_hardneg.negatives.pool import Pool
 
 # 0.29 · 100 is 28.999… in binary; nobody means a share that lies so close below a whole rank.
@@ -42,7 +43,7 @@ def parse(value: Any, key: str) -> Band:
     numbers = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else None
     if numbers is None or len(numbers) != 2:
         raise bad_value(key, value, allowed, do)
-    if any(isinstance(n, bool) or not isinstance(n, int | float) for n in numbers):
+    if not all(map(is_number, numbers)):
         raise bad_value(key, value, allowed, do)
     lo, hi = float(numbers[0]), float(numbers[1])
     if not (0.0 <= lo <= 1.0 and 0.0 <= hi <= 1.0):
@@ -86,7 +87,8 @@ def mask(pool: Pool, band: Band, key: str) -> tuple[Tensor, int | None]:
         (N, M) bool, and how many negatives it holds for every query where that is one number.
 
     Raises:
-        EmptyBandError: it holds nothing, for no query that has negatives.
+        EmptyBandError: all queries have the same number of negatives, and it holds none of so
+            many. Where the numbers differ, with the data, a query may be left with none.
     """
     similarity, present = pool.similarity.detach(), pool.present
     width = similarity.shape[1]
@@ -99,8 +101,6 @@ def mask(pool: Pool, band: Band, key: str) -> tuple[Tensor, int | None]:
     first_place = width - counts
     lo, hi = ((b * counts.double() + GUARD).floor().long() for b in band)
     inside = present & (place >= first_place + lo) & (place < first_place + hi)
-    if holds is None and bool(counts.any()) and not bool(inside.any()):
-        held(band, int(counts.max()), key)  # empty for the query with the most, so this raises
 
     if pool.reserve is not None:
         padded = torch.cat([values, values.new_full((len(values), 1), torch.inf)], dim=1)

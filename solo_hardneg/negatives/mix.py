@@ -27,8 +27,8 @@ class Mix:
     α ~ U(0, 1); the second between the query and one of them, h′ = (γ·q + (1-γ)·nₐ)/‖·‖ with
     γ ~ U(0, 0.5), which is harder than nₐ itself.
 
-    A query that the verbs above left fewer negatives than ``hardest`` mixes those it has (and
-    ``mix_short`` counts it), unless no query has enough.
+    Where the verbs above leave some queries fewer negatives than ``hardest``, depending on the
+    data, those mix what they have, and ``mix_short`` counts them.
 
     Args:
         hardest: s, how many of the hardest negatives are mixed; at least 2 if there are pairs.
@@ -68,7 +68,13 @@ class Mix:
             )
         if len(pool.vectors) == 0:
             return pool
-        available = self._available(pool)
+        if pool.count is not None and 0 < pool.count < self.hardest:
+            raise bands.TooFewNegativesError(
+                f"negatives.mix.hardest={self.hardest}: there are only M={pool.count} negatives to "
+                "mix. Lower it (and pairs with it), or have more negatives (a longer queue, a "
+                "larger batch)."
+            )
+        available = pool.counts.clamp(max=self.hardest)  # to be mixed, of each query
         columns = bands.hardest(pool, self.hardest)
         query = pool.query.detach() if self.detach else pool.query
         vectors = pool.vectors.detach() if self.detach else pool.vectors
@@ -92,17 +98,6 @@ class Mix:
         return pool.plus(similarity, present, count).note(
             synthetic=present.float().sum(dim=1), mix_short=(available < self.hardest).float()
         )
-
-    def _available(self, pool: Pool) -> Tensor:
-        """(N,) int, how many negatives of each query can be mixed, ``hardest`` or fewer."""
-        most = pool.count if pool.count is not None else int(pool.counts.max())
-        if 0 < most < self.hardest:
-            raise bands.TooFewNegativesError(
-                f"negatives.mix.hardest={self.hardest}: there are only M={most} negatives to mix. "
-                "Lower it (and pairs with it), or have more negatives (a longer queue, a larger "
-                "batch)."
-            )
-        return pool.counts.clamp(max=self.hardest)
 
 
 def draw_pairs(

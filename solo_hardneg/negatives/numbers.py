@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 from solo_hardneg.errors import bad_value
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a finite int or float; true and false are none."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value)
+    """Whether it is a finite number, NumPy's included; true and false are none."""
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    return number and abs(value) < math.inf
 
 
 def real(key: str, value: Any, allowed: str, do: str = "", **ends: float) -> float:

@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from solo_hardneg.errors import ConfigError
 from solo_hardneg.negatives import schedule
@@ -67,14 +68,16 @@ class Policy:
         needs: what it needs beside the similarities, in any epoch: any of ``labels``,
             ``indexes``, ``queue``.
         reserve: how much longer than K the queue must be, as a share of K.
-        moving: the verbs that have a schedule.
+        moving_bands: the verbs whose band has a schedule.
         retains: whether the queue keeps hard keys in some epoch; see :attr:`retention`.
     """
 
     def __init__(self, plans: Mapping[str, Plan]):
         self._plans = dict(plans)
         self.config = {name: plan.config for name, plan in self._plans.items()}
-        self.moving = {n for n, plan in plans.items() if schedule.inside(plan.arguments)}
+        self.moving_bands = {
+            name for name, plan in plans.items() if schedule.inside(plan.arguments.get("band"))
+        }
         self.needs: frozenset[str] = frozenset()
         self.reserve = 0.0
         self.retains = False
@@ -166,9 +169,7 @@ def build(config: Mapping[str, Any] | None) -> Policy:
     Raises:
         ConfigError: the mapping is none, or a verb or an argument of it can't be used.
     """
-    plain = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
-    if plain is None:
-        plain = {}
+    plain = _resolved(config)
     if not isinstance(plain, Mapping):
         raise ConfigError(
             f"negatives={plain!r}: must be a mapping of policies to their arguments, such as "
@@ -180,13 +181,26 @@ def build(config: Mapping[str, Any] | None) -> Policy:
     return Policy(plans)
 
 
+def _resolved(config: Any) -> Any:
+    """Plain containers, whether the config, or parts of it, are OmegaConf's or not."""
+    if not OmegaConf.is_config(config):
+        if not isinstance(config, Mapping):
+            return {} if config is None else config
+        config = OmegaConf.create(dict(config), flags={"allow_objects": True})
+    try:
+        return OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"negatives: {error}. Set what it refers to, or the value.") from None
+
+
 def _plan(name: str, value: Any) -> Plan:
     times: dict[str, Any] = {}
     if isinstance(value, Mapping):
         times = {key: value[key] for key in TIMES if key in value}
         value = {key: v for key, v in value.items() if key not in times}
     key = f"negatives.{name}"
-    arguments = schedule.find(arguments_of(name, value), key)
+    found = arguments_of(name, value)
+    arguments = {part: schedule.find(v, f"{key}.{part}") for part, v in found.items()}
     when = schedule.parse_when(times.get("from_epoch"), times.get("until_epoch"), key)
     return Plan(name, arguments, when)
 

@@ -117,6 +117,12 @@ class Pool:
         query, other = self._both("labels", "the classes of query and negatives")
         return (query[:, None] == other[None, :]) & (query[:, None] >= 0)
 
+    def different_class(self) -> Tensor:
+        """(N, M) bool, which candidates are of another class; an unknown class is none."""
+        query, other = self._both("labels", "the classes of query and negatives")
+        known = (query[:, None] >= 0) & (other[None, :] >= 0)
+        return (query[:, None] != other[None, :]) & known
+
     def same_image(self) -> Tensor:
         """(N, M) bool, which candidates come from the query's own image."""
         query, other = self._both("indexes", "the dataset indexes of query and negatives")
@@ -126,8 +132,8 @@ class Pool:
         query, other = getattr(self, f"query_{what}"), getattr(self, what)
         if query is None or other is None:
             raise ConfigError(
-                f"This policy needs {meaning}. Pass query_{what}= and queue_{what}= to the loss, "
-                "or choose a policy that does without."
+                f"This policy needs {meaning}. Pass query_{what}= (and of a queue, queue_{what}=) "
+                "to the loss, or choose a policy that does without."
             )
         return query, other
 

@@ -125,7 +125,7 @@ def arguments_of(name: str, value: Any) -> dict[str, Any]:
     if name not in known:
         raise unknown_name("negatives", name, known, "policy")
     info = known[name]
-    if isinstance(value, Mapping) and not is_schedule(value):
+    if isinstance(value, Mapping) and not (is_schedule(value) and set(value) - set(info.arguments)):
         arguments = {str(k): v for k, v in value.items() if v is not None}
     elif info.arguments:
         arguments = {info.arguments[0]: value}

@@ -30,7 +30,8 @@ class Retain:
     """Shifts the age by which keys leave the queue by how consistently they are hard.
 
     A key's score is the share of queries that have it in the ``band``, averaged over the steps it
-    was in the queue, newer steps counting more. By chance that is the band's width p. The key
+    was in the queue, newer steps counting more. By chance that is the band's width p; where the
+    verbs above leave fewer to be ranked, shares are scaled so that the average key has p. The key
     leaves as if it were younger, or older, by
 
         strength · L · clip(score/p - 1, -1, 1)   keys,
@@ -70,7 +71,8 @@ class Retain:
 
     def average(self, scores: Tensor, shares: Tensor) -> Tensor:
         """(M,) the scores after a step in which ``shares`` (M,) of the queries found them hard."""
-        return self.decay * scores + (1 - self.decay) * shares
+        scaled = shares * (self.chance / shares.mean().clamp(min=1e-9))
+        return self.decay * scores + (1 - self.decay) * scaled
 
     def effective_age(self, age: Tensor, scores: Tensor, length: int) -> Tensor:
         """(M,) the age, in keys, that decides who leaves; ``length`` is L."""

@@ -27,7 +27,7 @@ class Condition:
     Args:
         band: ``[lo, hi]``, shares of the negatives from easiest (0) to hardest (1). It is ranked
             among all negatives at hand, before the other conditions apply.
-        label: ``same`` or ``different``, as the query's class.
+        label: ``same`` or ``different``, as the query's class; an unknown class is neither.
         image: ``same``, the query's own image.
     """
 
@@ -61,8 +61,7 @@ class Condition:
             inside, holds = bands.mask(pool, self.band, f"negatives.{self.verb}.band")
             masks.append(inside)
         if self.label is not None:
-            same = pool.same_class()
-            masks.append(same if self.label == "same" else ~same)
+            masks.append(pool.same_class() if self.label == "same" else pool.different_class())
         if self.image is not None:
             masks.append(pool.same_image())
         return reduce(torch.logical_and, masks), holds if len(masks) == 1 else None
@@ -70,7 +69,7 @@ class Condition:
 
 @register(
     "keep",
-    summary="only the negatives of a band of difficulty, a class, an image",
+    summary="takes away all negatives but those of a band of difficulty, a class, an image",
     source=f"{CAI}, figure 2",
     needs=("labels", "indexes"),
 )
@@ -86,7 +85,7 @@ class Keep(Condition):
 
 @register(
     "drop",
-    summary="all negatives but those of a band of difficulty, a class, an image",
+    summary="takes away the negatives of a band of difficulty, a class, an image",
     source=f"{CAI}, figure 3 and Table 1",
     needs=("labels", "indexes"),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -34,7 +34,9 @@ def try_out(policy: Policy, count: int) -> None:
         except TooFewNegativesError as error:
             problem = problem or error
             continue
-        if count == 0 or bool(left.present.any()):
+        # What others' verbs leave may be drawn at random, and be something the next time.
+        own = all(_is_own(verb) for verb in policy.verbs.values())
+        if count == 0 or not own or bool(left.present.any()):
             return
     raise problem or TooFewNegativesError(
         f"negatives={policy.config}: leaves none of M={count} negatives. Its verbs apply from "
@@ -44,17 +46,34 @@ def try_out(policy: Policy, count: int) -> None:
 
 def _apply(policy: Policy, pool: Pool) -> Pool:
     for name, verb in policy.verbs.items():
-        band, most = getattr(verb, "band", None), int(pool.counts.max())
-        # Of a band as wide as one rank, something is left wherever it moves.
-        if band and name in policy.moving and 0 < (band[1] - band[0]) * most < 1 - GUARD:
-            raise EmptyBandError(
-                f"negatives.{name}.band={list(band)} at epoch {policy.epoch:g}: moves, and is so "
-                f"narrow that it holds none of M={most} negatives on its way. Keep it at least "
-                f"1/M = {1 / most:.2g} wide, or have more negatives (a longer queue, a larger "
-                "batch)."
-            )
+        if name in policy.moving_bands:
+            _check_moving(name, getattr(verb, "band", None), policy.epoch, int(pool.counts.max()))
         pool = verb(pool)
+        short = pool.notes.get("mix_short")
+        if short is not None and bool(short.any()):
+            raise TooFewNegativesError(
+                f"negatives={policy.config}: the verbs above mix leave fewer negatives than "
+                "negatives.mix.hardest. Lower it, or have more negatives (a longer queue, a "
+                "larger batch)."
+            )
     return pool
+
+
+def _check_moving(name: str, band: Any, epoch: float, count: int) -> None:
+    """Refuses a band that would hold nothing somewhere between the epochs that are tried.
+
+    One as wide as a rank holds something wherever it moves, and so does one that ends at 1.
+    """
+    if band is not None and band[1] < 1 and 0 < (band[1] - band[0]) * count < 1 - GUARD:
+        raise EmptyBandError(
+            f"negatives.{name}.band={list(band)} at epoch {epoch:g}: moves, and is so narrow that "
+            f"it holds none of M={count} negatives on its way. Keep it at least "
+            f"1/M = {1 / count:.2g} wide, or have more negatives (a longer queue, a larger batch)."
+        )
+
+
+def _is_own(verb: object) -> bool:
+    return type(verb).__module__.startswith("solo_hardneg.")
 
 
 def _marks(count: int) -> list[Tensor]:

@@ -77,7 +77,10 @@ class RunFolder(Checkpoint):
         # Reduces what was logged on all processes; the first one has, for its progress bar, and
         # the others would wait in the barrier of saving while it waits for them.
         _ = trainer.callback_metrics
-        trainer.save_checkpoint(path)
+        partial = path.with_suffix(".part")
+        trainer.save_checkpoint(partial)
+        if trainer.is_global_zero:
+            partial.replace(path)  # a run that is killed while it saves leaves no half checkpoint
         previous, self.newest, self._saved_step = self.newest, path, trainer.global_step
         if previous is None or previous == path or self.cfg.checkpoint.keep_prev:
             return

@@ -181,7 +181,7 @@ def test_a_curriculum_that_comes_to_nothing(
     message = refusal(model, fit, method, negatives=negatives)
     assert re.match(
         rf"negatives.keep.band=\[0\.\d+, 0.98\] at epoch [\d.]+: moves, and is so narrow that it "
-        rf"holds none of M={count} negatives on its way. Keep it at least 1/M = {1 / count:.2g} wide",
+        rf"holds none of M={count} negatives on its way. Keep it at least 1/M = {1 / count:.2g} ",
         message,
     )
 

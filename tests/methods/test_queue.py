@@ -274,12 +274,15 @@ def test_scores_are_the_averaged_shares_of_queries(
         scores = moco.queue_hardness.tolist()
         directions = zip(queries, reversed(queue), strict=True)
         rows = [row for query, keys in directions for row in (query @ keys[:, :filled]).tolist()]
-        for j in range(filled):
-            hard = 0
-            for row in rows:
-                kept = sorted(oracles.band(row, 0.25, 1.0)) if keep else list(range(filled))
-                hard += j in oracles.band(row, 0.5, 1.0, present=kept)
-            scores[j] = 0.75 * scores[j] + 0.25 * hard / len(rows)
+        hard = [0.0] * filled
+        for row in rows:
+            kept = sorted(oracles.band(row, 0.25, 1.0)) if keep else list(range(filled))
+            for j in oracles.band(row, 0.5, 1.0, present=kept):
+                hard[j] += 1 / len(rows)
+        mean = sum(hard) / max(filled, 1)  # and by chance it is 0.5
+        scores[:filled] = [
+            0.75 * s + 0.25 * h * 0.5 / mean for s, h in zip(scores, hard, strict=False)
+        ]
         score(*arguments)
         expected.append(scores)
         assert moco.queue_hardness.tolist() == pytest.approx(scores)
@@ -307,18 +310,20 @@ def test_keys_from_before_its_first_epoch_start_by_chance(model: Maker) -> None:
     moco.score_keys([torch.ones(8)], early)
     assert moco.queue_ages(8, late).tolist() == [7, 6, 5, 4, 3, 2, 1, 0]
     moco.score_keys([torch.tensor([1.0, 0.5] * 4)], late)
-    assert moco.queue_hardness[:8].tolist() == [0.625, 0.5] * 4
+    first = [0.75 * 0.5 + 0.25 * share * 0.5 / 0.75 for share in (1.0, 0.5)]
+    assert moco.queue_hardness[:8].tolist() == pytest.approx(first * 4)
     moco.score_keys([torch.tensor([0.0] * 8), torch.tensor([1.0] * 8)], late)
-    assert moco.queue_hardness[:8].tolist() == [0.59375, 0.5] * 4
+    then = [0.75 * score + 0.25 * 0.5 for score in first]
+    assert moco.queue_hardness[:8].tolist() == pytest.approx(then * 4)
 
 
 def test_a_key_that_was_never_hard_stays_so(model: Maker) -> None:
     moco = model(negatives={"retain": {"strength": 1.0, "band": [0.5, 1.0], "decay": 0.0}})
     moco.enqueue(torch.zeros(1, 4, 8), torch.zeros(4), torch.arange(4), moco.policy.retention)
-    moco.score_keys([torch.tensor([0.0, 0.0, 1.0, 0.5])], moco.policy.retention)
-    assert moco.queue_hardness[:4].tolist() == [0.0, 0.0, 1.0, 0.5]
-    moco.score_keys([torch.tensor([0.0, 1.0, 0.0, 0.0])], Retain(1.0, band=[0.5, 1.0], decay=0.5))
-    assert moco.queue_hardness[:4].tolist() == [0.0, 0.5, 0.5, 0.25]
+    moco.score_keys([torch.tensor([0.0, 0.0, 1.0, 1.0])], moco.policy.retention)
+    assert moco.queue_hardness[:4].tolist() == [0.0, 0.0, 1.0, 1.0]
+    moco.score_keys([torch.tensor([0.0, 1.0, 0.0, 1.0])], Retain(1.0, band=[0.5, 1.0], decay=0.5))
+    assert moco.queue_hardness[:4].tolist() == [0.0, 0.5, 0.5, 1.0]
 
 
 def test_no_query_no_score(model: Maker) -> None:

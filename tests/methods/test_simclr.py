@@ -240,23 +240,44 @@ def test_a_fill_with_nothing_needs_no_queue(model: Maker, batch: Maker) -> None:
     assert simclr.counts == [3]
 
 
-@pytest.mark.parametrize("negatives", [{}, {"drop": {"label": "same"}}])
-def test_dummy_indexes_are_refused(config: Maker, negatives: dict) -> None:
+@pytest.mark.parametrize("rank", [0, 3])
+def test_dummy_indexes_are_numbered_across_processes(
+    model: Maker, batch: Maker, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    simclr = model("data.format=dali", method="simclr_banded", negatives={})
+    seen: list[list[int]] = []
+    loss = simclr_loss_func
+
+    def watch(z: Any, indexes: Any, *arguments: Any, **known: Any) -> Any:
+        seen.append(indexes.tolist())
+        return loss(z, indexes, *arguments, **known)
+
+    monkeypatch.setattr("solo_hardneg.methods.simclr.simclr_loss_func", watch)
+    monkeypatch.setattr(type(simclr), "global_rank", rank)
+    _, views, targets = batch()
+    places = [rank * len(targets) + place for place in range(len(targets))]
+    for dummies in (torch.arange(len(targets)), torch.zeros(len(targets), dtype=torch.long)):
+        simclr.training_step([dummies, views, targets], 0)
+        assert seen[-1] == places * 2
+    simclr.cfg.dali = {"encode_indexes_into_labels": True}
+    simclr.training_step([targets + 50, views, targets], 0)
+    assert seen[-1] == (targets + 50).tolist() * 2
+
+
+def test_what_needs_true_indexes_refuses_dummies(config: Maker) -> None:
     method = OUR_METHODS["simclr_banded"]
-    cfg = config("data.format=dali", method="simclr_banded", negatives=negatives)
-    with pytest.raises(ConfigError) as refused:
+    images = {"drop": {"image": "same"}}
+    cfg = config("data.format=dali", method="simclr_banded", negatives=images)
+    with pytest.raises(ConfigError, match=r"needs dataset indexes, and DALI's are dummies unless"):
         method.add_and_assert_specific_cfg(cfg.copy())
-    assert str(refused.value) == (
-        "data.format=dali: SimCLR tells images apart by their dataset indexes, and DALI's are "
-        "dummies, equal on all processes, unless ++dali.encode_indexes_into_labels=True. Set that."
-    )
-    cfg.dali = {"encode_indexes_into_labels": False}
-    with pytest.raises(ConfigError, match=r"are dummies"):
-        method.add_and_assert_specific_cfg(cfg.copy())
-    cfg.dali.encode_indexes_into_labels = True
+    cfg.dali = {"encode_indexes_into_labels": True}
     assert method.add_and_assert_specific_cfg(cfg.copy())
-    cfg.dali.encode_indexes_into_labels, cfg.data.format = False, "image_folder"
-    assert method.add_and_assert_specific_cfg(cfg)
+
+
+def test_the_own_image_is_no_negative_that_could_be_kept(config: Maker) -> None:
+    cfg = config(method="simclr_banded", negatives={"keep": {"image": "same"}})
+    with pytest.raises(ConfigError, match=r"negatives.keep.image=same: leaves no negatives"):
+        OUR_METHODS["simclr_banded"].add_and_assert_specific_cfg(cfg)
 
 
 def test_every_setting_of_ours_is_resolved_in_what_is_stored(model: Maker) -> None:

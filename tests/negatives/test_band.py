@@ -59,10 +59,6 @@ def test_band_ranks_only_the_present(
             oracles.band(row.tolist(), lo, hi, columns)
             for row, columns in zip(sims, present, strict=True)
         ]
-        if any(present) and not any(expected):
-            with pytest.raises(EmptyBandError, match=f"M={max(map(len, present))} "):
-                bands.mask(pool, (lo, hi), "key")
-            continue
         mask, count = bands.mask(pool, (lo, hi), "key")
         assert chosen(mask) == expected
         assert count is None  # it differs from query to query
@@ -111,7 +107,7 @@ def test_extreme_similarities_stay_in_order() -> None:
         ("0.5,1", "two numbers"),
         (["a", "b"], "two numbers"),
         ([True, 1], "two numbers"),
-        ([float("nan"), 1.0], r"lies outside \[0, 1\]"),
+        ([float("nan"), 1.0], "two numbers"),
     ],
 )
 def test_impossible_bands(value: object, message: str) -> None:

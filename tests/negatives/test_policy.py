@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -16,6 +17,7 @@ from solo_hardneg.negatives import (
     TooFewNegativesError,
     build,
     full_pool,
+    register,
     registry,
 )
 
@@ -132,7 +134,9 @@ def test_what_some_classes_would_leave_is_not_impossible() -> None:
     build(
         {"keep": {"image": "same", "band": [0.9, 1.0]}, "mix": {"hardest": 1, "queries": 1}}
     ).check(10)
-    with pytest.raises(TooFewNegativesError, match="mix.hardest=64: "):
+    with pytest.raises(
+        TooFewNegativesError, match="leave fewer negatives than negatives.mix.hardest"
+    ):
         build({"keep": {"label": "same"}, "mix": {"hardest": 64, "pairs": 1}}).check(64)
 
 
@@ -189,3 +193,68 @@ def test_schedules_and_epochs_reach_policies_of_others() -> None:
     assert policy.reserve == 0.75
     assert not policy.retains
     assert build({"mine": {"number": 2.0, "share": 1, "from_epoch": 3}}).at(2).verbs == {}
+
+
+# ---------------------------------------------------------------- what depends on the data
+
+
+def test_what_the_data_leave_is_no_error_in_the_middle_of_a_run() -> None:
+    few = torch.tensor([0, 0] + [1] * 14)  # two of the query's class
+    known = {"query_labels": torch.zeros(1).long(), "labels": few}
+    query, vectors = torch.tensor([[1.0, 0.0]]), torch.nn.functional.normalize(torch.randn(16, 2))
+    pool = full_pool(query @ vectors.T, query=query, vectors=vectors, **known)
+    narrow = {"keep": {"band": [0.9, 0.95]}}
+    for below, count in ((narrow, 0), ({"mix": {"hardest": 8, "pairs": 3}}, 5)):
+        policy = build({"drop": {"label": "different"}, **below})
+        policy.check(1024)
+        assert policy(pool).counts.tolist() == [count]
+    with pytest.raises(TooFewNegativesError, match="leaves none of M=3 "):
+        build({"drop": {"label": "different"}, **narrow, "fill": "none"}).check(3)
+
+
+def test_what_others_draw_at_random_may_be_nothing_once(scratch: None) -> None:
+    @register("drop_random", summary="all but a random share")
+    class DropRandom:
+        def __init__(self, share: float):
+            self.share = share
+
+        def __call__(self, pool: Pool) -> Pool:
+            return pool.without(torch.rand_like(pool.similarity) < self.share)
+
+    build({"drop_random": 1.0}).check(64)
+
+
+def test_others_may_call_their_arguments_as_a_schedule_does(scratch: None) -> None:
+    @register("warm", summary="for a while")
+    class Warm:
+        def __init__(self, epochs: int, to: float = 1.0):
+            self.epochs, self.to = epochs, to
+
+        def __call__(self, pool: Pool) -> Pool:
+            return pool
+
+    verb = build({"warm": {"epochs": 3, "to": 0.5}}).verbs["warm"]
+    assert (verb.epochs, verb.to) == (3, 0.5)
+    moving = {"from": 1, "to": 9, "epochs": [0, 4]}
+    assert build({"warm": moving}).at(2).verbs["warm"].epochs == 5
+    assert build({"warm": {"epochs": moving}}).at(4).verbs["warm"].epochs == 9
+
+
+# ---------------------------------------------------------------- where configs come from
+
+
+def test_parts_of_a_config_are_read_like_the_whole() -> None:
+    cfg = OmegaConf.create({"low": 0.5, "negatives": {"keep": {"band": ["${low}", 1.0]}}})
+    expected = {"keep": {"band": [0.5, 1.0]}}
+    assert build(cfg.negatives).config == expected
+    cfg.negatives.keep.band = [0.5, 1.0]
+    policy = build(dict(cfg.negatives))
+    assert policy.config == expected
+    assert json.loads(json.dumps(policy.config)) == expected
+    alone = build({"debias": {"tau_plus": "${oc.select:data.suggest.tau_plus,0.2}"}})
+    assert alone.config == {"debias": {"tau_plus": 0.2}}
+    numpys = build({"reweight": np.float32(0.5), "mix": {"hardest": np.int64(4), "pairs": 2}})
+    assert numpys.config["reweight"] == {"beta": 0.5}
+    assert numpys.verbs["mix"].hardest == 4
+    with pytest.raises(ConfigError, match="negatives: .*nowhere"):
+        build({"reweight": "${nowhere}"})

@@ -302,3 +302,16 @@ def test_a_moving_band_is_wide_enough_for_all_the_places_it_passes() -> None:
         below.check(24)
     below.check(26)
     build({"keep": {"band": [0.01, 0.09]}}).check(12)  # where it stands, it holds one
+
+
+@pytest.mark.parametrize("count", [6, 14, 18, 64])
+def test_a_moving_band_that_ends_at_the_hardest_is_wide_enough(count: int) -> None:
+    curriculum = build({"keep": {"band": [line(0.0, 0.95, 0, 8), 1.0]}})
+    curriculum.check(count)
+    pool = full_pool(torch.arange(count)[None, :] / count)
+    assert all(curriculum.at(e / 7)(pool).counts >= 1 for e in range(60))
+    build({"retain": {"strength": line(0, 1, 0, 8)}}).check(14 + count)
+    shrinking = build({"keep": {"band": [0.0, line(1.0, 0.05, 0, 8)]}})
+    shrinking.check(20)
+    with pytest.raises(EmptyBandError, match="moves, and is so narrow"):
+        shrinking.check(18)

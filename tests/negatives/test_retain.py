@@ -67,10 +67,25 @@ def test_a_band_that_holds_nothing() -> None:
 
 def test_scores_are_a_moving_average() -> None:
     verb = Retain(1.0, decay=0.75)
-    scores = verb.average(torch.tensor([0.0, 0.4]), torch.tensor([1.0, 0.0]))
-    torch.testing.assert_close(scores, torch.tensor([0.25, 0.3]))
-    last = Retain(1.0, decay=0.0).average(torch.tensor([0.3]), torch.tensor([0.8]))
-    assert last.item() == pytest.approx(0.8)
+    scores = verb.average(torch.tensor([0.0, 0.4]), torch.tensor([0.1, 0.0]))
+    torch.testing.assert_close(scores, torch.tensor([0.025, 0.3]))
+    last = Retain(1.0, decay=0.0).average(torch.tensor([0.3, 0.3]), torch.tensor([0.06, 0.04]))
+    torch.testing.assert_close(last, torch.tensor([0.06, 0.04]))
+
+
+def test_the_average_key_is_hard_by_chance_whatever_stands_above() -> None:
+    """Under keep, most are never ranked, and that tells nothing of the others."""
+    torch.manual_seed(0)
+    query, vectors = (torch.nn.functional.normalize(torch.randn(n, 16), dim=1) for n in (64, 512))
+    pool = full_pool(query @ vectors.T, query=query, vectors=vectors)
+    retain = {"retain": {"strength": 1.0, "decay": 0.0}}
+    for above in ({}, {"keep": {"band": [0.5, 1.0]}}, {"keep": {"band": [0.9, 1.0]}}):
+        policy = build({**above, **retain})
+        left = policy(pool)
+        scores = policy.retention.average(torch.zeros(512), left.hard_share)
+        assert scores.mean().item() == pytest.approx(policy.retention.chance)
+    nothing = policy.retention.average(torch.full((3,), 0.05), torch.zeros(3))
+    assert nothing.tolist() == [0.0] * 3
 
 
 def test_the_age_that_decides_who_leaves() -> None:

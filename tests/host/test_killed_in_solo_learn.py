@@ -1,0 +1,58 @@
+"""A run of solo-learn's own script that is killed, and goes on from solo-learn's checkpoint."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from integration_helpers import CLASSES, PER_CLASS
+from killing import check_resumed, draw
+
+pytestmark = [pytest.mark.slow, pytest.mark.host]
+
+EPOCHS, BATCH = 3, 4
+STEPS = CLASSES * PER_CLASS // BATCH
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """An empty folder that is removed afterwards: checkpoints are large."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments"),
+    [
+        (
+            "mocov2_banded",
+            [
+                "negatives=all",
+                "method_kwargs.queue_size=16",
+                "+negatives.retain={strength:1.0,band:[0.5,1.0]}",
+                "+negatives.mix={hardest:4,pairs:4,queries:2}",
+            ],
+        ),
+        (
+            "simclr_banded",
+            [
+                "negatives=all",
+                "+negatives.keep.band=[{from:0.0,to:0.3,epochs:[0,2]},1.0]",
+                "+negatives.mix={hardest:4,pairs:4,queries:2}",
+            ],
+        ),
+    ],
+)
+def test_a_killed_run_goes_on_as_if_nothing_had_been(
+    solo_learn: Path, small: list[str], folder: Path, method: str, arguments: list[str]
+) -> None:
+    command = [
+        *(solo_learn / "main_pretrain.py", "--config-name", method, *small, *arguments),
+        *(f"optimizer.batch_size={BATCH}", f"max_epochs={EPOCHS}", "scheduler.warmup_epochs=0"),
+        *("checkpoint.frequency=1", "accelerator=cpu", "+enable_progress_bar=false"),
+    ]
+    # In the middle of an epoch: while a checkpoint is written, the newest one may be half a file.
+    middle = [step for step in range(STEPS, (EPOCHS - 1) * STEPS) if 0 < step % STEPS < STEPS - 1]
+    check_resumed(folder, command, EPOCHS, STEPS, draw(method, middle))
