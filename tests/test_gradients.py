@@ -268,7 +268,7 @@ def test_finite_at_the_ends_of_the_scale(
     plus_minus = torch.cat([torch.eye(4), -torch.eye(4)])  # similarities of exactly 1 and -1
     query, queue = leaves(torch.eye(4).to(dtype), plus_minus.T.to(dtype))
     (z,) = leaves(torch.cat([torch.eye(4), side * torch.eye(4)]).to(dtype))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=dtype):
         first = mocov2plus_loss_func(
             query, side * query.detach(), queue, 0.05, policy=build(config)
         )
@@ -281,11 +281,12 @@ def test_finite_at_the_ends_of_the_scale(
         assert leaf.grad.isfinite().all()
 
 
-def test_autocast_changes_nothing() -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_changes_nothing(dtype: torch.dtype) -> None:
     config = {"keep": {"band": [0.5, 1.0]}} | BOTH | HCL
     tensors = moco()
     outside = moco_loss(config, *tensors), simclr_loss(config, unit(8, 5))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=dtype):
         inside = moco_loss(config, *tensors), simclr_loss(config, unit(8, 5))
     assert inside == outside
 
