@@ -41,8 +41,8 @@ class Schedule:
         """The value at an epoch; 2.5 is the middle of the third."""
         first, last = self.epochs
         share = min(max((epoch - first) / (last - first), 0.0), 1.0)
-        if share in (0.0, 1.0):  # exactly the ends, so that 0.95 is the 0.95 one wrote
-            return self.end if share else self.start
+        if share == 1.0:
+            return self.end  # exactly, which the sum below may miss
         return self.start + (self.end - self.start) * CURVES[self.curve](share)
 
     @property

@@ -228,6 +228,29 @@ def test_what_concerns_most_queries_is_said_once(
             ours.observe(full_pool(torch.zeros(2, 3)).note(**{other: torch.ones(2)}))
 
 
+def test_queries_without_negatives_are_said_once(
+    model: Maker, recwarn: pytest.WarningsRecorder
+) -> None:
+    moco, logged = model(negatives={}), {}
+    moco.log = lambda key, value, **how: logged.update({key: float(value)})
+
+    def said(*counts: int, width: int = 3) -> list[str]:
+        recwarn.clear()
+        left = torch.arange(width)[None, :] < torch.tensor(counts)[:, None]
+        moco.observe(full_pool(torch.zeros(len(counts), width)).only(left))
+        return [str(w.message) for w in recwarn if w.category is UserWarning]
+
+    assert said(0, 0, width=0) == []  # the queue holds no key yet
+    assert "negatives/none_left" not in logged
+    assert said(0, 0, 3, 1) == []
+    assert logged["negatives/none_left"] == 0.5
+    (text,) = said(0, 0, 0, 1)
+    assert text.startswith(
+        "negatives: no negatives are left, and there is nothing to learn, for 75%"
+    )
+    assert said(0, 0, 0, 0) == []
+
+
 @pytest.mark.parametrize("method", ["mocov2_banded", "simclr_banded"])
 def test_what_a_run_logs_of_its_negatives(model: Maker, fit: Maker, method: str) -> None:
     negatives = {"mix": {"hardest": 3, "pairs": 2, "queries": 1}, "debias": {"tau_plus": 0.9}}

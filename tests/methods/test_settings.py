@@ -36,6 +36,10 @@ def test_folders_that_are_not_there(config: Maker, tmp_path: Path) -> None:
         settings.check_folders(folders(config, tmp_path / "none"))
     with pytest.raises(DataError, match=r"data.val_path=.*/none: is not there"):
         settings.check_folders(folders(config, tmp_path, tmp_path / "none"))
+    cfg = folders(config, tmp_path, tmp_path / "none")
+    cfg.data.train_path = None
+    with pytest.raises(DataError, match=r"data.val_path=.*/none: is not there"):
+        settings.check_folders(cfg)
     settings.check_folders(config("data=cifar10", "data.train_path=none"))  # it may be downloaded
 
 
