@@ -89,7 +89,7 @@ class Program:
 
     def kill_after(self, steps: int) -> None:
         """Ends it once it has taken so many steps."""
-        end = time.monotonic() + 120
+        end = time.monotonic() + 240
         while len(self.losses()) < steps:
             assert self.process.poll() is None, self.errors
             assert time.monotonic() < end, self.errors
@@ -99,7 +99,7 @@ class Program:
 
     def finish(self) -> None:
         """Waits for its end, which must be a good one."""
-        assert self.process.wait(timeout=120) == 0, self.errors
+        assert self.process.wait(timeout=240) == 0, self.errors
 
     @property
     def errors(self) -> str:

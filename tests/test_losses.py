@@ -330,3 +330,15 @@ def test_unknown_classes_are_neither_the_same_nor_another() -> None:
             query_labels=torch.tensor([0, 0, 0, 0, -1]), queue_labels=classes,
         )  # fmt: skip
         assert seen[-1].counts.tolist() == [left] * 4 + [0]
+
+
+@pytest.mark.parametrize("indexes", [[0, 1, 1, 2], [1, 1, 0, 2], [0, 1, 2, 1]])
+def test_where_an_image_came_twice_the_numbers_of_negatives_differ(indexes: list[int]) -> None:
+    seen: list[Pool] = []
+    z, twice = unit(8, 5), torch.tensor(indexes).repeat(2)
+    simclr_loss_func(z, twice, observe=seen.append)
+    assert seen[-1].count is None
+    expected = [8 - 2 * indexes.count(index) for index in indexes] * 2
+    assert seen[-1].counts.tolist() == expected
+    simclr_loss_func(z, torch.arange(4).repeat(2), observe=seen.append)
+    assert seen[-1].count == 6

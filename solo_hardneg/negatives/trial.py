@@ -19,13 +19,13 @@ def try_out(policy: Policy, count: int) -> None:
     """Applies a policy, as it is in its epoch, to one query with ``count`` negatives.
 
     How many of them share the query's class and image is not known here. What leaves something
-    in one of several cases is not impossible.
+    if none do, or if all do, is not impossible.
 
     Raises:
         TooFewNegativesError: a verb finds too few, or they leave none together.
     """
     problem: TooFewNegativesError | None = None
-    marks = _marks(count)
+    marks = torch.zeros(count, dtype=torch.long), torch.ones(count, dtype=torch.long)
     kinds = [marks if need in policy.needs else [None] for need in ("labels", "indexes")]
     for labels, indexes in product(*kinds):
         try:
@@ -76,16 +76,8 @@ def _is_own(verb: object) -> bool:
     return type(verb).__module__.startswith("solo_hardneg.")
 
 
-def _marks(count: int) -> list[Tensor]:
-    """Classes, or images, of ``count`` negatives of a query of class 1, from easy to hard.
-
-    Half of them share it, or all but the easiest, or only the hardest.
-    """
-    places = torch.arange(count)
-    return [places % 2, (places > 0).long(), (places == count - 1).long()]
-
-
 def _made_up(count: int, labels: Tensor | None, indexes: Tensor | None) -> Pool:
+    """One query, of class 1 and image 1, and ``count`` negatives from easy to hard."""
     one = torch.ones(1, dtype=torch.long)
     cosines = torch.linspace(-1, 1, count)
     vectors = torch.stack([cosines, (1 - cosines**2).clamp(min=0).sqrt()], dim=1)

@@ -137,7 +137,7 @@ def test_what_some_classes_would_leave_is_not_impossible() -> None:
     with pytest.raises(
         TooFewNegativesError, match="leave fewer negatives than negatives.mix.hardest"
     ):
-        build({"keep": {"label": "same"}, "mix": {"hardest": 64, "pairs": 1}}).check(64)
+        build({"keep": {"label": "same"}, "mix": {"hardest": 65, "pairs": 1}}).check(64)
 
 
 # ---------------------------------------------------------------- third parties
@@ -258,3 +258,11 @@ def test_parts_of_a_config_are_read_like_the_whole() -> None:
     assert numpys.verbs["mix"].hardest == 4
     with pytest.raises(ConfigError, match="negatives: .*nowhere"):
         build({"reweight": "${nowhere}"})
+
+
+@pytest.mark.parametrize("band", [[0.95, 1.0], [0.0, 0.05]])
+@pytest.mark.parametrize("label", ["same", "different"])
+def test_one_negative_may_be_of_any_class(band: list[float], label: str) -> None:
+    for count in (20, 21, 65):
+        build({"keep": {"band": band, "label": label}}).check(count)
+        build({"drop": {"band": band, "label": label}}).check(count)
