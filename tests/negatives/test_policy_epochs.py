@@ -162,6 +162,10 @@ def test_needs_are_those_of_any_epoch() -> None:
             {"keep": {"band": [line(0, 0.9, 0, 8), line(0.05, 0.95, 0, 8, curve="cosine")]}},
             "negatives.keep.band=.*upside down",
         ),
+        (  # and within one epoch
+            {"keep": {"band": [line(0, 0.9, 0, 1), line(0.05, 0.95, 0, 1, curve="cosine")]}},
+            "negatives.keep.band=.*upside down",
+        ),
         ({"keep": {"band": [line(0, 0.6, 0, 4), line(0.5, 1, 4, 8)]}}, "keep.band=.*upside down"),
         ({"keep": {"band": [0, line(0.5, 1.5, 0, 4)]}}, r"keep.band=.*outside \[0, 1\]"),
         ({"debias": line(0.0, 1.0, 0, 4)}, r"debias.tau_plus=1.0: must lie in \[0, 1\)"),
