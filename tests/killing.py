@@ -39,7 +39,7 @@ class LossRecorder(Callback):
     def on_job_start(self, config: Any, **kwargs: Any) -> None:
         from solo_hardneg.methods import OUR_METHODS
 
-        cls = OUR_METHODS[config.method]
+        cls: Any = OUR_METHODS[config.method]
         step = cls.training_step
 
         @functools.wraps(step)
