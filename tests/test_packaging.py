@@ -121,7 +121,7 @@ def check(python: Path, tmp_path: Path, place: Path) -> None:
     command = python.parent / "solo-hardneg"
     listed = run_python(command, "policies", cwd=tmp_path / "empty", python=python).ok().out
     assert "drop_hardest_0.1_same_class" in listed
-    assert "only the negatives of a band" in listed
+    assert "takes away all negatives but those of a band" in listed
 
 
 def test_the_wheel_holds_configs_and_plugin_and_no_tests(wheel: Path) -> None:
