@@ -37,8 +37,8 @@ def row(listing: str, name: str) -> str:
 @pytest.mark.parametrize(
     ("verb", "parts"),
     [
-        ("keep", ["band, label, image", "only the negatives", "labels", "Cai et al. 2020"]),
-        ("drop", ["band, label, image", "all negatives but", "labels", "Cai et al. 2020"]),
+        ("keep", ["band, label, image", "all negatives but those", "labels", "Cai et al. 2020"]),
+        ("drop", ["band, label, image", "takes away the negatives", "labels", "Cai et al. 2020"]),
         ("fill", ["kind, reserve", "older keys of the queue", "queue", "Cai et al. 2020"]),
     ],
 )
