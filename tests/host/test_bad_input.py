@@ -21,7 +21,7 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
     ),
     "verb": (
         ["+negatives.kep.band=[0.5,1.0]"],
-        ["ConfigError: negatives: unknown policy 'kep'. Did you mean 'keep'? Known: drop, fill"],
+        ["ConfigError: negatives: unknown policy 'kep'. Did you mean 'keep'? Known: debias, drop"],
     ),
     "group": (
         ["+negativs.keep.band=[0.5,1.0]"],
