@@ -122,3 +122,13 @@ def simclr_by_loops(
         losses.append(oracles.loss(*row))
         floored.append(oracles.at_the_floor(*row))
     return sum(losses) / len(losses), floored
+
+
+def autocast(dtype: torch.dtype) -> torch.autocast:
+    """Autocast on the CPU; to bfloat16 where torch (2.1) knows nothing else there."""
+    try:
+        with torch.autocast("cpu", dtype=dtype):
+            pass
+    except RuntimeError:
+        dtype = torch.bfloat16
+    return torch.autocast("cpu", dtype=dtype)

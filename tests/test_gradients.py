@@ -8,7 +8,18 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from loss_helpers import BOTH, DEBIAS, EACH, KEEP, PAIRS, REWEIGHT, moco, recorded_draws, unit
+from loss_helpers import (
+    BOTH,
+    DEBIAS,
+    EACH,
+    KEEP,
+    PAIRS,
+    REWEIGHT,
+    autocast,
+    moco,
+    recorded_draws,
+    unit,
+)
 from torch import Tensor
 
 from solo_hardneg.losses import mocov2plus_loss_func, simclr_loss_func
@@ -268,7 +279,7 @@ def test_finite_at_the_ends_of_the_scale(
     plus_minus = torch.cat([torch.eye(4), -torch.eye(4)])  # similarities of exactly 1 and -1
     query, queue = leaves(torch.eye(4).to(dtype), plus_minus.T.to(dtype))
     (z,) = leaves(torch.cat([torch.eye(4), side * torch.eye(4)]).to(dtype))
-    with torch.autocast("cpu", dtype=dtype):
+    with autocast(dtype):
         first = mocov2plus_loss_func(
             query, side * query.detach(), queue, 0.05, policy=build(config)
         )
@@ -286,7 +297,7 @@ def test_autocast_changes_nothing(dtype: torch.dtype) -> None:
     config = {"keep": {"band": [0.5, 1.0]}} | BOTH | HCL
     tensors = moco()
     outside = moco_loss(config, *tensors), simclr_loss(config, unit(8, 5))
-    with torch.autocast("cpu", dtype=dtype):
+    with autocast(dtype):
         inside = moco_loss(config, *tensors), simclr_loss(config, unit(8, 5))
     assert inside == outside
 
