@@ -14,6 +14,7 @@ from torch import Tensor
 
 from solo_hardneg.negatives import mix
 
+DOUBLE = torch.float64
 KEEP = {"keep": {"band": [0.25, 1.0]}}
 DROP = {"drop": {"band": [0.9, 1.0]}}
 PAIRS = {"mix": {"hardest": 4, "pairs": 3}}
@@ -21,6 +22,7 @@ QUERIES = {"mix": {"hardest": 3, "queries": 2}}
 BOTH = {"mix": {"hardest": 3, "pairs": 2, "queries": 4}}
 REWEIGHT = {"reweight": {"beta": 0.7}}
 DEBIAS = {"debias": {"tau_plus": 0.1}}
+HCL = REWEIGHT | DEBIAS
 POLICIES: dict[str, dict[str, Any]] = {
     "all": {},
     "keep": KEEP,
@@ -30,7 +32,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "mix both": BOTH,
     "reweight": REWEIGHT,
     "dcl": DEBIAS,
-    "hcl": REWEIGHT | DEBIAS,
+    "hcl": HCL,
     "hcl the other way round": DEBIAS | REWEIGHT,
     "mochi": KEEP | BOTH,
     "sscl": PAIRS | REWEIGHT | DEBIAS,

@@ -8,10 +8,10 @@ PRESETS = sorted(
     file.stem for file in (Path(__file__).parent.parent / "configs" / "negatives").glob("*.yaml")
 )
 WITH_A_QUEUE = [name for name in PRESETS if name.startswith(("drop_", "retain_"))]
-_MIXING = ["negatives.mix.hardest=8", "negatives.mix.pairs=4"]
+MIXING = ["negatives.mix.hardest=8", "negatives.mix.pairs=4"]
 _SMALL = {
-    "mochi": [*_MIXING, "negatives.mix.queries=2"],
-    **dict.fromkeys(("mix", "mix_debias", "mix_moco", "sscl", "sscl_moco"), _MIXING),
+    "mochi": [*MIXING, "negatives.mix.queries=2"],
+    **dict.fromkeys(("mix", "mix_debias", "mix_moco", "sscl", "sscl_moco"), MIXING),
 }
 # Each preset with each family. SimCLR has no queue to fill from, or to keep keys in.
 RUNS = [(method, preset) for method in ("mocov2_banded", "simclr_banded") for preset in PRESETS]

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from loss_helpers import (
     BOTH,
     DEBIAS,
+    DOUBLE,
     EACH,
+    HCL,
     KEEP,
     PAIRS,
     POLICIES,
-    REWEIGHT,
     draws_of,
     moco,
     moco_by_loops,
@@ -31,8 +32,6 @@ from torch import Tensor
 from solo_hardneg.losses import info_nce, mocov2plus_loss_func, simclr_loss_func
 from solo_hardneg.negatives import Pool, TooFewNegativesError, build, full_pool
 
-DOUBLE = torch.float64
-HCL = REWEIGHT | DEBIAS
 TWICE = torch.arange(5).repeat(2)
 THRICE = torch.arange(5).repeat(3)
 

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from loss_helpers import (
     BOTH,
     DEBIAS,
+    DOUBLE,
     EACH,
+    HCL,
     KEEP,
     PAIRS,
     REWEIGHT,
@@ -25,8 +27,6 @@ from torch import Tensor
 from solo_hardneg.losses import mocov2plus_loss_func, simclr_loss_func
 from solo_hardneg.negatives import Pool, build
 
-DOUBLE = torch.float64
-HCL = REWEIGHT | DEBIAS
 TWICE = torch.arange(4).repeat(2)
 THROUGH = {"mix": {"hardest": 4, "pairs": 3, "queries": 2, "detach": False}}
 CONSTANT = {"mix": {"hardest": 4, "pairs": 3, "detach": True}}

@@ -33,7 +33,11 @@ class MoCoV2Banded(ContrastiveMethod, QueueOfKeys, MoCoV2Plus):
 
     default_negatives: ClassVar[dict[str, Any]] = {"keep": {"band": [0.95, 1.0]}}
     known_method_kwargs = (
-        *("proj_hidden_dim", "proj_output_dim", "queue_size", "temperature", "symmetric"),
+        "proj_hidden_dim",
+        "proj_output_dim",
+        "queue_size",
+        "temperature",
+        "symmetric",
     )
 
     def __init__(self, cfg: DictConfig):

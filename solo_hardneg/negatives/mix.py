@@ -76,28 +76,37 @@ class Mix:
             )
         available = pool.counts.clamp(max=self.hardest)  # to be mixed, of each query
         columns = bands.hardest(pool, self.hardest)
-        query = pool.query.detach() if self.detach else pool.query
-        vectors = pool.vectors.detach() if self.detach else pool.vectors
-        made, there = [], []
-        generator = _generator(pool.similarity.device)
-        if self.pairs:
-            first, second, alpha = draw_pairs(available, self.pairs, generator)
-            one, other = vectors[columns.gather(1, first)], vectors[columns.gather(1, second)]
-            alpha = alpha[:, :, None].to(one.dtype)
-            made.append(normalize(alpha * one + (1 - alpha) * other, dim=2))
-            there.append((available >= 2)[:, None].expand(-1, self.pairs))
-        if self.queries:
-            first, gamma = draw_partners(available, self.queries, generator)
-            one, gamma = vectors[columns.gather(1, first)], gamma[:, :, None].to(vectors.dtype)
-            made.append(normalize(gamma * query[:, None] + (1 - gamma) * one, dim=2))
-            there.append((available >= 1)[:, None].expand(-1, self.queries))
-        similarity = torch.einsum("nd,nkd->nk", pool.query, torch.cat(made, dim=1))
-        present = torch.cat(there, dim=1)
+        query, vectors = pool.query, pool.vectors
+        if self.detach:
+            query, vectors = query.detach(), vectors.detach()
+        similarity = torch.einsum(
+            "nd,nkd->nk", pool.query, self._make(query, vectors, columns, available)
+        )
+        least = torch.tensor([2] * self.pairs + [1] * self.queries, device=available.device)
+        present = available[:, None] >= least  # it takes two to make a pair
         count = pool.count and pool.count + self.pairs + self.queries  # of none, none are made
         # Noted in any case: what is noted must be the same on all ranks.
         return pool.plus(similarity, present, count).note(
             synthetic=present.float().sum(dim=1), mix_short=(available < self.hardest).float()
         )
+
+    def _make(self, query: Tensor, vectors: Tensor, columns: Tensor, available: Tensor) -> Tensor:
+        """(N, pairs + queries, D) synthetic negatives of queries (N, D).
+
+        ``columns`` (N, s) says which of the ``vectors`` (M, D) are the hardest of each query, and
+        ``available`` (N,) how many of these there are.
+        """
+        generator = _generator(vectors.device)
+        made = []
+        if self.pairs:
+            first, second, alpha = draw_pairs(available, self.pairs, generator)
+            one, other = vectors[columns.gather(1, first)], vectors[columns.gather(1, second)]
+            made.append(torch.lerp(other, one, alpha[:, :, None].to(one.dtype)))
+        if self.queries:
+            first, gamma = draw_partners(available, self.queries, generator)
+            one = vectors[columns.gather(1, first)]
+            made.append(torch.lerp(one, query[:, None], gamma[:, :, None].to(one.dtype)))
+        return normalize(torch.cat(made, dim=1), dim=2)
 
 
 def draw_pairs(

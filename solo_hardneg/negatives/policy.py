@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -74,6 +74,7 @@ class Policy:
 
     def __init__(self, plans: Mapping[str, Plan]):
         self._plans = dict(plans)
+        self._moments = _moments(plans.values())
         self.config = {name: plan.config for name, plan in self._plans.items()}
         self.moving_bands = {
             name for name, plan in plans.items() if schedule.inside(plan.arguments.get("band"))
@@ -148,13 +149,6 @@ class Policy:
         plans = self._plans.items()
         self.verbs = {name: plan.at(epoch) for name, plan in plans if epoch in plan.when}
 
-    @property
-    def _moments(self) -> list[float]:
-        """Epochs that between them show everything that the policy does; the first is 0."""
-        knots = sorted({0.0, *(e for plan in self._plans.values() for e in plan.epochs())})
-        between = [a + (b - a) * i / 8 for a, b in pairwise(knots) for i in range(1, 8)]
-        return sorted({*knots, *between})
-
 
 def build(config: Mapping[str, Any] | None) -> Policy:
     """Builds a policy from an ordered mapping verb → arguments.
@@ -203,6 +197,13 @@ def _plan(name: str, value: Any) -> Plan:
     arguments = {part: schedule.find(v, f"{key}.{part}") for part, v in found.items()}
     when = schedule.parse_when(times.get("from_epoch"), times.get("until_epoch"), key)
     return Plan(name, arguments, when)
+
+
+def _moments(plans: Iterable[Plan]) -> list[float]:
+    """Epochs that between them show everything that the plans do; the first is 0."""
+    knots = sorted({0.0, *(epoch for plan in plans for epoch in plan.epochs())})
+    between = [a + (b - a) * i / 8 for a, b in pairwise(knots) for i in range(1, 8)]
+    return sorted({*knots, *between})
 
 
 def _check_order(names: list[str]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from integration_helpers import PROJECT, Images, Job, Result, run_in_one_process, run_python
-from presets import PRESETS, RUNS, WITH_A_QUEUE, small
+from presets import MIXING, PRESETS, RUNS, WITH_A_QUEUE, small
 
 pytestmark = [pytest.mark.slow, pytest.mark.host]
 
@@ -25,12 +25,11 @@ def runs(
         *("data=custom", *images.overrides(), "data.suggest.crop_size=32"),
         *("max_epochs=1", "method_kwargs.proj_output_dim=16", "checkpoint.enabled=False"),
     ]
-    mixing = ["negatives.mix.hardest=8", "negatives.mix.pairs=4"]
     queue = "method_kwargs.queue_size=32"
     tiny = ["optimizer.batch_size=8", "method_kwargs.proj_hidden_dim=16"]
     others = {
-        "mocov2_sscl": [*tiny, *mixing, queue],
-        "simclr_sscl": [*tiny, *mixing],
+        "mocov2_sscl": [*tiny, *MIXING, queue],
+        "simclr_sscl": [*tiny, *MIXING],
         "byol": [*tiny, "method_kwargs.pred_hidden_dim=16"],
     }
     jobs = {f"{m} {preset}": ["--config-name", m, *few, *small(m, preset)] for m, preset in RUNS}

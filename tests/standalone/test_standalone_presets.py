@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from presets import RUNS, WITH_A_QUEUE, small
+from presets import MIXING, RUNS, WITH_A_QUEUE, small
 
 from solo_hardneg.errors import ConfigError
 from solo_hardneg.methods import OUR_METHODS
@@ -41,7 +41,7 @@ def test_simclr_refuses_what_needs_a_queue_before_the_run(config, preset):
 def test_every_method_trains_from_its_config(config, method):
     small_enough = []
     if method in OUR_METHODS and method.endswith("sscl"):
-        small_enough = ["negatives.mix.hardest=8", "negatives.mix.pairs=4"]
+        small_enough += MIXING
     if method.startswith("moco"):
         small_enough.append("method_kwargs.queue_size=64")
     loss_of(config(method, *small_enough, "checkpoint.enabled=false"))
