@@ -127,8 +127,8 @@ def mocov2plus_loss_func(
         queue_age: (M,) int, 0 for the newest key, counting up without gaps; for ``fill: older``.
         queue_size: K, how many of the newest keys are negatives; the older ones are the reserve.
             ``None`` takes all of them. Needs ``queue_age``.
-        observe: called with the pool that the policy left; its notes say which rows are
-            ``floored``, if there is a τ⁺.
+        observe: called with the pool that the policy left, in which ``positive`` and ``offered``
+            are set; its notes say which rows are ``floored``, if there is a τ⁺.
 
     Returns:
         The mean loss over the queries, a scalar.
@@ -163,8 +163,9 @@ def mocov2plus_loss_func(
             age=queue_age,
             query=query,
             vectors=queue.T,
+            positive=positive,
         )
-        pool = _split_reserve(pool, queue_size)
+        pool = _split_reserve(pool, queue_size).offer()
         if policy is not None and queue.shape[1] > 0:
             pool = policy(pool)
         return _mean_loss(positive, pool, temperature, 1.0, observe)
@@ -193,8 +194,8 @@ def simclr_loss_func(
         policy: what is done to the negatives; ``None`` leaves them as they are.
         query_labels, labels: (V·B,) classes, -1 where unknown; for the condition ``label``. Two
             names of one thing, for here each row is a query and a negative of others.
-        observe: called with the pool that the policy left; its notes say which rows are
-            ``floored``, if there is a τ⁺.
+        observe: called with the pool that the policy left, in which ``positive`` and ``offered``
+            are set; its notes say which rows are ``floored``, if there is a τ⁺.
 
     Returns:
         The mean loss over this rank's rows, a scalar.
@@ -220,6 +221,8 @@ def simclr_loss_func(
         rows = torch.arange(len(z), device=z.device)
         itself[rows, rows + len(z) * get_rank()] = True
         positive = (similarity / temperature).masked_fill(~same | itself, -torch.inf)
+        # Several positives of a row (more than two views) count together, as in the host.
+        together = torch.logsumexp(positive, dim=1) * temperature
         counts = (~same).sum(dim=1)
         equal = bool((counts == counts[0]).all())  # not so where an image came twice
         pool = Pool(
@@ -232,11 +235,11 @@ def simclr_loss_func(
             indexes=all_indexes,
             query=z,
             vectors=everybody,
+            positive=together,
         )
+        pool = pool.offer()
         if policy is not None:
             pool = policy(pool)
-        # Several positives of a row (more than two views) count together, as in the host.
-        together = torch.logsumexp(positive, dim=1) * temperature
         number = (same & ~itself).sum(dim=1).clamp(min=1).to(z.dtype)
         return _mean_loss(together, pool, temperature, number, observe)
 

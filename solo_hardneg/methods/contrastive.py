@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from omegaconf import DictConfig, OmegaConf
@@ -43,6 +44,7 @@ class ContrastiveMethod(BaseMethod):
         super().__init__(cfg)
         self.policy = settings.read_policy(self.cfg, self.default_negatives)
         self._rng_states: list[rng.State] | None = None
+        self.observers: list[Callable[[Pool], None]] = []  # shown what the policy left, each step
         self._warned: set[str] = set()
         self._labels_seen = False
 
@@ -77,6 +79,8 @@ class ContrastiveMethod(BaseMethod):
 
     def observe(self, pool: Pool) -> None:
         """Logs what the policy left, and warns once of what should not be."""
+        for observer in self.observers:
+            observer(pool)
         self.log("negatives/present", pool.counts.float().mean(), on_epoch=True, sync_dist=True)
         if pool.present.shape[1]:  # a queue that holds no key yet is nothing to warn of
             pool = pool.note(none_left=(pool.counts == 0).float())

@@ -8,12 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from solo_hardneg.errors import ConfigError
+
+# The fields with a row for each query, beside the similarities and which candidates are present.
+_OF_QUERIES = (
+    *("reserve", "query_labels", "query_indexes", "query", "log_weight", "dropped"),
+    *("positive", "offered"),
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,11 @@ class Pool:
         hard_share: (M,) float, of how many of the queries each candidate is among the hardest;
             ``None`` where no policy asks.
         dropped: (N,) int, how many each query has lost so far; ``None`` for none.
+        positive: (N,) the similarity of each query to its positive, where the loss says so; for
+            several positives, τ·log Σ exp(s/τ) over them.
+        offered: (N, M) bool, which candidates were negatives before any policy; ``None`` where
+            nobody took that down.
+        made: how many of the last columns are synthetic.
         notes: (N,) values worth logging, by name.
     """
 
@@ -61,12 +73,30 @@ class Pool:
     tau_plus: float = 0.0
     hard_share: Tensor | None = None
     dropped: Tensor | None = None
+    positive: Tensor | None = None
+    offered: Tensor | None = None
+    made: int = 0
     notes: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def counts(self) -> Tensor:
         """(N,) int, how many negatives each query has."""
         return self.present.sum(dim=1)
+
+    def rows(self, which: slice | Tensor) -> Pool:
+        """The pool of some of the queries: a slice, or (n,) their numbers."""
+
+        def some(known: Tensor | None) -> Tensor | None:
+            return None if known is None else known[which]
+
+        of_queries: dict[str, Any] = {name: some(getattr(self, name)) for name in _OF_QUERIES}
+        return replace(
+            self,
+            similarity=self.similarity[which],
+            present=self.present[which],
+            **of_queries,
+            notes={name: values[which] for name, values in self.notes.items()},
+        )
 
     def without(self, mask: Tensor, count: int | None = None) -> Pool:
         """Takes the candidates in ``mask`` (N, M) away, from the reserve too.
@@ -81,6 +111,10 @@ class Pool:
             count=count,
             dropped=lost if self.dropped is None else self.dropped + lost,
         )
+
+    def offer(self) -> Pool:
+        """Takes down that the negatives of now are those before any policy."""
+        return replace(self, offered=self.present, dropped=None)
 
     def only(self, mask: Tensor, count: int | None = None) -> Pool:
         """Takes away everything but the candidates in ``mask`` (N, M)."""
@@ -102,6 +136,8 @@ class Pool:
             present=torch.cat([self.present, present], dim=1),
             count=count,
             reserve=longer(self.reserve, False),
+            offered=longer(self.offered, False),
+            made=self.made + extra,
             labels=longer(self.labels, -1),
             indexes=longer(self.indexes, -1),
             age=longer(self.age, 0),

@@ -1,0 +1,399 @@
+"""What can be said of the negatives of some queries: pure functions on tensors.
+
+Difficulty is the rank of a negative's similarity among a query's negatives, as in
+:mod:`solo_hardneg.negatives.band`: percentile b of B holds the ranks of the band [b/B, (b+1)/B].
+Means are kept as sums and numbers, so that those of several batches, directions and processes add
+up to the means of all. NaN stands for what is not known, and counts nowhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from solo_hardneg.negatives import band as bands
+from solo_hardneg.negatives.pool import Pool
+
+HARD = 0.05  # Cai et al. 2020, section 3: the hardest 5 % are called hard, the others easy
+FRACTIONS = {"hardest_0.1": 0.001, "hardest_1": 0.01, "hardest_5": HARD, "hardest_10": 0.1}
+HISTOGRAM = 200  # bins of similarity over [-1, 1]
+QUANTILES = {"p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95}
+# So many similarities are looked at in one go, whatever the queue: what stays in a CPU's caches,
+# and on a GPU what is worth its launches.
+CHUNK = {"cpu": 2**20, "cuda": 2**22}
+
+Key = tuple[str, str]  # kind (scalar, percentile, histogram) and quantity
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The negatives of N queries by difficulty.
+
+    Attributes:
+        columns: (N, M) int, the columns from easiest to hardest; those that are no negatives of a
+            query come first.
+        counts: (N,) int, how many negatives each query has.
+    """
+
+    columns: Tensor
+    counts: Tensor
+
+    def groups(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Queries with the same number c of negatives: (n,) which, and their (n, c) columns."""
+        width = self.columns.shape[1]
+        for count in torch.unique(self.counts).tolist():
+            which = (self.counts == count).nonzero()[:, 0]
+            rows = self.columns if len(which) == len(self.columns) else self.columns[which]
+            yield which, rows[:, width - count :]
+
+    def rows(self, values: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same with the values (N, M) of these columns: (n,) which, (n, c) easiest first."""
+        for which, columns in self.groups():
+            some = values if len(which) == len(values) else values[which]
+            yield which, some.gather(1, columns)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Means and counts of some queries; those of more queries are their sum.
+
+    Attributes:
+        sums, numbers: float64, (1,) or (B,): the sum of the known values, and how many there are,
+            for every mean.
+        counts: float64, (HISTOGRAM,): how many values lie in each bin.
+        met, hard: (M,) float64, for how many queries each column was a negative, and for how many
+            it was among the hardest 5 %.
+    """
+
+    sums: Mapping[Key, Tensor]
+    numbers: Mapping[Key, Tensor]
+    counts: Mapping[Key, Tensor]
+    met: Tensor
+    hard: Tensor
+
+    def __add__(self, other: Summary) -> Summary:
+        """The summary of both's queries, which have the same candidates."""
+
+        def added(one: Mapping[Key, Tensor], two: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
+            keys = {**one, **two}
+            return {k: one[k] + two[k] if k in one and k in two else keys[k] for k in keys}
+
+        return Summary(
+            added(self.sums, other.sums),
+            added(self.numbers, other.numbers),
+            added(self.counts, other.counts),
+            self.met + other.met,
+            self.hard + other.hard,
+        )
+
+    def means(self) -> dict[Key, Tensor]:
+        """Every mean, on the CPU; NaN where nothing is known."""
+        return {key: (self.sums[key] / self.numbers[key]).cpu() for key in self.sums}
+
+
+# ---------------------------------------------------------------------- ranks and percentiles
+
+
+def rank(similarity: Tensor, present: Tensor | None = None) -> Ranking:
+    """Ranks negatives by (similarity, index), ascending, as bands do.
+
+    Args:
+        similarity: (N, M), the difficulty.
+        present: (N, M) bool, which candidates are negatives; ``None``: all.
+    """
+    if present is None:
+        present = torch.ones_like(similarity, dtype=torch.bool)
+    else:
+        similarity = similarity.masked_fill(~present, -torch.inf)
+    columns = torch.sort(similarity, dim=1, stable=True).indices
+    return Ranking(columns, present.sum(dim=1))
+
+
+def edges(count: int, bins: int) -> list[int]:
+    """The first rank of each of ``bins`` percentiles of ``count`` negatives, and ``count``."""
+    return [bands.ranks((b / bins, 1.0), count)[0] for b in range(bins)] + [count]
+
+
+def by_percentile(values: Tensor, ranking: Ranking, bins: int) -> tuple[Tensor, Tensor]:
+    """Sums values over the queries and ranks of each percentile (Cai et al. 2020, figure 5).
+
+    Args:
+        values: (N, M) of the candidates, NaN where unknown.
+        ranking: their order.
+        bins: B, how many percentiles; with fewer negatives than that, some hold none.
+
+    Returns:
+        (B,) float64 sums, and (B,) how many known values they are of.
+    """
+    return _between(values, ranking, lambda count: edges(count, bins), bins)
+
+
+def hard_and_easy(values: Tensor, ranking: Ranking) -> tuple[Tensor, Tensor]:
+    """The same for the two groups of figure 4: (2,), the easiest 95 % and the hardest 5 %."""
+    return _between(values, ranking, lambda c: [0, bands.ranks((1 - HARD, 1.0), c)[0], c], 2)
+
+
+def _between(
+    values: Tensor, ranking: Ranking, edges_of: Callable[[int], list[int]], bins: int
+) -> tuple[Tensor, Tensor]:
+    sums = values.new_zeros(bins, dtype=torch.float64)
+    numbers = torch.zeros_like(sums)
+    for _, rows in ranking.rows(values):
+        known = ~rows.isnan()
+        places = torch.tensor(edges_of(rows.shape[1]), device=rows.device)
+        for total, of_rank in (
+            (sums, rows.nan_to_num(0.0).sum(dim=0, dtype=torch.float64)),
+            (numbers, known.sum(dim=0).double()),
+        ):
+            running = torch.nn.functional.pad(of_rank.cumsum(0), (1, 0))
+            total += running[places[1:]] - running[places[:-1]]
+    return sums, numbers
+
+
+def shares_of_hardest(
+    weight: Tensor, total: Tensor, ranking: Ranking, fractions: Sequence[float]
+) -> Tensor:
+    """How much of the whole the hardest negatives of each query have.
+
+    Args:
+        weight: (N, M), how much each candidate has.
+        total: (N,), the whole.
+        ranking: their order.
+        fractions: F shares of the negatives, such as 0.05 for the hardest 5 %.
+
+    Returns:
+        (N, F); NaN for a query without negatives.
+    """
+    shares = total.new_full((len(total), len(fractions)), torch.nan)
+    for which, rows in ranking.rows(weight):
+        if rows.shape[1]:
+            for number, fraction in enumerate(fractions):
+                first, _ = bands.ranks((1 - fraction, 1.0), rows.shape[1])
+                shares[which, number] = rows[:, first:].sum(dim=1) / total[which]
+    return shares
+
+
+def hard_counts(ranking: Ranking) -> Tensor:
+    """(M,) float64, for how many queries each candidate is among the hardest 5 % (figure 6)."""
+    width = ranking.columns.shape[1]
+    total = torch.zeros(width, dtype=torch.float64, device=ranking.columns.device)
+    for _, columns in ranking.groups():
+        first, _ = bands.ranks((1 - HARD, 1.0), columns.shape[1])
+        total += torch.bincount(columns[:, first:].flatten(), minlength=width).double()
+    return total
+
+
+def histogram(similarity: Tensor) -> Tensor:
+    """(HISTOGRAM,) float64, how many of the values lie in each bin of [-1, 1]."""
+    places = ((similarity.flatten() + 1) * (HISTOGRAM / 2)).long().clamp(0, HISTOGRAM - 1)
+    return torch.bincount(places, minlength=HISTOGRAM).double()
+
+
+# ---------------------------------------------------------------------- what the loss makes of them
+
+
+def softmax_mass(pool: Pool, temperature: float) -> Tensor:
+    """(N, M) the share of each negative in Σⱼ wᵢⱼ·exp(sᵢⱼ/τ); NaN for a query without negatives."""
+    return _softmax(pool, (1 + pool.beta) / temperature)
+
+
+def gradient_weight(pool: Pool, temperature: float) -> Tensor:
+    """(N, M) how strongly each negative pulls at its query, up to a factor for each query.
+
+    The length of its part in the gradient of the loss for the query before normalisation, which
+    is what the network receives: |∂Lᵢ/∂sᵢⱼ| times that of ∂sᵢⱼ/∂qᵢ, √(1 - sᵢⱼ²). With a and b the
+    softmax of (1+β)·s/τ and of β·s/τ, ∂Lᵢ/∂sᵢⱼ ∝ (1+β)·aᵢⱼ - β·bᵢⱼ, for the weights are divided by
+    their mean. Where the floor of ``debias`` binds there is no gradient, and the rows are NaN.
+    """
+    slope = softmax_mass(pool, temperature)
+    if pool.beta:
+        slope = (1 + pool.beta) * slope - pool.beta * _softmax(pool, pool.beta / temperature)
+    length = (1 - pool.similarity.detach() ** 2).clamp(min=0).sqrt()
+    weight = slope.abs() * length
+    floored = pool.notes.get("floored")
+    return weight if floored is None else weight.masked_fill(floored[:, None] > 0, torch.nan)
+
+
+def _softmax(pool: Pool, scale: float) -> Tensor:
+    logits = pool.similarity.detach() * scale
+    if pool.log_weight is not None:
+        logits = logits + pool.log_weight.detach()
+    return torch.softmax(logits.masked_fill(~pool.present, -torch.inf), dim=1)
+
+
+def effective_number(mass: Tensor) -> Tensor:
+    """(N,) 1/Σⱼ pⱼ²: as many negatives with equal mass (N, M) would be as concentrated."""
+    return 1 / (mass**2).sum(dim=1)
+
+
+# ---------------------------------------------------------------------- all of it
+
+
+@torch.no_grad()
+def summarize(
+    pool: Pool, temperature: float, percentiles: int = 100, depths: Tensor | None = None
+) -> Summary:
+    """Everything that is recorded of some queries (DESIGN section 5).
+
+    Difficulty is ranked among the negatives that were offered, before any policy; synthetic ones
+    and those filled in from the reserve have shares of their own beside them.
+
+    Args:
+        pool: N queries and their negatives, as a policy left them.
+        temperature: τ.
+        percentiles: B.
+        depths: (C, C) depth of the least common ancestor of two classes, NaN where unknown.
+    """
+    chunk = CHUNK.get(pool.similarity.device.type, CHUNK["cpu"])
+    rows = max(chunk // max(pool.similarity.shape[1], 1), 1)
+    number = len(pool.similarity)
+    parts = [
+        _summarize(pool.rows(slice(start, start + rows)), temperature, percentiles, depths)
+        for start in range(0, number, rows)
+    ]
+    summary = reduce(Summary.__add__, parts)
+    if pool.positive is None:
+        return summary
+    positive = pool.positive.double()
+    sums, numbers = dict(summary.sums), dict(summary.numbers)
+    for name, share in QUANTILES.items():
+        key = ("scalar", f"positive/{name}")
+        sums[key] = torch.quantile(positive, share)[None] * number
+        numbers[key] = positive.new_full((1,), number)
+    counts = {**summary.counts, ("histogram", "positive"): histogram(pool.positive)}
+    return Summary(sums, numbers, counts, summary.met, summary.hard)
+
+
+def _summarize(pool: Pool, temperature: float, percentiles: int, depths: Tensor | None) -> Summary:
+    similarity = pool.similarity.detach()
+    offered = pool.present if pool.offered is None else pool.offered
+    ranking = rank(similarity, None if bool(offered.all()) else offered)
+    sums: dict[Key, Tensor] = {}
+    numbers: dict[Key, Tensor] = {}
+
+    def keep(key: Key, pair: tuple[Tensor, Tensor]) -> None:
+        sums[key], numbers[key] = pair
+
+    for name, values in _of_queries(pool, temperature, ranking, offered).items():
+        keep(("scalar", name), _sum(values))
+    mass = softmax_mass(pool, temperature)
+    weight = gradient_weight(pool, temperature)
+    for name, share in (("mass", mass), ("gradient", weight)):
+        total = share.sum(dim=1)
+        hardest = shares_of_hardest(share, total, ranking, [*FRACTIONS.values()])
+        for fraction, shares in zip(FRACTIONS, hardest.T, strict=True):
+            keep(("scalar", f"{name}/{fraction}"), _sum(shares))
+        for kind, columns in _not_offered(pool, offered).items():
+            part = share.masked_fill(~columns, 0.0).sum(dim=1) / total
+            keep(("scalar", f"{name}/{kind}"), _sum(part))
+        # The mean over queries of a percentile's share: its sum over the percentile's ranks.
+        summed, _ = by_percentile(share / total[:, None], ranking, percentiles)
+        keep(("percentile", name), (summed, (total > 0).sum().double().expand_as(summed)))
+    keep(("scalar", "effective_negatives"), _sum(effective_number(mass)))
+    keep(("percentile", "similarity"), by_percentile(similarity, ranking, percentiles))
+    for name, values in _of_pairs(pool, depths).items():
+        keep(("percentile", name), by_percentile(values, ranking, percentiles))
+        if name != "age":
+            summed, number = hard_and_easy(values, ranking)
+            keep(("scalar", f"{name}/easiest_95"), (summed[:1], number[:1]))
+            keep(("scalar", f"{name}/hardest_5"), (summed[1:], number[1:]))
+    counts = {("histogram", "negative"): histogram(similarity[offered])}
+    return Summary(sums, numbers, counts, offered.sum(dim=0).double(), hard_counts(ranking))
+
+
+def _sum(values: Tensor) -> tuple[Tensor, Tensor]:
+    known = ~values.isnan()
+    return values.double().nan_to_num(0.0).sum()[None], known.sum().double()[None]
+
+
+def _of_queries(
+    pool: Pool, temperature: float, ranking: Ranking, offered: Tensor
+) -> dict[str, Tensor]:
+    """(N,) values, one for each query."""
+    kept = pool.present & offered
+    numbers = {
+        "offered": ranking.counts,
+        "kept": kept.sum(dim=1),
+        "dropped": (offered & ~pool.present).sum(dim=1),
+        **{kind: mask.sum(dim=1) for kind, mask in _not_offered(pool, offered).items()},
+    }
+    values = {f"count/{name}": number.double() for name, number in numbers.items()}
+    similarity = pool.similarity.detach().masked_fill(~offered, 0.0)
+    values["similarity/negative"] = similarity.sum(dim=1) / ranking.counts
+    if pool.positive is not None:
+        values["similarity/positive"] = pool.positive.detach()
+    if "floored" in pool.notes:
+        values["floored"] = pool.notes["floored"]
+    return values
+
+
+def _not_offered(pool: Pool, offered: Tensor) -> dict[str, Tensor]:
+    """(N, M) bool, the negatives that are not among those offered, by where they come from."""
+    extra = pool.present & ~offered
+    made = torch.arange(extra.shape[1], device=extra.device) >= extra.shape[1] - pool.made
+    return {"synthetic": extra & made, "filled": extra & ~made}
+
+
+def _of_pairs(pool: Pool, depths: Tensor | None) -> dict[str, Tensor]:
+    """(N, M) values, one for each query and candidate; what is not known at all is left out."""
+    values: dict[str, Tensor] = {}
+    if pool.age is not None:
+        values["age"] = pool.age.to(pool.similarity.dtype).expand_as(pool.similarity)
+    query, other = pool.query_labels, pool.labels
+    if query is None or other is None or not bool((query >= 0).any()):
+        return values
+    known = (query >= 0)[:, None] & (other >= 0)[None, :]
+    same = (query[:, None] == other[None, :]).to(pool.similarity.dtype)
+    values["same_class"] = same.masked_fill(~known, torch.nan)
+    if depths is not None:
+        depth = depths[query.clamp(min=0)][:, other.clamp(min=0)].to(pool.similarity.dtype)
+        values["depth"] = depth.masked_fill(~known, torch.nan)
+    return values
+
+
+# ---------------------------------------------------------------------- Cai's study
+
+
+def shuffled(similarity: Tensor, generator: torch.Generator) -> Tensor:
+    """(N, M) the similarities of each query, dealt out to its negatives at random (figure 6)."""
+    keys = torch.rand(similarity.shape, generator=generator, device=similarity.device)
+    return similarity.gather(1, keys.argsort(dim=1))
+
+
+def class_means(
+    similarity: Tensor, query_labels: Tensor, labels: Tensor, classes: int
+) -> tuple[Tensor, Tensor]:
+    """Mean similarity of each pair of classes (Cai et al. 2020, Tables A4-A6).
+
+    Args:
+        similarity: (N, M).
+        query_labels, labels: (N,) and (M,) classes in [0, C); -1, unknown, counts nowhere.
+        classes: C.
+
+    Returns:
+        (C, C) float64 means, query's class by negative's, NaN for a pair that does not occur; and
+        (C, C) of how many similarities.
+    """
+    one, other = (_one_hot(known, classes) for known in (query_labels, labels))
+    number = one.sum(dim=0)[:, None] * other.sum(dim=0)[None, :]
+    return (one.T @ similarity.double() @ other) / number, number
+
+
+def _one_hot(labels: Tensor, classes: int) -> Tensor:
+    return (labels[:, None] == torch.arange(classes, device=labels.device)[None, :]).double()
+
+
+def unpaired_t_test(one: Sequence[float], other: Sequence[float]) -> float:
+    """The two-sided p of an unpaired t-test (Student's, as Cai et al. 2020, section 4, have it).
+
+    NaN where it says nothing: fewer than two values on a side, or all of them equal.
+    """
+    from scipy.stats import ttest_ind
+
+    if min(len(one), len(other)) < 2 or len({*one}) == len({*other}) == 1:
+        return float("nan")
+    return float(ttest_ind(one, other).pvalue)

@@ -1,0 +1,440 @@
+"""The statistics of negatives, against plain loops, closed forms, autograd and SciPy."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from torch import Tensor
+
+from solo_hardneg.analysis import statistics
+from solo_hardneg.analysis.statistics import Ranking, Summary, rank, summarize
+from solo_hardneg.losses import info_nce, mocov2plus_loss_func, simclr_loss_func
+from solo_hardneg.negatives import Pool, build, full_pool
+
+NAN = float("nan")
+
+
+def unit(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(*shape, generator=generator), dim=-1)
+
+
+def ragged(rows: int = 5, width: int = 23, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Similarities with many ties, and negatives of differing number, of one query none."""
+    generator = torch.Generator().manual_seed(seed)
+    similarity = torch.randint(-3, 4, (rows, width), generator=generator) / 4
+    present = torch.rand(rows, width, generator=generator) < 0.7
+    present[1] = False
+    return similarity, present
+
+
+def in_order(similarity: Tensor, present: Tensor, row: int) -> list[int]:
+    columns = [j for j in range(similarity.shape[1]) if present[row, j]]
+    return sorted(columns, key=lambda j: (float(similarity[row, j]), j))
+
+
+# ---------------------------------------------------------------------- ranks and percentiles
+
+
+def test_ranks_are_those_of_a_sort_by_similarity_and_index():
+    similarity, present = ragged()
+    ranking = rank(similarity, present)
+    for row in range(len(similarity)):
+        count = int(ranking.counts[row])
+        assert count == int(present[row].sum())
+        expected = in_order(similarity, present, row)
+        assert ranking.columns[row, similarity.shape[1] - count :].tolist() == expected
+
+
+@given(st.integers(0, 400), st.integers(1, 120))
+def test_percentiles_share_out_all_ranks(count, bins):
+    edges = statistics.edges(count, bins)
+    assert edges[0] == 0
+    assert edges[-1] == count
+    assert len(edges) == bins + 1
+    widths = np.diff(edges)
+    assert widths.min() >= count // bins
+    assert widths.max() <= math.ceil(count / bins)
+
+
+@pytest.mark.parametrize("bins", [1, 4, 10, 50])
+def test_means_by_percentile_are_those_of_plain_loops(bins):
+    similarity, present = ragged()
+    values = torch.randn(similarity.shape, generator=torch.Generator().manual_seed(1))
+    values[values > 1] = NAN
+    sums, numbers = statistics.by_percentile(values, rank(similarity, present), bins)
+    expected: list[list[float]] = [[] for _ in range(bins)]
+    for row in range(len(similarity)):
+        columns = in_order(similarity, present, row)
+        for b in range(bins):
+            # floor(b·c / bins) in whole numbers, where no guard is needed
+            some = columns[b * len(columns) // bins : (b + 1) * len(columns) // bins]
+            expected[b] += [float(values[row, j]) for j in some if not math.isnan(values[row, j])]
+    assert numbers.tolist() == [len(e) for e in expected]
+    assert sums.tolist() == pytest.approx([sum(e) for e in expected], abs=1e-5)
+
+
+def test_hard_and_easy_are_the_last_twentieth_and_the_rest():
+    similarity = unit(3, 40)[:, :40].clone()
+    values = torch.rand(3, 40, generator=torch.Generator().manual_seed(2))
+    sums, numbers = statistics.hard_and_easy(values, rank(similarity))
+    assert numbers.tolist() == [3 * 38, 3 * 2]
+    ordered = values.gather(1, similarity.argsort(dim=1))
+    assert sums.tolist() == pytest.approx(
+        [float(ordered[:, :38].sum()), float(ordered[:, 38:].sum())]
+    )
+
+
+def test_of_equal_weights_the_hardest_have_the_share_of_their_number():
+    ranking = rank(unit(4, 1000))
+    weight = torch.ones(4, 1000)
+    shares = statistics.shares_of_hardest(weight, weight.sum(1), ranking, [0.001, 0.05, 0.29, 1.0])
+    assert shares[0].tolist() == pytest.approx([0.001, 0.05, 0.29, 1.0])
+    assert (shares == shares[0]).all()
+
+
+def test_shares_of_hardest_are_those_of_plain_loops():
+    similarity, present = ragged(width=60)
+    weight = torch.rand(similarity.shape, generator=torch.Generator().manual_seed(3))
+    total = weight.sum(dim=1)
+    shares = statistics.shares_of_hardest(weight, total, rank(similarity, present), [0.05, 0.5])
+    for row in range(len(similarity)):
+        columns = in_order(similarity, present, row)
+        for number, fraction in enumerate((0.05, 0.5)):
+            first = math.floor((1 - fraction) * len(columns) + 1e-6)
+            expected = sum(float(weight[row, j]) for j in columns[first:]) / float(total[row])
+            expected = expected if columns else NAN
+            assert float(shares[row, number]) == pytest.approx(expected, nan_ok=True)
+
+
+def test_hard_counts_are_those_of_plain_loops():
+    similarity, present = ragged(rows=9, width=60)
+    counts = statistics.hard_counts(rank(similarity, present))
+    expected = [0] * 60
+    for row in range(9):
+        columns = in_order(similarity, present, row)
+        for j in columns[math.floor(0.95 * len(columns) + 1e-6) :]:
+            expected[j] += 1
+    assert counts.tolist() == expected
+
+
+def test_of_shuffled_negatives_the_counts_are_binomial():
+    """Cai et al. 2020, figure 6: what chance has, in closed form."""
+    queries, negatives = 400, 2000
+    generator = torch.Generator().manual_seed(4)
+    # One negative is the hardest of all queries: only the shuffling takes that from it.
+    similarity = torch.linspace(-1, 1, negatives).expand(queries, -1)
+    counts = statistics.hard_counts(rank(similarity)).numpy()
+    assert sorted({*counts}) == [0, queries]
+    mixed = statistics.shuffled(similarity, generator)
+    assert torch.equal(mixed.sort(dim=1).values, similarity)
+    counts = statistics.hard_counts(rank(mixed)).numpy()
+    assert counts.sum() == queries * negatives * 0.05
+    chance = stats.binom(queries, 0.05)
+    ends = [-1, *chance.ppf(np.linspace(0.1, 0.9, 9)), queries]
+    expected = np.diff(chance.cdf(ends)) * negatives
+    found = [((counts > a) & (counts <= b)).sum() for a, b in pairwise(ends)]
+    assert stats.chisquare(found, expected).pvalue > 0.001
+    # And the same test tells another distribution from it.
+    other = np.diff(stats.binom(queries, 0.055).cdf(ends)) * negatives
+    assert stats.chisquare(found, other * expected.sum() / other.sum()).pvalue < 1e-6
+
+
+def test_histogram_is_numpys():
+    generator = torch.Generator().manual_seed(7)
+    places = torch.randint(200, (777,), generator=generator)
+    values = (places + 0.1 + 0.8 * torch.rand(777, generator=generator)) / 100 - 1
+    expected, _ = np.histogram(values.numpy(), bins=200, range=(-1, 1))
+    assert statistics.histogram(values).tolist() == expected.tolist()
+    ends = statistics.histogram(torch.tensor([-1.0, 1.0, 1.0000001]))  # rounding goes beyond 1
+    assert (ends[0], ends[-1], ends.sum()) == (1, 2, 3)
+
+
+# ---------------------------------------------------------------------- what the loss makes of them
+
+
+def test_orthogonal_negatives_share_everything_alike():
+    """Closed form: all similarities are 0."""
+    vectors = torch.eye(40)
+    pool = full_pool(vectors[:8] @ vectors[8:].T)
+    assert statistics.softmax_mass(pool, 0.1).numpy() == pytest.approx(1 / 32)
+    assert statistics.effective_number(statistics.softmax_mass(pool, 0.1)).tolist() == (
+        pytest.approx([32] * 8)
+    )
+    weight = statistics.gradient_weight(pool, 0.1)
+    assert (weight / weight.sum(dim=1, keepdim=True)).numpy() == pytest.approx(1 / 32)
+
+
+def test_one_negative_that_is_much_harder_has_all_of_the_mass():
+    similarity = torch.full((1, 100), -0.9)
+    similarity[0, 17] = 0.9
+    mass = statistics.softmax_mass(full_pool(similarity), 0.07)
+    assert float(mass[0, 17]) == pytest.approx(1)
+    assert float(statistics.effective_number(mass)) == pytest.approx(1)
+
+
+POLICIES: dict[str, dict[str, Any]] = {
+    "all": {},
+    "hardest 5 %": {"keep": {"band": [0.95, 1.0]}},
+    "reweighted": {"reweight": {"beta": 0.7}},
+    "debiased": {"debias": {"tau_plus": 0.05}},
+    "mixed": {"mix": {"hardest": 8, "pairs": 4, "queries": 2}},
+    "sscl": {
+        "mix": {"hardest": 8, "pairs": 4},
+        "reweight": {"beta": 1.0},
+        "debias": {"tau_plus": 0.05},
+    },
+}
+
+
+def left_by(config: dict[str, Any], seed: int = 0) -> Pool:
+    torch.manual_seed(seed)
+    query, negatives = unit(6, 16, seed=seed), unit(120, 16, seed=seed + 1)
+    pool = full_pool(query @ negatives.T, query=query, vectors=negatives).offer()
+    return build(config)(pool)
+
+
+@pytest.mark.parametrize("config", POLICIES.values(), ids=POLICIES)
+def test_mass_and_gradient_are_those_of_the_loss(config):
+    """Against autograd: |∂L/∂s| times the length of ∂s/∂q."""
+    pool = left_by(config)
+    similarity = pool.similarity.double().requires_grad_()
+    leaf = Pool(
+        similarity,
+        pool.present,
+        beta=pool.beta,
+        tau_plus=pool.tau_plus,
+    )
+    positive = torch.full((6,), 0.3, dtype=torch.float64)
+    losses, floored = info_nce(positive, leaf, 0.5)
+    assert not floored.any()
+    (gradient,) = torch.autograd.grad(losses.sum(), similarity)
+    length = gradient.abs() * (1 - similarity.detach() ** 2).sqrt()
+    expected = length / length.sum(dim=1, keepdim=True)
+    weight = statistics.gradient_weight(pool, 0.5)
+    found = weight / weight.sum(dim=1, keepdim=True)
+    assert found.numpy() == pytest.approx(expected.numpy(), abs=1e-5)
+    mass = statistics.softmax_mass(pool, 0.5)
+    assert mass.sum(dim=1).tolist() == pytest.approx([1] * 6)
+    if pool.beta == 0:
+        slope = gradient.abs() / gradient.abs().sum(dim=1, keepdim=True)
+        assert mass.numpy() == pytest.approx(slope.numpy(), abs=1e-5)
+
+
+def test_a_third_partys_weights_count():
+    pool = left_by({"reweight": {"beta": 0.5}})
+    weight = torch.rand(pool.similarity.shape, generator=torch.Generator().manual_seed(5)).log()
+    weight[:, 7] = -torch.inf
+    pool = Pool(pool.similarity, pool.present, log_weight=weight, beta=pool.beta)
+    logits = weight.double() + 1.5 * pool.similarity.double() / 0.2
+    expected = torch.softmax(logits, dim=1)
+    assert statistics.softmax_mass(pool, 0.2).numpy() == pytest.approx(expected.numpy(), abs=1e-5)
+    assert (statistics.gradient_weight(pool, 0.2)[:, 7] == 0).all()
+
+
+def test_the_length_is_that_of_the_gradient_before_normalisation():
+    """A single negative: all of the gradient beside the positive's comes from it."""
+    vector = torch.tensor([0.3, 1.2, -0.5], requires_grad=True)
+    negative = unit(1, 3)[0]
+    similarity = F.normalize(vector, dim=0) @ negative
+    (gradient,) = torch.autograd.grad(similarity, vector)
+    expected = float(gradient.norm() * vector.norm().detach())
+    pool = full_pool(similarity.detach()[None, None])
+    assert float(statistics.gradient_weight(pool, 0.1)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_where_the_floor_binds_there_is_no_gradient_to_share():
+    pool = left_by({"debias": {"tau_plus": 0.1}})
+    pool = pool.note(floored=torch.tensor([1.0, 0, 0, 0, 0, 1]))
+    weight = statistics.gradient_weight(pool, 0.2)
+    assert weight.isnan().all(dim=1).tolist() == [True, False, False, False, False, True]
+    summary = summarize(pool, 0.2)
+    assert float(summary.numbers["scalar", "gradient/hardest_5"]) == 4
+    assert float(summary.numbers["scalar", "mass/hardest_5"]) == 6
+    assert float(summary.means()["scalar", "floored"]) == pytest.approx(2 / 6)
+
+
+# ---------------------------------------------------------------------- all of it
+
+
+def close(one: Summary, other: Summary, but: str = "nothing") -> None:
+    for name in ("sums", "numbers", "counts"):
+        mine, theirs = getattr(one, name), getattr(other, name)
+        assert mine.keys() == theirs.keys()
+        for key, value in mine.items():
+            if but not in key[1]:
+                assert value.numpy() == pytest.approx(theirs[key].numpy(), abs=1e-4), key
+    assert torch.equal(one.met, other.met)
+    assert torch.equal(one.hard, other.hard)
+
+
+def labelled(config: dict[str, Any]) -> Pool:
+    seen: list[Pool] = []
+    torch.manual_seed(1)
+    query, key = unit(12, 8), unit(12, 8, seed=1)
+    mocov2plus_loss_func(
+        query,
+        key,
+        unit(90, 8, seed=2).T.contiguous(),
+        0.2,
+        policy=build(config),
+        query_labels=torch.arange(12) % 4,
+        queue_labels=torch.arange(90) % 5 - 1,
+        queue_age=torch.arange(90),
+        queue_size=80,
+        observe=seen.append,
+    )
+    return seen[0]
+
+
+FILLED = {"drop": {"band": [0.9, 1.0], "label": "same"}, "fill": {"kind": "older"}}
+
+
+@pytest.mark.parametrize("config", [*POLICIES.values(), FILLED])
+def test_parts_add_up_to_the_whole(config, monkeypatch):
+    pool = labelled(config)
+    depths = torch.arange(16.0).reshape(4, 4)
+    whole = summarize(pool, 0.2, 10, depths)
+    halves = (summarize(pool.rows(part), 0.2, 10, depths) for part in (slice(5), slice(5, 12)))
+    close(whole, next(halves) + next(halves), but="positive/p")  # quantiles don't add up
+    monkeypatch.setitem(statistics.CHUNK, "cpu", 1)  # a query at a time
+    close(whole, summarize(pool, 0.2, 10, depths))
+
+
+@pytest.mark.parametrize("config", [*POLICIES.values(), FILLED])
+def test_percentiles_synthetic_and_filled_ones_share_out_the_mass(config):
+    means = summarize(labelled(config), 0.2, 10).means()
+    for name in ("mass", "gradient"):
+        extra = means["scalar", f"{name}/synthetic"] + means["scalar", f"{name}/filled"]
+        assert float(means["percentile", name].sum() + extra) == pytest.approx(1)
+
+
+def counts(config: dict[str, Any]) -> dict[str, float]:
+    means = summarize(labelled(config), 0.2, 10).means()
+    return {q.removeprefix("count/"): float(v) for (_, q), v in means.items() if "count/" in q}
+
+
+def test_counts_say_what_a_policy_did():
+    nothing = {"offered": 80, "kept": 80, "dropped": 0, "synthetic": 0, "filled": 0}
+    assert counts({}) == nothing
+    assert counts({"keep": {"band": [0.95, 1.0]}}) == {**nothing, "kept": 4, "dropped": 76}
+    assert counts({"mix": {"hardest": 8, "pairs": 4, "queries": 2}}) == {**nothing, "synthetic": 6}
+    filled = counts(FILLED)
+    assert filled["dropped"] > 0
+    assert filled["kept"] == 80 - filled["dropped"]
+    assert filled["filled"] == pytest.approx(filled["dropped"])  # the reserve sufficed
+
+
+def test_difficulty_is_ranked_before_the_policy():
+    """Of the hardest 5 % that were offered, all mass is theirs when they alone are kept."""
+    means = summarize(labelled({"keep": {"band": [0.95, 1.0]}}), 0.2, 20).means()
+    assert float(means["scalar", "mass/hardest_5"]) == pytest.approx(1)
+    assert means["percentile", "mass"].tolist() == pytest.approx([0] * 19 + [1])
+    everything = summarize(labelled({}), 0.2, 20).means()
+    for key in [("percentile", "similarity"), ("scalar", "similarity/negative")]:
+        assert torch.equal(means[key], everything[key])
+
+
+def test_a_planted_class_structure_is_found():
+    """The hardest tenth of each query's negatives are of its class, and no others."""
+    negatives = torch.arange(200)
+    labels = negatives % 10
+    query_labels = torch.arange(10)
+    same = labels[None, :] == query_labels[:, None]
+    similarity = torch.rand(10, 200, generator=torch.Generator().manual_seed(6)) * 0.5
+    pool = full_pool(similarity + 0.5 * same, query_labels=query_labels, labels=labels)
+    depths = 3 + 4 * torch.eye(10)
+    means = summarize(pool, 0.1, 10, depths).means()
+    assert means["percentile", "same_class"].tolist() == [0] * 9 + [1]
+    assert means["percentile", "depth"].tolist() == [3] * 9 + [7]
+    assert float(means["scalar", "same_class/hardest_5"]) == 1
+    assert float(means["scalar", "same_class/easiest_95"]) == pytest.approx(10 / 190)
+    assert float(means["scalar", "depth/easiest_95"]) == pytest.approx(3 + 4 * 10 / 190)
+
+
+def test_unknown_classes_count_nowhere_and_no_labels_leave_them_out():
+    similarity = torch.tensor([[0.1, 0.2, 0.3, 0.4]])
+    known = {"query_labels": torch.tensor([2]), "labels": torch.tensor([2, -1, 2, 0])}
+    summary = summarize(full_pool(similarity, **known), 0.1, 2)
+    assert summary.means()["percentile", "same_class"].tolist() == [1, 0.5]
+    assert summary.numbers["percentile", "same_class"].tolist() == [1, 2]
+    none = {"query_labels": torch.tensor([-1]), "labels": torch.tensor([2, -1, 2, 0])}
+    for pool in (full_pool(similarity, **none), full_pool(similarity)):
+        assert ("percentile", "same_class") not in summarize(pool, 0.1, 2).sums
+
+
+def test_queries_without_negatives_count_nowhere():
+    similarity, present = ragged()
+    summary = summarize(Pool(similarity, present).offer(), 0.2, 5)
+    for name in ("mass/hardest_5", "effective_negatives", "similarity/negative"):
+        assert float(summary.numbers["scalar", name]) == 4, name
+    assert float(summary.numbers["percentile", "mass"][0]) == 4
+    assert all(bool(mean.isfinite().all()) for mean in summary.means().values())
+
+
+def test_positives_quantiles_are_numpys():
+    z = unit(40, 8)
+    seen: list[Pool] = []
+    simclr_loss_func(z, torch.arange(20).repeat(2), 0.5, observe=seen.append)
+    expected = (z[:20] * z[20:]).sum(dim=1).repeat(2).numpy()
+    summary = summarize(seen[0], 0.5)
+    means = summary.means()
+    assert float(means["scalar", "similarity/positive"]) == pytest.approx(expected.mean(), abs=1e-6)
+    for name, share in statistics.QUANTILES.items():
+        assert float(means["scalar", f"positive/{name}"]) == pytest.approx(
+            np.quantile(expected, share), abs=1e-6
+        )
+    assert summary.counts["histogram", "positive"].sum() == 40
+    assert summary.counts["histogram", "negative"].sum() == 40 * 38
+
+
+# ---------------------------------------------------------------------- Cai's study
+
+
+def test_class_means_are_those_of_plain_loops():
+    similarity = unit(7, 11)[:, :11]
+    query_labels = torch.tensor([0, 0, 1, 2, -1, 1, 2])
+    labels = torch.tensor([0, 1, 1, 0, -1, 0, 1, 1, 0, 0, -1])
+    means, numbers = statistics.class_means(similarity, query_labels, labels, 4)
+    for a in range(4):
+        for b in range(4):
+            values = [
+                float(similarity[i, j])
+                for i in range(7)
+                for j in range(11)
+                if query_labels[i] == a and labels[j] == b
+            ]
+            assert float(numbers[a, b]) == len(values)
+            expected = sum(values) / len(values) if values else NAN
+            assert float(means[a, b]) == pytest.approx(expected, nan_ok=True)
+
+
+def test_the_t_test_is_the_textbooks():
+    one, other = [0.10, 0.13, 0.11], [0.02, 0.03, 0.01]
+    variance = (np.var(one, ddof=1) + np.var(other, ddof=1)) / 2  # pooled, of equal sizes
+    t = (np.mean(one) - np.mean(other)) / math.sqrt(variance * 2 / 3)
+    expected = 2 * stats.t.sf(abs(t), 4)
+    assert statistics.unpaired_t_test(one, other) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("one", "other"), [([0.1], [0.2, 0.3]), ([1.0, 1.0], [1.0, 1.0])])
+def test_where_a_t_test_says_nothing_it_is_nan(one, other):
+    assert math.isnan(statistics.unpaired_t_test(one, other))
+
+
+def test_ranking_of_groups_keeps_queries_apart():
+    ranking = Ranking(torch.tensor([[2, 0, 1], [0, 1, 2]]), torch.tensor([1, 3]))
+    found = {
+        tuple(which.tolist()): rows.tolist()
+        for which, rows in ranking.rows(torch.tensor([[10, 11, 12], [20, 21, 22]]))
+    }
+    assert found == {(0,): [[11]], (1,): [[20, 21, 22]]}
