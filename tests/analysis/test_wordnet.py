@@ -1,0 +1,392 @@
+"""Synsets of classes, and depths of least common ancestors: by hand, and against nltk's own."""
+
+from __future__ import annotations
+
+import csv
+import random
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from solo_hardneg.analysis import wordnet as ours
+from solo_hardneg.analysis.classes import class_names, shipped
+from solo_hardneg.analysis.wordnet import depths_for, lca_depths, synsets_of
+from solo_hardneg.errors import ConfigError, DataError
+
+TENCH, GOLDFISH, MINIVAN = "n01440764", "n01443537", "n03770679"
+PERSIAN, SIAMESE = "n02123394", "n02123597"
+TABLE = Path(ours.__file__).with_name("synsets_cifar.csv")
+FORM = "It is a CSV file with the header class,synset and a line for each class, such as goldfish,"
+
+
+def refuse() -> Any:
+    raise AssertionError("WordNet was opened")
+
+
+# ---------------------------------------------------------------------- depths
+
+
+def test_pairs_counted_by_hand(wordnet: Any, depth_cache: Path) -> None:
+    """Along the longest paths, from depth 0 on:
+
+    entity, physical entity, object, whole (3), living thing, organism, animal, chordate,
+    vertebrate (8), then:
+      aquatic vertebrate, fish, bony fish, teleost fish, soft-finned fish, cypriniform fish,
+        cyprinid (15), tench | goldfish (16)
+      mammal, placental, carnivore, feline, cat, domestic cat (14), Persian | Siamese cat (15)
+    from whole (3): artifact, instrumentality, conveyance, vehicle, wheeled vehicle,
+      self-propelled vehicle, motor vehicle, truck, van, passenger van, minivan (14)
+
+    The domestic cat is a domestic animal, too (depth 7): that path is shorter and doesn't count.
+    """
+    found = lca_depths([TENCH, GOLDFISH, PERSIAN, SIAMESE, MINIVAN])
+    assert found.tolist() == [
+        [16, 15, 8, 8, 3],
+        [15, 16, 8, 8, 3],
+        [8, 8, 15, 14, 3],
+        [8, 8, 14, 15, 3],
+        [3, 3, 3, 3, 14],
+    ]
+    assert found.dtype == np.int64
+
+
+def test_a_class_may_be_the_ancestor_of_another(wordnet: Any, depth_cache: Path) -> None:
+    """whale (13), toothed whale, dolphin (15): a dolphin's least common ancestor is the whale."""
+    found = lca_depths([shipped("cifar100")[name] for name in ("dolphin", "whale")])
+    assert found.tolist() == [[15, 13], [13, 13]]
+
+
+def test_instances_have_ancestors_too(wordnet: Any, depth_cache: Path) -> None:
+    """Buckingham Palace is an instance of a palace, whose depth is 10."""
+    palace, castle = "n08875843", shipped("cifar100")["castle"]
+    found = lca_depths([palace, "n03878066", castle])
+    assert found[0].tolist() == [11, 10, 5]  # whole (3), artifact, structure (5)
+
+
+def test_any_two_nouns_as_nltk_has_them(wordnet: Any, depth_cache: Path) -> None:
+    chance = random.Random(0)
+    lemmas = sorted(wordnet.all_lemma_names("n"))
+    synsets = [chance.choice(wordnet.synsets(name, "n")) for name in chance.sample(lemmas, 60)]
+    synsets += [wordnet.synset_from_pos_and_offset("n", int(n[1:])) for n in (SIAMESE, "n00001740")]
+    found = lca_depths([f"n{synset.offset():08d}" for synset in synsets])
+    assert (found == found.T).all()
+    assert np.diag(found).tolist() == [synset.max_depth() for synset in synsets]
+    assert (found <= np.diag(found)).all()
+    assert len(np.unique(found)) > 8  # else the pairs would prove little
+    pairs = [(i, j) for i in range(len(synsets)) for j in range(i)]
+    for i, j in chance.sample(pairs, 300):
+        common = synsets[i].lowest_common_hypernyms(synsets[j])
+        assert {found[i, j]} == {synset.max_depth() for synset in common}
+
+
+def test_the_order_of_the_classes_is_the_callers(wordnet: Any, depth_cache: Path) -> None:
+    wnids = [MINIVAN, TENCH, SIAMESE, TENCH]
+    found = lca_depths(wnids)
+    for i, first in enumerate(wnids):
+        for j, second in enumerate(wnids):
+            assert found[i, j] == lca_depths([first, second])[0, 1], (first, second)
+    assert found[1, 3] == 16
+    assert lca_depths([]).shape == (0, 0)
+
+
+def test_threads_share_one_reader(wordnet: Any, depth_cache: Path) -> None:
+    wnids = list(shipped("cifar100").values())
+    parts = [wnids[start : start + 25] for start in range(0, 100, 25)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lca_depths, parts))
+    whole = lca_depths(wnids)
+    for number, part in enumerate(found):
+        place = slice(25 * number, 25 * number + 25)
+        assert (part == whole[place, place]).all()
+
+
+def test_wnids_that_wordnet_lacks(wordnet: Any, depth_cache: Path) -> None:
+    """One past the end of the file, one in the middle of an entry, and what is no wnid at all."""
+    message = (
+        r"^hardness.synsets: 3 of the 4 wnids \(n01440765, n99999999, tench\) are no nouns of "
+        f"WordNet 3.0. Set hardness.synsets to a file that names others. {FORM}"
+    )
+    with pytest.raises(DataError, match=message):
+        lca_depths([TENCH, "n99999999", "tench", "n01440765"], "hardness.synsets")
+    assert list(depth_cache.parent.glob("**/*.npz")) == []
+
+
+# ---------------------------------------------------------------------- the cache
+
+
+def test_what_is_known_is_not_looked_up(
+    wordnet: Any, depth_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wnids = [TENCH, MINIVAN, SIAMESE]
+    first = lca_depths(wnids)
+    (file,) = depth_cache.iterdir()
+    monkeypatch.setattr(ours, "_reader", refuse)
+    monkeypatch.setattr(ours, "_known", {})  # as in another process
+    assert (lca_depths(wnids[::-1]) == first[::-1, ::-1]).all()
+    file.unlink()
+    again = lca_depths(wnids)  # in this process
+    again[:] = -1
+    assert (lca_depths(wnids) == first).all()
+    with pytest.raises(AssertionError, match="WordNet was opened"):
+        lca_depths([*wnids, GOLDFISH])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["empty", "cut", "flipped", "text", "pickled", "other", "shape", "dtype", "keys", "folder"],
+)
+def test_a_damaged_cache_is_computed_again(
+    wordnet: Any, depth_cache: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    wnids = sorted([TENCH, MINIVAN])
+    first = lca_depths(wnids)
+    (file,) = depth_cache.iterdir()
+    whole = file.read_bytes()
+    wrong = np.full((2, 2), 7, dtype=np.int16)
+    arrays: dict[str, dict[str, Any]] = {
+        "pickled": {"depths": np.array([None]), "classes": wnids},
+        "other": {"depths": wrong, "classes": [TENCH, GOLDFISH]},
+        "shape": {"depths": wrong[:1], "classes": wnids},
+        "dtype": {"depths": wrong.astype(float), "classes": wnids},
+        "keys": {"depth": wrong},
+    }
+    if damage in arrays:
+        np.savez(file, **arrays[damage])
+    elif damage == "folder":
+        file.unlink()
+        file.mkdir()
+    else:
+        middle = len(whole) // 3
+        flipped = whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :]
+        content = {"empty": b"", "cut": whole[:-20], "text": b"depths", "flipped": flipped}
+        file.write_bytes(content[damage])
+    monkeypatch.setattr(ours, "_known", {})
+    assert (lca_depths(wnids) == first).all()
+    assert [f.name for f in depth_cache.iterdir()] == [file.name]  # no half-written ones
+    if damage != "folder":
+        monkeypatch.setattr(ours, "_known", {})
+        monkeypatch.setattr(ours, "_reader", refuse)
+        assert (lca_depths(wnids) == first).all()  # it was mended
+
+
+def test_a_cache_that_cannot_be_written(
+    wordnet: Any, depth_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    depth_cache.parent.write_text("a file where a folder should be")
+    assert lca_depths([TENCH, GOLDFISH])[0, 1] == 15
+    monkeypatch.setattr(ours, "_reader", refuse)
+    assert lca_depths([TENCH, GOLDFISH])[0, 1] == 15  # this process still knows
+
+
+def test_the_cache_is_the_users() -> None:
+    assert ours.cache_folder().name == "solo-hardneg"
+
+
+# ---------------------------------------------------------------------- the shipped table
+
+
+def table() -> list[dict[str, str]]:
+    with TABLE.open(encoding="utf-8", newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def test_every_class_of_cifar_has_a_noun(wordnet: Any) -> None:
+    rows = table()
+    assert len(rows) == 110
+    assert list(rows[0]) == ["dataset", "class", "synset", "wnid", "note"]
+    assert {row["dataset"] for row in rows} == {"cifar10", "cifar100"}
+    for row in rows:
+        synset = wordnet.synset(row["synset"])
+        assert (synset.name(), synset.pos()) == (row["synset"], "n"), row
+        assert f"n{synset.offset():08d}" == row["wnid"], row
+    for dataset in ("cifar10", "cifar100"):
+        assert len(set(shipped(dataset).values())) == len(shipped(dataset))
+
+
+def test_names_in_the_table_are_names_of_their_synset(wordnet: Any) -> None:
+    """All but two, whose words WordNet doesn't have as they stand, and the note says why."""
+    strangers = set()
+    for row in table():
+        words = {row["class"], row["class"].removesuffix("_tree")}
+        lemmas = wordnet.synset(row["synset"]).lemma_names()
+        if not words & set(lemmas):
+            strangers.add(row["class"])
+            assert row["note"]
+    assert strangers == {"aquarium_fish", "keyboard"}
+
+
+@pytest.mark.parametrize(
+    ("group", "ancestor"),
+    [
+        ("beaver dolphin otter seal whale fox mouse possum shrew bear cattle", "mammal.n.01"),
+        ("aquarium_fish flatfish ray shark trout", "fish.n.01"),
+        ("orchid poppy rose sunflower tulip maple_tree palm_tree willow_tree", "plant.n.02"),
+        ("apple orange pear", "edible_fruit.n.01"),
+        ("bed chair couch table wardrobe", "furniture.n.01"),
+        ("bee beetle butterfly cockroach", "insect.n.01"),
+        ("baby boy girl man woman", "person.n.01"),
+        ("crocodile dinosaur lizard snake turtle", "reptile.n.01"),
+        ("bicycle motorcycle pickup_truck streetcar tank tractor rocket", "vehicle.n.01"),
+        ("bottle bowl can cup", "container.n.01"),
+        ("bridge castle house skyscraper", "structure.n.01"),
+        ("clock keyboard lamp telephone television lawn_mower", "instrumentality.n.03"),
+    ],
+)
+def test_senses_are_those_that_the_images_show(wordnet: Any, group: str, ancestor: str) -> None:
+    """CIFAR-100 comes with groups of classes; their members have what joins them in WordNet."""
+    above = wordnet.synset(ancestor)
+    for name in group.split():
+        synset = wordnet.synset_from_pos_and_offset("n", int(shipped("cifar100")[name][1:]))
+        assert above in synset.common_hypernyms(synset), name
+
+
+# ---------------------------------------------------------------------- synsets of classes
+
+
+def test_synsets_without_a_file_need_no_wordnet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ours, "_reader", refuse)
+    assert synsets_of([GOLDFISH, TENCH], "custom") == [GOLDFISH, TENCH]
+    for dataset, number in {"cifar10": 10, "cifar100": 100}.items():
+        found = synsets_of(class_names({"dataset": dataset}), dataset)
+        assert len(found) == number
+        assert all(ours.is_wnid(wnid) for wnid in found)
+    assert synsets_of(["truck", "cat"], "cifar10") == ["n04490091", "n02121620"]
+
+
+@pytest.mark.parametrize(
+    ("names", "dataset", "shown"),
+    [
+        (["ant", TENCH, "bee"], "custom", r"2 of the 3 classes \(ant, bee\)"),
+        (list("0123456789"), "digits", r"10 of the 10 classes \(0, 1, 2, 3, 4, ...\)"),
+        (["truck", "cat"], "cifar100", r"2 of the 2 classes \(truck, cat\)"),
+        (["cat"], "custom", r"1 of the 1 classes \(cat\)"),
+        (["n0144076", "N01440764", "n014407640"], "imagenet", "3 of the 3 classes"),
+    ],
+)
+def test_classes_without_a_synset(names: list[str], dataset: str, shown: str) -> None:
+    message = f"^study.synsets: {shown}.* have no WordNet synset. Set study.synsets to a file that"
+    with pytest.raises(DataError, match=f"{message} names them. {FORM}"):
+        synsets_of(names, dataset, key="study.synsets")
+
+
+def test_a_file_of_ones_own(wordnet: Any, depth_cache: Path, tmp_path: Path) -> None:
+    """As a spreadsheet writes it; both ways to name a synset, more classes than asked for."""
+    file = tmp_path / "synsets.csv"
+    lines = ["class,note,synset", "carp,x, goldfish.n.01 ", f'"big, fish","a, b",{TENCH}', "c,,d"]
+    file.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    assert synsets_of(["big, fish", "carp"], "custom", file) == [TENCH, GOLDFISH]
+    assert depths_for(["big, fish", "carp"], "custom", file).tolist() == [[16, 15], [15, 16]]
+    own = tmp_path / "own.csv"
+    own.write_text(f"class,synset\n{TENCH},{MINIVAN}\ncat,{SIAMESE}\n")
+    assert synsets_of([TENCH], "imagenet", own) == [MINIVAN]  # it has the last word
+    assert synsets_of(["cat"], "cifar10", own) == [SIAMESE]
+    assert synsets_of(["keyboard"], "custom", TABLE) == ["n03085013"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, f"this file can't be read .*No such file.* {FORM}"),
+        (b"class,synset\ncat,\xff\xfe", "this file can't be read .*utf-8"),
+        (b"", f"its header must hold class,synset, and is missing. {FORM}"),
+        (b"cat;cat.n.01", "its header must hold class,synset, and is cat;cat.n.01. It is"),
+        (b"class,synset\ncat\n", f"line 2 has no synset. {FORM}"),
+        (b"class,synset\n\ncat,cat.n.01\n,b\n", "line 4 has no class"),
+        (
+            b"class,synset\ncat,cat.n.01\ndog,dog.n.01\ncat,cat.n.02\n",
+            "class cat stands in lines 2 and 4. Keep one of them.",
+        ),
+        (
+            b"class,synset\ncat,cat.n.01\n",
+            rf"1 of the 2 classes \(dog\) have no line in it. {FORM}",
+        ),
+    ],
+)
+def test_files_that_do_not_do(tmp_path: Path, content: bytes | None, message: str) -> None:
+    file = tmp_path / "synsets.csv"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ConfigError, match=f"^hardness.synsets={file}: {message}"):
+        synsets_of(["cat", "dog"], "custom", file, "hardness.synsets")
+
+
+@pytest.mark.parametrize(
+    "synset", ["cat.n.99", "cat.n.0", "run.v.01", "cat", "zzyzx.n.01", "n99999999", "n01440765"]
+)
+def test_synsets_that_wordnet_lacks(wordnet: Any, tmp_path: Path, synset: str) -> None:
+    file = tmp_path / "synsets.csv"
+    file.write_text(f"class,synset\ncat,cat.n.01\nstray,{synset}\n")
+    message = (
+        rf"^synsets={file}: 1 of the 2 synsets \({synset} \(line 3, class stray\)\) "
+        f"are no nouns of WordNet 3.0. {FORM}"
+    )
+    with pytest.raises(ConfigError, match=message):
+        synsets_of(["cat", "stray"], "custom", file)
+
+
+# ---------------------------------------------------------------------- WordNet itself
+
+
+@pytest.fixture
+def unopened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, depth_cache: Path) -> Path:
+    """nltk as in a new process, with one folder of data, which is empty."""
+    import nltk
+    from nltk.corpus.reader.wordnet import WordNetCorpusReader
+    from nltk.corpus.util import LazyCorpusLoader
+
+    lazy = LazyCorpusLoader("wordnet", WordNetCorpusReader, None)
+    monkeypatch.setattr("nltk.corpus.wordnet", lazy)
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
+    monkeypatch.setattr(ours, "_reader", ours._reader.__wrapped__)
+    return tmp_path
+
+
+def test_wordnet_is_missing(unopened: Path) -> None:
+    message = (
+        "^WordNet is in none of the folders that nltk looks in. Get it with: python -m "
+        r"nltk.downloader wordnet \(or set NLTK_DATA to where it is\).$"
+    )
+    with pytest.raises(DataError, match=message):
+        lca_depths([TENCH])
+
+
+def test_wordnet_is_damaged(unopened: Path) -> None:
+    (unopened / "corpora" / "wordnet").mkdir(parents=True)
+    with pytest.raises(DataError, match="^nltk can't read its WordNet data .*Get it with: python"):
+        lca_depths([TENCH])
+
+
+def test_nltk_is_missing(unopened: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nltk.corpus", None)
+    message = (
+        "^WordNet is read with the package nltk, which is missing. Get it with: pip install nltk$"
+    )
+    with pytest.raises(DataError, match=message):
+        lca_depths([TENCH])
+
+
+def test_another_version_of_wordnet(unopened: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = SimpleNamespace(
+        ensure_loaded=lambda: None, get_version=lambda: "3.1", synset=lambda name: name
+    )
+    monkeypatch.setattr("nltk.corpus.wordnet", other)
+    with pytest.raises(
+        DataError, match=r"^nltk has WordNet 3.1, and wnids are of 3.0. Get it with"
+    ):
+        lca_depths([TENCH])
+
+
+def test_importing_opens_nothing() -> None:
+    code = (
+        "import sys, solo_hardneg.analysis.wordnet as w, solo_hardneg.analysis.classes as c\n"
+        "w.synsets_of(c.class_names({'dataset': 'cifar10'}), 'cifar10')\n"
+        "print(sorted({'nltk', 'torch', 'torchvision', 'pandas'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
