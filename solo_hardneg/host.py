@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import nn
 
 from solo_hardneg.distributed import gather
 from solo_hardneg.errors import HostError
@@ -76,6 +78,27 @@ elif NAME == "solo":
 else:
     from solo_hardneg.standalone import METHODS, BaseMethod, MoCoV2Plus, SimCLR
 
+
+def host_backbone(
+    name: str, method: str | None, kwargs: Mapping[str, Any], dataset: str
+) -> tuple[nn.Module, int] | None:
+    """solo-learn's own backbone of that name, as its ``BaseMethod`` builds it, and its width.
+
+    ``None`` where the host is the standalone one, or doesn't know the name.
+    """
+    build = getattr(BaseMethod, "_BACKBONES", {}).get(name) if NAME == "solo" else None
+    if build is None:
+        return None
+    backbone = build(method, **kwargs)
+    if not name.startswith("resnet"):
+        return backbone, backbone.num_features
+    backbone.fc = nn.Identity()
+    if dataset in ("cifar10", "cifar100"):
+        backbone.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=2, bias=False)
+        backbone.maxpool = nn.Identity()
+    return backbone, backbone.inplanes
+
+
 __all__ = [
     "METHODS",
     "NAME",
@@ -84,5 +107,6 @@ __all__ = [
     "SimCLR",
     "choose",
     "gather",
+    "host_backbone",
     "solo_learn_folder",
 ]

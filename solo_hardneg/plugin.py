@@ -1,10 +1,13 @@
-"""What the Hydra plug-in calls: our methods enter the host's list."""
+"""What the Hydra plug-in and Lightning call: our methods and our callback enter the host's runs."""
 
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from solo_hardneg.errors import HostError
+
+_registered = False
 
 
 def register() -> None:
@@ -16,6 +19,7 @@ def register() -> None:
         HostError: a name is taken by somebody else's class, or solo-learn is running and the
             other host was asked for.
     """
+    global _registered
     from solo_hardneg import host
     from solo_hardneg.methods import OUR_METHODS
 
@@ -32,3 +36,17 @@ def register() -> None:
                 f"{theirs.__module__}.{theirs.__qualname__}, so "
                 f"{ours.__module__}.{ours.__qualname__} can't have it. Rename or remove the other."
             )
+    _registered = True
+
+
+def callbacks() -> list[Any]:
+    """The callbacks that Lightning adds to every trainer: the recorder, in a host's program.
+
+    Any program on the machine that makes a trainer calls this, so it imports nothing before our
+    methods are registered in the process. The recorder does nothing unless the config enables it.
+    """
+    if not _registered:
+        return []
+    from solo_hardneg.analysis.recorder import Recorder
+
+    return [Recorder()]

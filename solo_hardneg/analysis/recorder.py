@@ -1,0 +1,303 @@
+"""The recorder: a Lightning callback that looks at the negatives of every n-th step.
+
+Lightning asks :func:`solo_hardneg.plugin.callbacks` for it in every run in which our methods are
+registered, so it reaches the host's own methods, too. It does nothing unless the config has
+``hardness.enabled=true``, and it changes nothing in the run: it draws from a generator of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from solo_hardneg.analysis import records
+from solo_hardneg.analysis.settings import Hardness, read_settings
+from solo_hardneg.analysis.statistics import Key, Summary, summarize
+from solo_hardneg.analysis.taps import KNOWN, Batch, Tap, make_tap
+from solo_hardneg.errors import ConfigError, HardnegError
+from solo_hardneg.methods.settings import has_dummy_indexes, refuse_near_misses
+
+PREFIX = "hardness"  # of everything that it logs
+
+
+class Recorder(Callback):
+    """Records what DESIGN section 5 lists, as scalars to the loggers and as Parquet files.
+
+    Attributes:
+        settings: what to do; off before the run has begun.
+        folder: where the Parquet files go, once that is known.
+        notes: what is not recorded and why.
+    """
+
+    def __init__(self) -> None:
+        self.settings = Hardness()
+        self.folder: Path | None = None
+        self.notes: list[str] = []
+        self._tap: Tap | None = None
+        self._depths: Tensor | None = None
+        self._images: np.ndarray | None = None  # (2, largest index + 1): met, hard
+        self._rows = records.Rows()
+        self._open_step: int | None = None  # the step that is being recorded
+        self._last_step = -1  # the last one that was
+        self._config = "{}"
+        self._restored: dict[str, Any] = {}
+
+    # ------------------------------------------------------------------ before the first step
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Reads the settings.
+
+        Raises:
+            ConfigError: one can't be used.
+        """
+        cfg = _config_of(trainer, pl_module)
+        if stage != "fit" or cfg is None:
+            return
+        refuse_near_misses(cfg)
+        self.settings = read_settings(cfg)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Finds out where the negatives come from and where the records go."""
+        if not self.settings.enabled:
+            return
+        cfg = _config_of(trainer, pl_module)
+        assert cfg is not None  # there were settings in it
+        plain = OmegaConf.to_container(cfg, resolve=True)
+        self._config = json.dumps(plain, default=str)
+        self.notes.clear()
+        method = cfg.get("method")
+        if method is not None:  # linear evaluation has none, and its metrics are recorded
+            self._tap = make_tap(pl_module, str(method))
+            if self._tap is None:
+                self._note(
+                    f"method={method} has no negatives that can be ranked, so only its metrics are "
+                    f"recorded. Known: {', '.join(KNOWN)}"
+                )
+            else:
+                if self._restored:
+                    self._tap.restore(self._restored)
+                self._depths = self._find_depths(cfg, pl_module.device)
+                if has_dummy_indexes(cfg):
+                    self._note(
+                        "the images' counts are missing, because DALI's indexes are dummies unless "
+                        "++dali.encode_indexes_into_labels=True"
+                    )
+                elif self.settings.images:
+                    self._images = np.zeros((2, 0))
+        self.folder = self._find_folder(trainer, str(cfg.get("name", method)))
+
+    def _find_depths(self, cfg: DictConfig, device: torch.device) -> Tensor | None:
+        """(C, C) depth of the least common ancestors of classes, where WordNet knows them."""
+        from solo_hardneg.analysis import classes, wordnet
+
+        synsets = self.settings.synsets
+        try:
+            names = classes.class_names(cfg.data)
+            file = None if synsets is None else Path(synsets).expanduser()
+            depths = wordnet.depths_for(names, str(cfg.data.dataset), file, "hardness.synsets")
+        except HardnegError as error:
+            if synsets is not None:
+                raise
+            self._note(f"the depth in WordNet is missing. {error}")
+            return None
+        return torch.from_numpy(np.asarray(depths)).float().to(device)
+
+    def _find_folder(self, trainer: Trainer, name: str) -> Path:
+        """``hardness.dir``, below the folder to which the run's checkpoints go."""
+        place = Path(self.settings.dir).expanduser()
+        if not place.is_absolute():
+            run = _run_folder(trainer)
+            # Without checkpoints a run has no folder; this one is not shared with other runs.
+            own = f"{name.replace('/', '_')}-{uuid.uuid4().hex[:8]}"
+            place = place / own if run is None else run / place
+        place = Path(trainer.strategy.broadcast(str(place)))  # each process has made up its own
+        earlier = records.config_of(place)
+        if earlier is not None and _identity(earlier) != _identity(self._config):
+            raise ConfigError(
+                f"hardness.dir={self.settings.dir}: {place} holds the records of another run, and "
+                "they would mix. Give each run a folder of its own, or move the old ones away."
+            )
+        if trainer.is_global_zero:
+            print(f"Hardness records: {place}")
+        return place
+
+    def _note(self, text: str) -> None:
+        self.notes.append(text)
+        rank_zero_warn(f"hardness: {text}")
+
+    # ------------------------------------------------------------------ one step
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Opens the tap, if it is this step's turn."""
+        step = trainer.global_step
+        if self._tap is None or step % self.settings.every_n_steps or step == self._last_step:
+            return
+        self._open_step = self._last_step = step
+        self._tap.open()
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Looks at the step's negatives."""
+        if self._tap is None:
+            return
+        step, self._open_step = self._open_step, None
+        if step is not None:
+            try:
+                self._record(trainer, pl_module, batch, step)
+            finally:
+                self._tap.close()
+        self._tap.after_step(batch)
+
+    @torch.no_grad()
+    def _record(self, trainer: Trainer, module: Any, batch: Batch, step: int) -> None:
+        assert self._tap is not None  # it is open
+        # Not from the run's generators, which would then draw something else.
+        generator = torch.Generator().manual_seed(step * trainer.world_size + trainer.global_rank)
+
+        def choose(number: int) -> Tensor:
+            order = torch.randperm(number, generator=generator)[: self.settings.queries]
+            return order.sort().values.to(module.device)
+
+        pools = self._tap.pools(batch, choose)
+        percentiles, depths = self.settings.percentiles, self._depths
+        parts = [summarize(pool, module.temperature, percentiles, depths) for pool in pools]
+        if parts:
+            summary = reduce(Summary.__add__, parts)  # the directions have the same candidates
+            self._keep(summary, trainer, step)
+            if self._images is not None and pools[0].indexes is not None:
+                self._count_images(summary, pools[0].indexes)
+            self._log(trainer, _of_all_ranks(summary), step)
+
+    def _keep(self, summary: Summary, trainer: Trainer, step: int) -> None:
+        place = trainer.current_epoch, step, trainer.global_rank
+        numbers = {key: number.cpu() for key, number in summary.numbers.items()}
+        for (kind, quantity), mean in summary.means().items():
+            bins = [-1] if kind == "scalar" else range(len(mean))
+            weights = numbers[kind, quantity].tolist()
+            self._rows.add(*place, kind, quantity, bins, mean.tolist(), weights)
+        for (kind, quantity), count in summary.counts.items():
+            values = count.cpu().tolist()
+            self._rows.add(*place, kind, quantity, range(len(values)), values, [1.0] * len(values))
+
+    def _count_images(self, summary: Summary, indexes: Tensor) -> None:
+        assert self._images is not None
+        known = (indexes >= 0).cpu().numpy()
+        images = indexes.cpu().numpy()[known]
+        size = max(self._images.shape[1], int(images.max(initial=-1)) + 1)
+        total = np.zeros((2, size))
+        total[:, : self._images.shape[1]] = self._images
+        for row, counted in enumerate((summary.met, summary.hard)):
+            total[row] += np.bincount(images, counted.cpu().numpy()[known], minlength=size)
+        self._images = total
+
+    def _log(self, trainer: Trainer, means: dict[str, float], step: int) -> None:
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                # Not through self.log: that keeps only what falls on one of its own steps.
+                logger.log_metrics({f"{PREFIX}/{k}": v for k, v in means.items()}, step=step)
+
+    # ------------------------------------------------------------------ after an epoch
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the epoch's file."""
+        if not self.settings.enabled or self.folder is None:
+            return
+        place = trainer.current_epoch, trainer.global_step, trainer.global_rank
+        # On all processes, for it reduces what was logged.
+        for name, value in trainer.callback_metrics.items():
+            self._rows.add(*place, "metric", name, [-1], [float(value)], [1.0])
+        if self._images is not None:
+            met = np.flatnonzero(self._images[0])
+            for quantity, counts in zip(("met", "hard"), self._images, strict=True):
+                values = counts[met].tolist()
+                self._rows.add(*place, "image", quantity, met.tolist(), values, [1.0] * len(met))
+            self._images[:] = 0
+        self._rows.write(self.folder, place[0], place[2], self._config, self.notes)
+        self._rows = records.Rows()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Leaves nothing behind in the method."""
+        if self._tap is not None:
+            self._tap.close()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """The run is over; the next one, with the same trainer, begins anew."""
+        if self._tap is not None:
+            self._tap.close()
+        self._tap, self._open_step, self._last_step = None, None, -1
+
+    # ------------------------------------------------------------------ saving and resuming
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the tap must know after a resume."""
+        return {} if self._tap is None else self._tap.state()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remembers it until there is a tap."""
+        self._restored = state_dict
+
+
+def _config_of(trainer: Trainer, module: Any) -> DictConfig | None:
+    """The run's config: the module's or, in solo-learn's linear evaluation, its checkpointer's."""
+    for holder in (module, *trainer.callbacks):  # type: ignore[attr-defined]
+        cfg = getattr(holder, "cfg", None)
+        if isinstance(cfg, DictConfig):
+            return cfg
+    return None
+
+
+def _run_folder(trainer: Trainer) -> Path | None:
+    """Where a host's callback writes checkpoints: solo-learn calls it path, we call it folder."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        place = getattr(callback, "path", None) or getattr(callback, "folder", None)
+        if isinstance(getattr(callback, "cfg", None), DictConfig) and place is not None:
+            return Path(place)
+    return None
+
+
+def _identity(config: str) -> str:
+    """A config without what may differ between a run and its continuation."""
+    plain = json.loads(config)
+    for key in ("max_epochs", "resume_from_checkpoint", "wandb_run_id", "devices", "num_nodes"):
+        plain.pop(key, None)
+    return json.dumps(plain, sort_keys=True)
+
+
+def _of_all_ranks(summary: Summary) -> dict[str, float]:
+    """The scalars' means over the queries of all processes; what nobody knows is left out."""
+
+    def scalars(of: Any) -> dict[Key, float]:
+        return {key: float(value) for key, value in of.items() if key[0] == "scalar"}
+
+    mine = scalars(summary.sums), scalars(summary.numbers)
+    everybodys: list[Any] = [mine]
+    if dist.is_available() and dist.is_initialized():
+        everybodys = [None] * dist.get_world_size()
+        dist.all_gather_object(everybodys, mine)
+    means = {}
+    for key in sorted({key for sums, _ in everybodys for key in sums}):
+        total, number = (sum(part[i].get(key, 0.0) for part in everybodys) for i in (0, 1))
+        if number:
+            means[key[1]] = total / number
+    return means

@@ -1,0 +1,179 @@
+"""What is recorded during training, as Parquet files: one for each epoch and process.
+
+All files have one schema, in long format, so that ``pandas.read_parquet(folder)`` reads the lot:
+
+- ``kind`` scalar: ``value`` is a mean over ``weight`` queries.
+- percentile: the same for each percentile of difficulty, ``bin`` 0 (easiest) upwards.
+- histogram: ``value`` counts similarities in ``bin``, of 200 over [-1, 1].
+- image: ``value`` counts, over the epoch's recorded steps, how often the image ``bin`` was a
+  negative of a query (``met``), and how often it was among the hardest 5 % (``hard``).
+- metric: what the trainer logged by the end of the epoch.
+
+Of several processes or steps, means are averaged by ``weight`` and counts summed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from solo_hardneg.errors import DataError
+
+SCHEMA_VERSION = 1
+_PREFIX = b"solo_hardneg."
+FIELDS = pa.schema(
+    [
+        ("schema", pa.int16()),
+        ("epoch", pa.int32()),
+        ("step", pa.int64()),
+        ("rank", pa.int16()),
+        ("kind", pa.string()),
+        ("quantity", pa.string()),
+        ("bin", pa.int32()),
+        ("value", pa.float64()),
+        ("weight", pa.float64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Records:
+    """What a run recorded.
+
+    Attributes:
+        table: all rows, with the columns of ``FIELDS``.
+        config: the run's config, as its newest file has it.
+        notes: what is missing and why: of the run itself, and of files that can't be read.
+    """
+
+    table: pd.DataFrame
+    config: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+class Rows:
+    """Rows of one process, until they are written."""
+
+    def __init__(self) -> None:
+        self._columns: dict[str, list[Any]] = {name: [] for name in FIELDS.names}
+
+    def __len__(self) -> int:
+        return len(self._columns["epoch"])
+
+    def add(
+        self,
+        epoch: int,
+        step: int,
+        rank: int,
+        kind: str,
+        quantity: str,
+        bins: Sequence[int],
+        values: Sequence[float],
+        weights: Sequence[float],
+    ) -> None:
+        """Adds one row for each bin; -1 is the bin of what has none."""
+        number = len(bins)
+        constant: dict[str, Any] = {"schema": SCHEMA_VERSION, "epoch": epoch, "step": step}
+        constant |= {"rank": rank, "kind": kind, "quantity": quantity}
+        for name, value in constant.items():
+            self._columns[name] += [value] * number
+        for name, several in (("bin", bins), ("value", values), ("weight", weights)):
+            self._columns[name] += several
+
+    def write(
+        self, folder: Path, epoch: int, rank: int, config: str, notes: Sequence[str] = ()
+    ) -> Path:
+        """Writes them as the file of an epoch and a process, all of it or nothing.
+
+        Args:
+            folder: where to; it is made if it isn't there.
+            epoch, rank: whose file it is.
+            config: the run's config, as JSON.
+            notes: what is missing in it and why.
+        """
+        metadata = {"schema": str(SCHEMA_VERSION), "config": config, "notes": json.dumps([*notes])}
+        named = {_PREFIX + name.encode(): text.encode() for name, text in metadata.items()}
+        table = pa.table(self._columns, schema=FIELDS.with_metadata(named))
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"epoch{epoch:05d}-rank{rank}.parquet"
+        partial = folder / f".{path.name}.part"  # readers pass over names with a dot in front
+        pq.write_table(table, partial, compression="zstd")
+        os.replace(partial, path)
+        return path
+
+
+def read(folder: Path) -> Records:
+    """Reads what a run recorded.
+
+    A file that is cut short, of another version or none of ours is left out, with a note.
+
+    Raises:
+        DataError: there is no such folder, or nothing in it that can be read.
+    """
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder}: there is no such folder. Record a run with hardness.enabled=true."
+        )
+    tables, notes, config = [], [], {}
+    for path in sorted(folder.glob("*.parquet")):
+        try:
+            metadata = _metadata(path)
+            table = pq.ParquetFile(path, read_dictionary=["kind", "quantity"]).read()
+        except (OSError, pa.ArrowException, ValueError, DataError) as error:
+            notes.append(f"{path}: left out, because {_why(error)}")
+            continue
+        tables.append(table.to_pandas())
+        config = json.loads(metadata["config"])
+        notes += [note for note in json.loads(metadata["notes"]) if note not in notes]
+    if not tables:
+        what = "; ".join(notes) or "it holds no Parquet files; a run writes one after each epoch"
+        raise DataError(f"{folder}: there is nothing to read. {what}.")
+    return Records(_concatenated(tables), config, tuple(notes))
+
+
+def config_of(folder: Path) -> str | None:
+    """The config (JSON) that an earlier recording in this folder has; ``None`` if there is none."""
+    for path in sorted(folder.glob("*.parquet")):
+        try:
+            return _metadata(path)["config"]
+        except (OSError, pa.ArrowException, ValueError, DataError):
+            continue
+    return None
+
+
+def _metadata(path: Path) -> Mapping[str, str]:
+    found = pq.read_schema(path).metadata or {}
+    ours = {
+        key[len(_PREFIX) :].decode(): value.decode()
+        for key, value in found.items()
+        if key.startswith(_PREFIX)
+    }
+    if not {"schema", "config", "notes"} <= set(ours):
+        raise DataError("it is not one of solo-hardneg's records")
+    if ours["schema"] != str(SCHEMA_VERSION):
+        raise DataError(
+            f"it has version {ours['schema']} of the schema, and this is version {SCHEMA_VERSION}; "
+            "read it with the release of solo-hardneg that wrote it"
+        )
+    return ours
+
+
+def _why(error: Exception) -> str:
+    return str(error) if isinstance(error, DataError) else f"it is damaged ({error})"
+
+
+def _concatenated(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """All rows; pandas keeps categories only where all tables have the same ones."""
+    for name in ("kind", "quantity"):
+        categories = sorted(set().union(*(table[name].cat.categories for table in tables)))
+        for table in tables:
+            table[name] = table[name].cat.set_categories(categories)
+    return pd.concat(tables, ignore_index=True)

@@ -1,0 +1,72 @@
+"""The config group ``hardness``: what is recorded, how often, and where to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from solo_hardneg.errors import ConfigError, bad_value, unknown_name
+from solo_hardneg.negatives.numbers import whole
+
+
+@dataclass(frozen=True)
+class Hardness:
+    """What the recorder does.
+
+    Attributes:
+        enabled: whether it does anything.
+        every_n_steps: it looks at every n-th step of the optimizer, the first one included.
+        queries: at how many queries, drawn from the batch (of each process and direction).
+        percentiles: how many bins of difficulty.
+        dir: where the Parquet files go; below the run's folder, if it is not absolute.
+        images: whether to count, for each image, how often it was a negative and a hard one.
+        synsets: a file that says which WordNet synset each class is, where its name doesn't.
+    """
+
+    enabled: bool = False
+    every_n_steps: int = 100
+    queries: int = 256
+    percentiles: int = 100
+    dir: str = "hardness"
+    images: bool = True
+    synsets: str | None = None
+
+
+def read_settings(cfg: DictConfig) -> Hardness:
+    """Reads and checks ``cfg.hardness``; nothing is recorded where there is none.
+
+    Raises:
+        ConfigError: a key is unknown or has a value that can't be used.
+    """
+    try:
+        given = OmegaConf.to_container(OmegaConf.create(cfg.get("hardness") or {}), resolve=True)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(f"hardness: can't be resolved. {error}") from error
+    if not isinstance(given, Mapping):
+        raise bad_value("hardness", given, "must hold several keys", "Write hardness.enabled=true.")
+    defaults = Hardness()
+    for name in given:
+        known = [field.name for field in fields(Hardness)]
+        if name not in known:
+            raise unknown_name("hardness", str(name), known, "setting")
+    values = {f.name: given.get(f.name, getattr(defaults, f.name)) for f in fields(Hardness)}
+    for name in ("enabled", "images"):
+        if not isinstance(values[name], bool):
+            raise bad_value(f"hardness.{name}", values[name], "must be true or false")
+    for name in ("every_n_steps", "queries", "percentiles"):
+        values[name] = whole(f"hardness.{name}", values[name], least=1)
+    if not isinstance(values["dir"], str) or not values["dir"]:
+        raise bad_value("hardness.dir", values["dir"], "must be the name of a folder")
+    _check_file(values["synsets"])
+    return Hardness(**values)
+
+
+def _check_file(synsets: Any) -> None:
+    if synsets is not None and not Path(str(synsets)).expanduser().is_file():
+        do = "Give a CSV file with the columns class and synset, or null."
+        raise bad_value("hardness.synsets", synsets, "is no such file", do)
