@@ -43,10 +43,13 @@ def read_settings(cfg: DictConfig) -> Hardness:
     Raises:
         ConfigError: a key is unknown or has a value that can't be used.
     """
+    group = cfg.get("hardness")
     try:
-        given = OmegaConf.to_container(OmegaConf.create(cfg.get("hardness") or {}), resolve=True)
-    except (OmegaConfBaseException, ValueError) as error:
+        given = OmegaConf.to_container(group, resolve=True) if OmegaConf.is_config(group) else group
+    except OmegaConfBaseException as error:
         raise ConfigError(f"hardness: can't be resolved. {error}") from error
+    if given is None:
+        given = {}
     if not isinstance(given, Mapping):
         raise bad_value("hardness", given, "must hold several keys", "Write hardness.enabled=true.")
     defaults = Hardness()

@@ -1,0 +1,103 @@
+"""Records on disk: what is written is read, and what can't be read is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from solo_hardneg.analysis import records
+from solo_hardneg.errors import DataError
+
+CONFIG = {"method": "mocov2_banded", "name": "ein Lauf"}
+
+
+def write(folder: Path, epoch: int, rank: int = 0, notes: tuple[str, ...] = ()) -> Path:
+    rows = records.Rows()
+    rows.add(epoch, 10 * epoch, rank, "scalar", "floored", [-1], [0.25], [64.0])
+    rows.add(epoch, 10 * epoch, rank, "percentile", "mass", range(2), [0.1, 0.9], [64.0, 64.0])
+    if epoch == 1:  # a quantity that only some files have
+        rows.add(epoch, 12, rank, "image", "met", [3, 5], [7.0, 1.0], [1.0, 1.0])
+    return rows.write(folder, epoch, rank, json.dumps(CONFIG), notes)
+
+
+def test_what_is_written_is_read(tmp_path):
+    folder = tmp_path / "new" / "hardness"
+    for epoch, rank in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        write(folder, epoch, rank, notes=("no classes",))
+    found = records.read(folder)
+    assert found.config == CONFIG
+    assert found.notes == ("no classes",)
+    assert len(found.table) == 4 * 3 + 2 * 2
+    assert found.table.columns.tolist() == records.FIELDS.names
+    mass = found.table.query("quantity == 'mass' and epoch == 1 and rank == 1")
+    assert mass[["step", "bin", "value", "weight"]].values.tolist() == [
+        [10, 0, 0.1, 64],
+        [10, 1, 0.9, 64],
+    ]
+
+
+def test_pandas_reads_the_lot(tmp_path):
+    for epoch in (0, 1):
+        write(tmp_path, epoch)
+    (tmp_path / ".epoch00002-rank0.parquet.part").write_bytes(b"PAR1 of a killed run")
+    table = pd.read_parquet(tmp_path)
+    assert sorted({*table["epoch"]}) == [0, 1]
+    assert {*table["schema"]} == {records.SCHEMA_VERSION}
+    ours = records.read(tmp_path).table
+    pd.testing.assert_frame_equal(
+        table.astype({"kind": str, "quantity": str}), ours.astype({"kind": str, "quantity": str})
+    )
+
+
+def test_the_epochs_file_replaces_the_one_before(tmp_path):
+    first, second = write(tmp_path, 0), write(tmp_path, 0)
+    assert first == second
+    assert [*tmp_path.iterdir()] == [first]
+    assert len(records.read(tmp_path).table) == 3
+
+
+def test_damaged_and_foreign_files_are_left_out_with_a_note(tmp_path):
+    whole, cut = write(tmp_path, 0), write(tmp_path, 1)
+    cut.write_bytes(cut.read_bytes()[:-40])
+    foreign = tmp_path / "foreign.parquet"
+    pq.write_table(pa.table({"x": [1]}), foreign)
+    newer = write(tmp_path, 2)
+    table = pq.read_table(newer)
+    metadata = {**table.schema.metadata, b"solo_hardneg.schema": b"9"}
+    pq.write_table(table.replace_schema_metadata(metadata), newer)
+    (tmp_path / "text.parquet").write_text("no Parquet at all")
+
+    found = records.read(tmp_path)
+    assert {*found.table["epoch"]} == {0}
+    notes = dict(note.split(": left out, because ") for note in found.notes)
+    assert notes.keys() == {str(tmp_path / name) for name in (cut, foreign, newer, "text.parquet")}
+    assert notes[str(cut)].startswith("it is damaged (")
+    assert notes[str(foreign)] == "it is not one of solo-hardneg's records"
+    assert notes[str(newer)] == (
+        "it has version 9 of the schema, and this is version 1; read it with the release of "
+        "solo-hardneg that wrote it"
+    )
+    whole.unlink()
+    with pytest.raises(DataError, match="there is nothing to read.*it has version 9"):
+        records.read(tmp_path)
+
+
+def test_nothing_to_read(tmp_path):
+    with pytest.raises(DataError, match="holds no Parquet files; a run writes one after each"):
+        records.read(tmp_path)
+    missing = tmp_path / "missing"
+    with pytest.raises(DataError, match=r"no such folder\. Record a run with hardness\.enabled"):
+        records.read(missing)
+
+
+def test_whose_records_are_in_a_folder(tmp_path):
+    assert records.config_of(tmp_path) is None
+    (tmp_path / "text.parquet").write_text("no Parquet at all")
+    assert records.config_of(tmp_path) is None
+    write(tmp_path, 3)
+    assert records.config_of(tmp_path) == json.dumps(CONFIG)

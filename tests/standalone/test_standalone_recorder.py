@@ -1,0 +1,390 @@
+"""The recorder, in runs of the standalone host: what it sees, what it writes, what it leaves be."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from solo_hardneg.analysis import recorder, records, statistics
+from solo_hardneg.errors import ConfigError
+from solo_hardneg.host import METHODS
+from solo_hardneg.losses import info_nce
+from solo_hardneg.negatives import Pool
+from solo_hardneg.standalone.run import linear, pretrain
+
+pytestmark = pytest.mark.usefixtures("tiny", "no_wordnet")
+
+ON = ("hardness.enabled=true", "hardness.every_n_steps=1")
+FULL = ("++limit_train_batches=6", "method_kwargs.queue_size=32")  # 16 keys a step
+BASELINES = {"mocov2plus": FULL, "simclr": FULL[:1]}
+OURS = {
+    "mocov2_banded": (*FULL, "negatives=all"),
+    "mocov2_sscl": (*FULL, "negatives.mix.hardest=8", "negatives.mix.pairs=4"),
+    "simclr_sscl": (*FULL[:1], "negatives.mix.hardest=8", "negatives.mix.pairs=4"),
+}
+ALL = BASELINES | OURS
+
+
+@pytest.fixture
+def no_wordnet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Digits have no synsets: that is said, and not again in each of these tests."""
+    monkeypatch.setattr(recorder.Recorder, "_note", lambda self, text: self.notes.append(text))
+
+
+@pytest.fixture
+def pools(monkeypatch: pytest.MonkeyPatch) -> list[Pool]:
+    """The pools that the recorder looks at, in order."""
+    seen: list[Pool] = []
+
+    def spy(pool: Pool, *rest: Any) -> statistics.Summary:
+        # The queue's labels are the buffers themselves, to which later steps write.
+        held = {name: getattr(pool, name) for name in ("labels", "indexes")}
+        seen.append(replace(pool, **{n: t if t is None else t.clone() for n, t in held.items()}))
+        return statistics.summarize(pool, *rest)
+
+    monkeypatch.setattr(recorder, "summarize", spy)
+    return seen
+
+
+def read(folder: Path) -> pd.DataFrame:
+    return records.read(folder / "hardness").table
+
+
+def logged(folder: Path, name: str) -> dict[int, float]:
+    with open(folder / "metrics.csv") as file:
+        return {int(row["step"]): float(row[name]) for row in csv.DictReader(file) if row.get(name)}
+
+
+# ---------------------------------------------------------------------- what it sees
+
+
+@pytest.mark.parametrize("method", BASELINES)
+def test_of_a_baseline_it_sees_what_its_loss_saw(config, method, pools):
+    """The loss of the recorded pools is the one that the method logged."""
+    run = pretrain(config(method, *ON, *BASELINES[method], "+log_every_n_steps=1", "max_epochs=1"))
+    losses = logged(run.folder, "train_nce_loss_step")
+    assert len(losses) == 6
+    directions = 2 if method == "mocov2plus" else 1
+    # The first step of MoCo's has no keys yet, and the second only 16 beside random vectors.
+    first = 2 if method == "mocov2plus" else 0
+    whole = pools[-directions * (6 - first) :]
+    for step in range(first, 6):
+        mine = whole[directions * (step - first) : directions * (step - first + 1)]
+        temperature = 0.2 if method == "mocov2plus" else 0.5
+        found = [info_nce(p.positive, p, temperature)[0].mean() for p in mine]  # type: ignore[arg-type]
+        assert float(sum(found)) / directions == pytest.approx(losses[step], abs=1e-5), step
+
+
+def test_a_queue_that_fills_has_no_random_vectors_in_the_records(config):
+    run = pretrain(config("mocov2plus", *ON, *FULL, "max_epochs=1"))
+    offered = read(run.folder).query("quantity == 'count/offered'").set_index("step").value
+    assert offered.to_dict() == {1: 16, 2: 32, 3: 32, 4: 32, 5: 32}
+
+
+@pytest.mark.parametrize("symmetric", ["mocov2plus", "mocov2_banded"])
+def test_the_classes_of_a_queues_keys_are_those_of_their_images(config, symmetric, pools):
+    """The host's queue doesn't say whose keys it has; what the recorder notes is checked."""
+    extra = ["negatives=all", "method_kwargs.symmetric=true"] if "banded" in symmetric else []
+    cfg = config(symmetric, *ON, *FULL, *extra, "max_epochs=1")
+    pretrain(cfg)
+    from solo_hardneg.standalone.data import load_split
+
+    targets = torch.tensor(load_split(_parsed(cfg), True).targets)
+    last = pools[-1]
+    assert last.labels is not None
+    assert last.indexes is not None
+    assert len(last.labels) == 32
+    assert torch.equal(last.labels, targets[last.indexes])
+    assert len(set(last.indexes.tolist())) == 32
+    assert torch.equal(last.age.sort().values, torch.arange(32))  # type: ignore[union-attr]
+
+
+def _parsed(cfg: Any) -> Any:
+    from solo_hardneg.standalone.config import parse_pretrain
+
+    return parse_pretrain(cfg)
+
+
+@pytest.mark.parametrize("method", OURS)
+def test_of_ours_it_sees_the_very_pools(config, method, pools):
+    run = pretrain(config(method, *ON, *OURS[method], "+log_every_n_steps=1", "max_epochs=1"))
+    losses = logged(run.folder, "train_nce_loss_step")
+    pool = pools[-1]
+    cfg = json.loads((run.folder / "args.json").read_text())
+    temperature = cfg["method_kwargs"]["temperature"]
+    losses_of_pool, _ = info_nce(pool.positive.detach(), pool, temperature)  # type: ignore[union-attr]
+    assert float(losses_of_pool.mean()) == pytest.approx(losses[5], abs=1e-5)
+    made = pool.made
+    assert made == (4 if "sscl" in method else 0)
+    scalars = read(run.folder).query("kind == 'scalar' and step == 5").set_index("quantity").value
+    assert scalars["count/synthetic"] == made
+    assert (
+        scalars["count/kept"]
+        == scalars["count/offered"]
+        == pool.similarity.shape[1] - made - (2 if "simclr" in method else 0)
+    )
+
+
+def test_numbers_in_the_file_are_those_of_plain_loops(config, pools):
+    run = pretrain(config("mocov2_banded", *ON, *FULL, "negatives=all", "max_epochs=1"))
+    table = read(run.folder).query("step == 5")
+    pool = pools[-1]
+    similarity = pool.similarity.detach()
+    order = [sorted(range(32), key=lambda j: (float(row[j]), j)) for row in similarity]
+    # Of 32 negatives, rank r is in the percentile whose band holds it.
+    for bin_, rank in ((3, 0), (6, 1), (100 - 1, 31), (50 - 1, 15)):
+        expected = [float(similarity[i, order[i][rank]]) for i in range(16)]
+        row = table.query(f"kind == 'percentile' and quantity == 'similarity' and bin == {bin_}")
+        assert row.value.item() == pytest.approx(np.mean(expected), abs=1e-6)
+        assert row.weight.item() == 16
+    hard = table.query("quantity == 'mass/hardest_10'").value.item()
+    weights = torch.exp(similarity.double() / 0.2)
+    expected = [
+        float(weights[i, order[i][28:]].sum() / weights[i].sum()) for i in range(16)
+    ]  # ⌊0.9·32⌋ = 28
+    assert hard == pytest.approx(np.mean(expected), abs=1e-5)
+    # Each image of the queue met all 16 queries of the six steps in which it was there.
+    images = read(run.folder).query("kind == 'image'")
+    met = images.query("quantity == 'met'").set_index("bin").value
+    hard = images.query("quantity == 'hard'").set_index("bin").value
+    assert met.sum() == 16 * (16 + 4 * 32)
+    assert {*met} == {16, 32}  # keys of the last step but one meet one step's queries, others two
+    assert hard.sum() == 16 * (1 + 4 * 2)  # ⌈5 %⌉ of 16 and of 32
+
+
+def test_only_some_queries_are_looked_at(config, pools):
+    few = "hardness.queries=5"
+    pretrain(config("simclr", *ON, few, "++limit_train_batches=2", "max_epochs=1"))
+    assert [len(pool.similarity) for pool in pools] == [5, 5]
+    one, other = (pool.query_indexes for pool in pools)
+    assert not torch.equal(one, other)  # type: ignore[arg-type]
+
+
+def test_every_n_steps_of_the_optimizer_once(config):
+    steps = ("hardness.every_n_steps=2", "++accumulate_grad_batches=2", "++limit_train_batches=12")
+    run = pretrain(config("simclr", *ON[:1], *steps, "max_epochs=1"))
+    table = read(run.folder).query("quantity == 'count/offered'")
+    assert table.step.tolist() == [0, 2, 4]
+    assert table.weight.tolist() == [32, 32, 32]
+
+
+# ---------------------------------------------------------------------- what it leaves be
+
+
+def weights(run: Any) -> dict[str, Tensor]:
+    return torch.load(run.checkpoint, weights_only=True)["state_dict"]
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_a_recorded_run_is_the_run_it_would_have_been(config, method):
+    with_, without = (
+        pretrain(config(method, *ON, *ALL[method], f"hardness.enabled={on}"))
+        for on in (1 == 1, 1 == 0)
+    )
+    assert (with_.folder / "hardness").is_dir()
+    assert not (without.folder / "hardness").exists()
+    one, other = weights(with_), weights(without)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_nothing_is_left_behind_in_the_method(config, monkeypatch):
+    kept: list[Any] = []
+
+    def remember(self: Any, trainer: Any, module: Any, stage: str) -> None:
+        kept.append(module)
+
+    monkeypatch.setattr(recorder.Recorder, "teardown", remember)
+    for method in ALL:
+        pretrain(config(method, *ON, *ALL[method], "max_epochs=1"))
+    for module in kept:
+        assert not getattr(module, "observers", [])
+        for part in module.modules():
+            assert not part._forward_hooks
+
+
+def test_a_step_that_fails_leaves_nothing_behind(config, monkeypatch):
+    kept: list[Any] = []
+    step = METHODS["simclr"].training_step
+
+    def fail(self: Any, batch: Any, batch_idx: int) -> Any:
+        kept.append(self)
+        step(self, batch, batch_idx)
+        raise RuntimeError("on purpose")
+
+    monkeypatch.setattr(METHODS["simclr"], "training_step", fail)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        pretrain(config("simclr", *ON))
+    assert not any(part._forward_hooks for part in kept[0].modules())
+
+
+def test_switched_off_it_does_nothing(config, monkeypatch):
+    def refuse(*_: Any) -> None:
+        raise AssertionError("called")
+
+    for name in ("make_tap", "summarize"):
+        monkeypatch.setattr(recorder, name, refuse)
+    run = pretrain(config("mocov2plus"))
+    assert not (run.folder / "hardness").exists()
+
+
+# ---------------------------------------------------------------------- what it writes
+
+
+def test_scalars_reach_the_logger_with_one_prefix(config):
+    run = pretrain(config("mocov2_banded", *ON, *FULL, "hardness.every_n_steps=3"))
+    table = read(run.folder).query("kind == 'scalar'")
+    for quantity in ("mass/hardest_5", "similarity/positive", "same_class/easiest_95"):
+        rows = table[table.quantity == quantity].set_index("step").value
+        assert logged(run.folder, f"hardness/{quantity}") == pytest.approx(rows.to_dict())
+        assert {*rows.index} == {3, 6, 9}  # the first step has no negatives
+
+
+def test_an_epochs_metrics_are_in_its_file(config):
+    run = pretrain(config("simclr", *ON, "knn_eval.enabled=true", "+log_every_n_steps=1"))
+    metrics = read(run.folder).query("kind == 'metric'")
+    last = metrics.query("epoch == 1").set_index("quantity").value
+    for name in ("val_acc1", "val_knn_acc1", "train_nce_loss_epoch"):
+        assert last[name] == pytest.approx(run.metrics[name])
+    assert {*metrics.epoch} == {0, 1}
+
+
+def test_linear_evaluation_records_its_metrics(config):
+    run = pretrain(config("simclr", "max_epochs=1"))
+    path = f"pretrained_feature_extractor={run.folder}"
+    result = linear(config("linear", path, *ON, "max_epochs=1"))
+    table = read(result.folder)
+    assert {*table.kind} == {"metric"}
+    assert table.set_index("quantity").value["val_acc1"] == pytest.approx(
+        result.metrics["val_acc1"]
+    )
+
+
+def test_what_is_missing_is_said_in_the_files(config):
+    run = pretrain(config("simclr", *ON))
+    (note,) = records.read(run.folder / "hardness").notes
+    assert note.startswith("the depth in WordNet is missing. ")
+    run = pretrain(config("simclr", *ON, "+dali.encode_indexes_into_labels=false"))
+    assert not read(run.folder).query("kind == 'image'").empty
+
+
+def test_depths_are_those_of_the_classes(config, tmp_path, wordnet_table):
+    run = pretrain(config("simclr", *ON, f"hardness.synsets={wordnet_table}"))
+    table = read(run.folder)
+    same = table.query("kind == 'percentile' and quantity == 'same_class'").value
+    depth = table.query("kind == 'percentile' and quantity == 'depth'").value
+    # Two synsets for ten classes: 1 edge apart from entity, or more.
+    assert (depth.dropna() >= 1).all()
+    assert depth.notna().sum() == same.notna().sum() > 0
+
+
+@pytest.fixture
+def wordnet_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's file for digits, and depths as if WordNet had been read."""
+    from solo_hardneg.analysis import wordnet
+
+    path = tmp_path / "synsets.csv"
+    rows = [f"{n},{'tench' if n % 2 else 'goldfish'}.n.01" for n in range(10)]
+    path.write_text("class,synset\n" + "\n".join(rows) + "\n")
+
+    def depths(names: Any, dataset: str, file: Path, key: str) -> Any:
+        assert file == path
+        assert key == "hardness.synsets"
+        assert [*names] == [str(n) for n in range(10)]
+        return np.full((10, 10), 15) + np.eye(10, dtype=int)
+
+    monkeypatch.setattr(wordnet, "depths_for", depths)
+    return path
+
+
+def test_without_checkpoints_a_run_has_a_folder_of_its_own(config, tmp_path):
+    place = tmp_path / "records"
+    for _ in range(2):
+        cfg = config("simclr", *ON, "checkpoint.enabled=false", "max_epochs=1")
+        cfg.hardness.dir = "records"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(tmp_path)
+            pretrain(cfg)
+    assert len([*place.iterdir()]) == 2
+    assert all(folder.name.startswith("simclr-digits-") for folder in place.iterdir())
+
+
+def test_another_runs_folder_is_refused(config, tmp_path):
+    place = f"hardness.dir={tmp_path / 'shared'}"
+    pretrain(config("simclr", *ON, place, "max_epochs=1"))
+    pretrain(config("simclr", *ON, place, "max_epochs=2"))  # the same run, trained on
+    with pytest.raises(ConfigError, match=r"hardness\.dir=.* holds the records of another run"):
+        pretrain(config("simclr", *ON, place, "seed=6"))
+
+
+def test_a_resumed_baseline_knows_whose_keys_are_in_its_queue(config, pools):
+    steps = (*FULL, "++limit_train_batches=3", "max_epochs=2")
+    first = pretrain(config("mocov2plus", *ON, *steps, "max_epochs=1"))
+    resume = f"resume_from_checkpoint={first.folder}"
+    pools.clear()
+    pretrain(config("mocov2plus", *ON, *steps, f"+{resume}"))
+    assert pools[0].labels is not None
+    assert len(pools[0].labels) == 32
+    assert (pools[0].labels >= 0).all()
+
+    # A checkpoint of a run that was not recorded: keys of nobody knows what, but keys.
+    off = pretrain(config("mocov2plus", *steps, "max_epochs=1"))
+    pools.clear()
+    pretrain(config("mocov2plus", *ON, *steps, f"+resume_from_checkpoint={off.folder}"))
+    assert (pools[0].labels == -1).all()
+    assert (pools[2].labels >= 0).sum() == 16  # type: ignore[operator]
+
+
+# ---------------------------------------------------------------------- bad settings
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("hardness.queries=0", r"hardness\.queries=0: must be a whole number of at least 1"),
+        ("hardness.every_n_steps=1.5", r"hardness\.every_n_steps=1\.5: must be a whole"),
+        ("hardness.percentiles=many", r"hardness\.percentiles=many: must be a whole number"),
+        ("hardness.enabled=yes-please", r"hardness\.enabled=yes-please: must be true or false"),
+        ("hardness.dir=null", r"hardness\.dir=None: must be the name of a folder"),
+        ("hardness.synsets=nowhere.csv", r"hardness\.synsets=nowhere\.csv: is no such file"),
+        ("+hardness.query=3", r"hardness: unknown setting 'query'\. Did you mean 'queries'"),
+        ("+hardnes.enabled=true", r"hardnes: is not read by anything\. Did you mean 'hardness'"),
+        ("hardness=true", r"hardness=True: must hold several keys"),
+    ],
+)
+@pytest.mark.parametrize("method", ["simclr", "mocov2_banded"])
+def test_bad_settings_end_before_the_first_step(config, method, wrong, message):
+    cfg = config(method)
+    if wrong == "hardness=true":
+        OmegaConf.set_struct(cfg, False)
+        cfg.hardness = True
+    else:
+        cfg = config(method, wrong)
+    with pytest.raises(ConfigError, match=message):
+        pretrain(cfg)
+
+
+def test_a_config_without_the_group_records_nothing(config):
+    cfg = config("simclr", "max_epochs=1")
+    OmegaConf.set_struct(cfg, False)
+    del cfg["hardness"]
+    assert not (pretrain(cfg).folder / "hardness").exists()
+
+
+def test_unknown_means_are_left_out_of_the_log():
+    nothing = torch.zeros(1, dtype=torch.float64)
+    key = ("scalar", "depth/hardest_5")
+    summary = statistics.Summary({key: nothing}, {key: nothing}, {}, nothing, nothing)
+    assert recorder._of_all_ranks(summary) == {}
+    assert math.isnan(float(summary.means()[key]))
