@@ -1,0 +1,472 @@
+"""What the papers published: the table itself, and which runs it is compared with."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from presets import PRESETS
+
+from solo_hardneg.analysis import published
+from solo_hardneg.analysis.published import Cell, cells, matching, policy
+from solo_hardneg.errors import ConfigError
+from solo_hardneg.negatives import available, build, full_pool, register, registry
+
+TAU_PLUS = {"cifar10": 0.1, "cifar100": 0.05, "tinyimagenet": 0.05}  # SSCL, Table 2
+TINY = {"dataset": "custom", "train_path": "./datasets/tiny-imagenet-200/train"}
+OLDER = {"kind": "older", "reserve": 0.5}
+
+
+def run(
+    method: str,
+    dataset: str | Mapping[str, Any],
+    negatives: Any = None,
+    temperature: float | None = 0.2,
+    **method_kwargs: Any,
+) -> dict[str, Any]:
+    """What is in a run's ``args.json``, as far as it counts here; without negatives for hosts'."""
+    data = {"dataset": dataset, "train_path": "./datasets"} if isinstance(dataset, str) else dataset
+    kwargs = {"temperature": temperature, "proj_output_dim": 128, **method_kwargs}
+    args = {"method": method, "data": data, "method_kwargs": kwargs, "max_epochs": 2}
+    return args if negatives is None else {**args, "negatives": negatives}
+
+
+def moco(dataset: str, negatives: Any, temperature: float = 0.2) -> dict[str, Any]:
+    return run("mocov2_banded", dataset, negatives, temperature, symmetric=False)
+
+
+def numbers(found: list[Cell], metric: str = "top1") -> dict[str, float]:
+    """Table → number; fails where a table comes twice."""
+    values = {cell.source: cell.value for cell in found if cell.metric == metric}
+    assert len(values) == sum(cell.metric == metric for cell in found)
+    return values
+
+
+def remarks(found: list[Cell]) -> set[str]:
+    assert found
+    return {cell.remark for cell in found}
+
+
+# ---------------------------------------------------------------------- the table
+
+
+def test_fields_have_values_that_they_may_have() -> None:
+    datasets = {"cai2020": {"imagenet"}, "dong2023": set(TAU_PLUS)}
+    tables = {
+        "cai2020": r"Table 1|Figure 3|Table A[12] \((first|second) half\)|Table A3",
+        "dong2023": "Table [345]",
+    }
+    for cell in cells():
+        assert re.fullmatch(tables[cell.paper], cell.table)
+        assert cell.dataset in datasets[cell.paper]
+        assert cell.config in {"mocov2", "simclr", "byol"}
+        assert cell.metric in {"top1", "top5"}
+        assert 10 < cell.value < 100
+        assert cell.std is None or 0 <= cell.std < 20
+        assert cell.temperature in {None, 0.07, 0.1, 0.2, 0.5}
+        # three seeds with a deviation, one without, or no word of seeds
+        assert (cell.seeds, cell.std is None) in {(3, False), (1, True), (None, True)}
+        assert (cell.seeds is None) == (cell.paper == "dong2023")
+        assert (cell.preset == "") == (cell.config == "byol") == (cell.method == "BYOL")
+        assert cell.remark == ""
+
+
+def test_every_cell_is_there_once() -> None:
+    keys = [(c.source, c.dataset, c.label, c.temperature, c.metric) for c in cells()]
+    assert len(set(keys)) == len(keys)
+    pairs = Counter(key[:-1] for key in keys)
+    assert set(pairs.values()) == {2}  # top-1 and top-5
+    assert Counter(c.source for c in cells()) == {
+        "Cai et al. 2020, Table 1": 6 * 4,
+        "Cai et al. 2020, Figure 3": 3 * 3 * 2,
+        "Cai et al. 2020, Table A1 (first half)": 6,
+        "Cai et al. 2020, Table A1 (second half)": 6,
+        "Cai et al. 2020, Table A2 (first half)": 6,
+        "Cai et al. 2020, Table A2 (second half)": 6,
+        "Cai et al. 2020, Table A3": 12,
+        "Dong et al. 2023, Table 3": 7 * 6,
+        "Dong et al. 2023, Table 4": 5 * 6,
+        "Dong et al. 2023, Table 5": 4 * 6,
+    }
+
+
+def test_top5_is_above_top1() -> None:
+    """A swapped pair, or a slipped digit, mostly shows here."""
+    values = {(c.source, c.dataset, c.label, c.temperature, c.metric): c.value for c in cells()}
+    for (*key, metric), value in values.items():
+        if metric == "top1":
+            assert value + 10 < values[(*key, "top5")]
+
+
+def test_a_number_printed_in_two_tables_is_the_same() -> None:
+    """Dong et al. print four rows twice; Cai et al. the baseline at temperature 0.2."""
+    for label, preset in [("SimCLR", "all"), ("SimCLR-SSCL", "sscl"), ("HCL", "hcl")]:
+        table3, table4 = (
+            {(c.dataset, c.metric): c.value for c in cells() if c.table == table and _is(c, preset)}
+            for table in ("Table 3", "Table 4")
+        )
+        assert table3 == table4, label
+        assert len(table3) == 6
+    table3, table5 = (
+        {(c.dataset, c.metric): c.value for c in cells() if c.table == table and _is(c, "all", "m")}
+        for table in ("Table 3", "Table 5")
+    )
+    assert table3 == table5
+    assert len(table3) == 6
+
+
+def _is(cell: Cell, preset: str, config: str = "s") -> bool:
+    return cell.paper == "dong2023" and cell.preset == preset and cell.config.startswith(config)
+
+
+# Read in the papers by a person: table, row, dataset, temperature, metric, number, deviation.
+BY_HAND = [
+    ("Table 1", "MoCo v2, all", "imagenet", 0.07, "top1", 64.78, 0.31),
+    ("Table 1", "MoCo v2, drop same class", "imagenet", 0.2, "top5", 88.30, 0.15),
+    (
+        *("Table 1", "MoCo v2, drop hardest 0.1% and different class", "imagenet", 0.07),
+        *("top5", 85.44, 0.0),
+    ),
+    (
+        *("Table 1", "MoCo v2, drop easiest 99.9% and same class", "imagenet", 0.2),
+        *("top1", 67.79, 0.07),
+    ),
+    ("Figure 3", "MoCo v2, drop hardest 1%", "imagenet", 0.1, "top1", 66.48, 0.02),
+    ("Figure 3", "MoCo v2, drop hardest 0.1%", "imagenet", 0.2, "top5", 87.99, 0.05),
+    ("Figure 3", "MoCo v2, all", "imagenet", None, "top1", 67.03, 0.04),
+    ("Table A1 (first half)", "MoCo v2, keep 85-90%", "imagenet", 0.2, "top5", 36.78, 17.93),
+    ("Table A1 (first half)", "MoCo v2, keep 95-100%", "imagenet", 0.2, "top1", 66.69, 0.16),
+    ("Table A1 (second half)", "MoCo v2, keep 95-100%", "imagenet", 0.2, "top1", 67.32, 0.88),
+    ("Table A2 (first half)", "MoCo v2, drop 95-100%", "imagenet", 0.2, "top1", 62.1, 0.24),
+    ("Table A2 (second half)", "MoCo v2, drop 85-100%", "imagenet", 0.2, "top5", 72.13, 0.83),
+    ("Table A3", "SimCLR, keep 95-100%", "imagenet", None, "top1", 66.34, None),
+    ("Table A3", "SimCLR, keep 0-90%", "imagenet", None, "top5", 78.46, None),
+    ("Table 3", "BYOL", "tinyimagenet", None, "top1", 13.34, None),
+    ("Table 3", "MoCHi", "cifar100", 0.5, "top1", 51.49, None),
+    ("Table 3", "DCL", "cifar10", 0.5, "top1", 84.56, None),
+    ("Table 4", "SimCLR, w/synthesis+debias", "cifar100", 0.5, "top5", 82.65, None),
+    ("Table 4", "SimCLR-SSCL", "cifar100", 0.5, "top1", 60.01, None),
+    ("Table 5", "MoCo v2, w/sampling", "tinyimagenet", 0.5, "top1", 27.58, None),
+    ("Table 5", "MoCo v2-SSCL", "cifar10", 0.5, "top5", 99.33, None),
+]
+
+
+@pytest.mark.parametrize(("table", "label", "dataset", "tau", "metric", "value", "std"), BY_HAND)
+def test_some_cells_as_a_person_reads_them(
+    table: str, label: str, dataset: str, tau: float | None, metric: str, value: float, std: Any
+) -> None:
+    wanted = (table, label, dataset, tau, metric)
+    found = [
+        (c.value, c.std)
+        for c in cells()
+        if (c.table, c.label, c.dataset, c.temperature, c.metric) == wanted
+    ]
+    assert found == [(value, std)]
+
+
+# ---------------------------------------------------------------------- the policies it names
+
+
+def test_every_preset_is_there_and_builds() -> None:
+    named = {(c.preset, c.dataset) for c in cells() if c.preset}
+    for preset, dataset in named:
+        assert preset.startswith("{") or preset.partition("[")[0] in PRESETS
+        assert set(policy(preset, dataset).config) <= set(available())
+    # those that are beyond both papers
+    left = set(PRESETS) - {preset.partition("[")[0] for preset, _ in named}
+    assert left == {"curriculum", "drop_own_image", "retain_hard"}
+
+
+BANDS = sorted(
+    {
+        (c.negatives, c.preset)
+        for c in cells()
+        if re.match(r"(keep|drop) (hardest )?[\d.-]+%$", c.negatives)
+    }
+)
+
+
+def test_bands_are_found_by_their_words() -> None:
+    assert len(BANDS) == 5 + 1 + 2 + 5 + 2  # Tables A1, A3 (first epoch; 0-90, 0-95), A2; Figure 3
+
+
+@pytest.mark.parametrize(("negatives", "preset"), BANDS)
+def test_a_band_holds_the_percentiles_that_the_paper_names(negatives: str, preset: str) -> None:
+    """Ranks of 1000 negatives, from the words of the row; the first epoch is over."""
+    words = negatives.removesuffix("%").split(" ")
+    if words[1] == "hardest":
+        low, high = 100 - float(words[2]), 100.0
+    else:
+        low, high = map(float, words[1].split("-"))
+    named = set(range(round(low * 10), round(high * 10)))
+    expected = named if words[0] == "keep" else set(range(1000)) - named
+    pool = replace(full_pool(torch.linspace(-1, 1, 1000)[None]), age=torch.arange(1000))
+    chosen = policy(preset, "imagenet").at(1)(pool)
+    assert set(chosen.present[0].nonzero()[:, 0].tolist()) == expected
+
+
+def test_another_band_of_a_preset() -> None:
+    assert policy("band[0.85,0.9]", "imagenet").config == build({"keep": [0.85, 0.9]}).config
+    assert policy("band", "imagenet").config == build({"keep": [0.9, 0.95]}).config
+    nested = policy('{"drop": {"band": [0.99, 1.0]}, "fill": "older"}', "imagenet")
+    assert list(nested.config) == ["drop", "fill"]
+
+
+@pytest.mark.parametrize(("dataset", "tau_plus"), TAU_PLUS.items())
+def test_the_dataset_fills_in_the_class_probability(dataset: str, tau_plus: float) -> None:
+    assert policy("sscl", dataset).config["debias"] == {"tau_plus": tau_plus}
+    assert policy("dcl", dataset).config == {"debias": {"tau_plus": tau_plus}}
+
+
+def test_a_preset_or_dataset_that_is_not_there() -> None:
+    with pytest.raises(ConfigError, match="^negatives: unknown config 'hardest_6'. Did you mean"):
+        policy("hardest_6", "cifar10")
+    with pytest.raises(ConfigError, match="^data: unknown config 'cifar1'. Did you mean 'cifar10'"):
+        policy("sscl", "cifar1")
+
+
+# ---------------------------------------------------------------------- which runs it is of
+
+
+def test_cais_baseline() -> None:
+    found = matching(moco("imagenet", {}))
+    assert numbers(found) == {"Cai et al. 2020, Table 1": 67.48, "Cai et al. 2020, Figure 3": 67.48}
+    assert numbers(found, "top5") == dict.fromkeys(numbers(found), 87.93)
+    assert remarks(found) == {""}
+    assert numbers(matching({**moco("imagenet", {}), "negatives": None})) == numbers(found)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "expected"),
+    [
+        (0.07, {"Cai et al. 2020, Table 1": 66.25}),
+        (0.1, {"Cai et al. 2020, Figure 3": 67.67}),
+        (0.2, {"Cai et al. 2020, Table 1": 67.64, "Cai et al. 2020, Figure 3": 67.70}),
+        (0.5, {}),
+    ],
+)
+def test_temperature_distinguishes_cais_rows(
+    temperature: float, expected: dict[str, float]
+) -> None:
+    """The row whose temperature nobody can read is nobody's."""
+    negatives = {"drop": {"band": [0.999, 1.0]}, "fill": OLDER}
+    assert numbers(matching(moco("imagenet", negatives, temperature))) == expected
+
+
+@pytest.mark.parametrize(
+    ("negatives", "expected"),
+    [
+        ({"keep": [0.95, 1.0]}, {"Table A1 (first half)": 66.69, "Table A1 (second half)": 67.32}),
+        ({"keep": {"band": [0.9, 1]}}, {"Table A1 (second half)": 67.15}),
+        ({"keep": {"band": [0.85, 0.9]}}, {"Table A1 (first half)": 19.47}),
+        ({"keep": {"band": [0, 0.95]}}, {"Table A2 (first half)": 62.1} | {"": 61.95}),
+        ({"drop": {"band": [0.9, 1.0]}}, {"Table A2 (second half)": 56.96}),
+        ({"keep": {"band": [0, 0.9]}, "fill": "none"}, {"Table A2 (second half)": 56.96}),
+        ({"drop": {"band": [0, 0.9]}}, {"Table A1 (second half)": 67.15}),
+        ({"drop": {"band": [0.85, 0.9]}}, {"Table A2 (first half)": 67.56}),
+        ({"drop": {"label": "same"}, "fill": OLDER}, {"Table 1": 68.07}),
+        ({"drop": {"band": [0.99, 1]}, "fill": OLDER}, {"Figure 3": 66.70}),
+        # not in the paper
+        ({"keep": {"band": [0.95, 1.0], "from_epoch": 1}}, {}),
+        ({"keep": {"band": [0.8, 1.0]}}, {}),
+        ({"keep": {"band": [0.95, 1.0]}, "debias": {"tau_plus": 0.001}}, {}),
+        ({"drop": {"label": "same"}}, {}),  # in the paper older ones take their place
+        ({"drop": {"label": "different"}, "fill": OLDER}, {}),
+        ({"keep": {"band": [0, 0.999], "label": "same"}, "fill": OLDER}, {}),
+        ({"drop": {"band": [0.999, 1.0], "label": "same", "image": "same"}, "fill": OLDER}, {}),
+        ({"keep": {"band": [{"from": 0, "to": 0.95, "epochs": [0, 9]}, 1.0]}}, {}),
+    ],
+)
+def test_cais_bands(negatives: dict[str, Any], expected: dict[str, float]) -> None:
+    if "" in expected:
+        expected["Table A2 (second half)"] = expected.pop("")
+    wanted = {f"Cai et al. 2020, {table}": value for table, value in expected.items()}
+    assert numbers(matching(moco("imagenet", negatives))) == wanted
+
+
+def test_verbs_that_do_nothing_do_not_count() -> None:
+    idle = {
+        "keep": {"band": [0.0, 1.0]},
+        "reweight": {"beta": 0},
+        "debias": {"tau_plus": 0},
+        "retain": {"strength": 0},
+    }
+    assert matching(moco("imagenet", idle)) == matching(moco("imagenet", {}))
+    assert not matching(moco("imagenet", {"keep": {"band": [0.0, 1.0], "label": "different"}}))
+
+
+def test_the_order_counts_where_it_makes_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    mix = {"hardest": 32, "pairs": 8}
+    weigh = {"debias": {"tau_plus": 0.05}, "reweight": {"beta": 1}}
+    ours = [run("simclr_sscl", "cifar100", n, 0.5) for n in ({"mix": mix, **weigh}, {**weigh})]
+    assert numbers(matching(ours[0])) == {
+        "Dong et al. 2023, Table 3": 60.01,
+        "Dong et al. 2023, Table 4": 60.01,
+    }
+    assert {cell.preset for cell in matching(ours[1])} == {"hcl"}
+    ours[0]["negatives"] = {**weigh, "mix": mix}  # they weigh what all verbs leave
+    assert len(matching(ours[0])) == 4
+    cell = cells()[0]
+    above = {"keep": {"band": [0.5, 1.0]}, "mix": mix}
+    made_up = (replace(cell, preset=json.dumps(above)),)  # no paper has two verbs of that kind
+    monkeypatch.setattr(published, "_read", lambda: made_up)
+    assert matching(moco("imagenet", above, 0.07)) == list(made_up)
+    assert not matching(moco("imagenet", dict(reversed(above.items())), 0.07))
+
+
+def test_cais_simclr_has_its_first_epoch_on_all_negatives() -> None:
+    late = {"keep": {"band": [0.95, 1.0], "from_epoch": 1}}
+    found = matching(run("simclr_banded", "imagenet", late, 0.1))
+    assert numbers(found) == {"Cai et al. 2020, Table A3": 66.34}
+    assert remarks(found) == {""}  # the paper names no temperature
+    assert not matching(run("simclr_banded", "imagenet", {"keep": [0.95, 1.0]}, 0.1))
+
+
+def test_the_hosts_baselines_are_on_all_negatives() -> None:
+    plus = matching(run("mocov2plus", "imagenet"))
+    assert plus
+    assert numbers(plus) == numbers(matching(moco("imagenet", {})))
+    assert remarks(plus) == {"this run is symmetric, with two queues; the paper's MoCo v2 has one"}
+    # the host reads neither of these
+    useless = {"negatives": {"keep": [0.95, 1.0]}, "symmetric": False}
+    assert matching(run("mocov2plus", "imagenet", **useless)) == plus
+    simclr = matching(run("simclr", "cifar10", temperature=0.5))
+    tables = [f"Dong et al. 2023, Table {number}" for number in (3, 4)]
+    assert numbers(simclr) == dict.fromkeys(tables, 82.35)
+    byol = matching(run("byol", "cifar100", temperature=None))
+    assert numbers(byol) == {tables[0]: 55.36}
+    assert numbers(byol, "top5") == {tables[0]: 84.23}
+    assert remarks(simclr) == remarks(byol) == {""}
+
+
+def test_one_family_is_not_the_other() -> None:
+    """Both have a ``w/synthesis`` on CIFAR-10; DCL and SSCL are SimCLR's, MoCHi is MoCo's."""
+    queue, batch = {"hardest": 1024, "pairs": 1024}, {"hardest": 32, "pairs": 8}
+    tables = {
+        (method, n["hardest"]): numbers(matching(run(method, "cifar10", {"mix": n}, 0.5)))
+        for method in ("mocov2_sscl", "simclr_sscl")
+        for n in (queue, batch)
+    }
+    assert tables == {
+        ("mocov2_sscl", 1024): {"Dong et al. 2023, Table 5": 82.8},
+        ("mocov2_sscl", 32): {},
+        ("simclr_sscl", 1024): {},
+        ("simclr_sscl", 32): {"Dong et al. 2023, Table 4": 82.55},
+    }
+    dcl = {"debias": {"tau_plus": 0.1}}
+    assert [c.label for c in matching(run("simclr_banded", "cifar10", dcl, 0.5))] == ["DCL"] * 2
+    assert not matching(run("mocov2_banded", "cifar10", dcl, 0.5))
+    mochi = {"mix": {**queue, "queries": 128}}
+    assert [c.label for c in matching(run("mocov2_sscl", "cifar10", mochi, 0.5))] == ["MoCHi"] * 2
+
+
+def test_the_class_probability_is_the_datasets() -> None:
+    dcl = {"debias": {"tau_plus": 0.05}}
+    assert not matching(run("simclr_sscl", "cifar10", dcl, 0.5))
+    assert numbers(matching(run("simclr_sscl", "cifar100", dcl, 0.5))) == {
+        "Dong et al. 2023, Table 3": 53.75
+    }
+
+
+def test_remarks_say_what_else_differs() -> None:
+    args = run("mocov2_banded", "cifar10", {}, 0.2)  # symmetric where the config doesn't say
+    args["data"] = {**args["data"], "fraction": 0.1}
+    assert remarks(matching(args)) == {
+        "this run is symmetric, with two queues; the paper's MoCo v2 has one; "
+        "temperature 0.2 here, 0.5 in the paper; on 10% of the training images"
+    }
+    args["data"]["fraction"] = -1  # the host's default, all
+    args["method_kwargs"] = {"symmetric": False}
+    assert remarks(matching(args)) == {"temperature unknown here, 0.5 in the paper"}
+    assert {cell.remark for cell in cells()} == {""}
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (TINY, 37.31),
+        ({**TINY, "train_path": "/data/TinyImageNet/train"}, 37.31),
+        ({**TINY, "train_path": "/data/tiny_imagenet/train"}, 37.31),
+        ({"dataset": "tinyimagenet", "train_path": "/data"}, 37.31),
+        ({**TINY, "train_path": "/data/imagenette/train"}, None),
+        ({**TINY, "train_path": None}, None),
+        ({**TINY, "dataset": "imagenet"}, None),
+        ({"dataset": "imagenet100", "train_path": "./tiny-imagenet-200"}, None),
+        ({"dataset": "digits"}, None),
+    ],
+)
+def test_tinyimagenet_is_known_by_its_folder(data: dict[str, Any], expected: float | None) -> None:
+    sscl = policy("sscl", "tinyimagenet").config
+    found = numbers(matching(run("simclr_sscl", data, sscl, 0.5)))
+    assert set(found.values()) == ({expected} if expected else set())
+
+
+def test_interpolations_are_followed() -> None:
+    """The host writes the ``args.json`` of its own methods before it resolves them."""
+    args = run("simclr", "cifar10", temperature=0.5)
+    args["data"] = {"dataset": "${name}", "suggest": {"temperature": 0.5}}
+    args["name"] = "cifar10"
+    args["method_kwargs"]["temperature"] = "${data.suggest.temperature}"
+    found = matching(json.loads(json.dumps(args)))
+    assert len(found) == 4
+    assert remarks(found) == {""}
+    assert matching(OmegaConf.create(args)) == found  # type: ignore[arg-type]
+    args["augmentations"] = ["${nowhere}"]  # then all is taken as it stands
+    assert matching(args) == []
+    assert len(matching({**args, "data": {"dataset": "cifar10"}})) == 4
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        {},
+        None,
+        [],
+        "args",
+        {"method": "mocov2_banded"},
+        {"method": None, "data": None},
+        {"method": "mocov2_banded", "data": "imagenet", "negatives": {}},
+        {"method": "mocov2_banded", "data": {"dataset": "imagenet"}},  # it doesn't say which
+        {"method": "mocov2_banded", "data": {"dataset": "imagenet"}, "negatives": {}},
+        {**moco("imagenet", {}), "method_kwargs": None},
+        {**moco("imagenet", {}), "method_kwargs": {"temperature": "0.2?"}},
+        moco("imagenet", "hardest_5"),
+        moco("imagenet", {"keep": {"band": [0.95, 1.5]}}),
+        moco("imagenet", {"drop": {"band": 0.5}}),
+        moco("imagenet", {"hardest": 0.05}),
+        moco("imagenet", {"debias": {"tau_plus": "${nowhere}"}}),
+        run("supcon", "cifar10"),
+        run("mocov3", "cifar10"),
+        run("mocov2plus", "stl10"),
+        run("mocov2", "imagenet", {}),
+        {"pretrain_method": "simclr", "data": {"dataset": "cifar10"}},  # a linear evaluation
+    ],
+)
+def test_what_is_no_run_of_ours_matches_nothing(args: Any) -> None:
+    assert matching(args) == []
+
+
+def test_a_policy_of_a_third_party_may_fail_as_it_likes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_registry", dict(registry._registry))
+
+    @register("broken")
+    class Broken:
+        def __init__(self, share: float):
+            raise ZeroDivisionError
+
+        def __call__(self, pool: Any) -> Any:
+            return pool
+
+    assert matching(moco("imagenet", {"broken": {"share": 0.5}})) == []
+
+
+def test_a_list_of_cells_is_ones_own() -> None:
+    cells().clear()
+    assert cells()
