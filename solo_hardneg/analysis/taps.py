@@ -8,6 +8,7 @@ the pools of it once more. A tap is open during a recorded step only.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -109,28 +110,30 @@ class BatchTap(HookedTap):
     """SimCLR: the negatives are all other images' views in the global batch."""
 
     def pools(self, batch: Batch, choose: Chooser) -> list[Pool]:
-        indexes, _, targets = batch
+        _, _, targets = batch
         views = self.outputs["projector"]
+        images = batch[0].repeat(len(views))
         seen: list[Pool] = []
         simclr_loss_func(
             torch.cat(views),
-            self.images(indexes, targets).repeat(len(views)),
+            self.positives(batch).repeat(len(views)),
             self.temperature,
             query_labels=targets.repeat(len(views)),
             observe=seen.append,
         )
-        return [pool.rows(choose(len(pool.similarity))) for pool in seen]
+        pool = replace(seen[0], query_indexes=images, indexes=gather(images))
+        return [pool.rows(choose(len(pool.similarity)))]
 
-    def images(self, indexes: Tensor, targets: Tensor) -> Tensor:
+    def positives(self, batch: Batch) -> Tensor:
         """(B,) what is the same for a query and its positives."""
-        return indexes
+        return batch[0]
 
 
 class ClassesTap(BatchTap):
     """SupCon: positives are all views of the class, negatives those of other classes."""
 
-    def images(self, indexes: Tensor, targets: Tensor) -> Tensor:
-        return targets
+    def positives(self, batch: Batch) -> Tensor:
+        return batch[2]
 
 
 class KeysTap(HookedTap):

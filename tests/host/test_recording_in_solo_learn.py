@@ -1,0 +1,160 @@
+"""The recorder inside an unmodified solo-learn: its baselines, ours, linear evaluation, a sweep."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from integration_helpers import Images, Job, Result, Run, run_in_one_process, run_python
+
+from solo_hardneg.analysis import records
+
+pytestmark = [pytest.mark.slow, pytest.mark.host]
+
+ON = ["hardness.enabled=true", "hardness.every_n_steps=1", "max_epochs=4"]
+PREDICTOR = "+method_kwargs.pred_hidden_dim=16"
+# The config, and what differs from it.
+BASELINES = {
+    "mocov2plus": ("mocov2plus", ["method_kwargs.queue_size=16"]),
+    "simclr": ("simclr", []),
+    "supcon": ("simclr", ["method=supcon"]),
+    "mocov3": (
+        "mocov2plus",
+        ["method=mocov3", "+method_kwargs.pred_hidden_dim=16", "~method_kwargs.queue_size"],
+    ),
+}
+OTHERS = {
+    "byol": ("byol", ["method_kwargs.pred_hidden_dim=16"]),
+    "mocov2_banded": ("mocov2_banded", ["negatives=hardest_5", "method_kwargs.queue_size=24"]),
+    "off": ("simclr", ["hardness.enabled=false"]),
+    "misspelt": ("simclr", ["+hardness.querys=3"]),
+}
+OWN_CONFIG = [  # a config of a user's own, here solo-learn's, without our group
+    *("--config-path", "scripts/pretrain/cifar", "--config-name", "simclr"),
+    *("auto_resume.enabled=False", "accelerator=cpu", "devices='1'", "strategy=auto"),
+    *("sync_batchnorm=False", "precision=32", "wandb.enabled=False", "optimizer.batch_size=8"),
+    *("method_kwargs.proj_output_dim=16", "max_epochs=4"),
+    *("+hardness.enabled=true", "+hardness.every_n_steps=1"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    place = tmp_path_factory.mktemp("recorded")
+    yield place
+    shutil.rmtree(place)
+
+
+@pytest.fixture(scope="module")
+def programs(
+    solo_learn: Path, small: list[str], images: Images, pretrained: Run, folder: Path
+) -> dict[str, Result]:
+    main = solo_learn / "main_pretrain.py"
+    jobs = {}
+    for name, (config, overrides) in (BASELINES | OTHERS).items():
+        arguments = ["--config-name", config, *small, *ON, *overrides]
+        if name in BASELINES:
+            watch = "+hydra.callbacks.watch"
+            arguments += [f"{watch}._target_=watching.Watch", f"{watch}.file={folder / name}.jsonl"]
+        jobs[name] = Job(main, [*arguments, f"checkpoint.dir={folder / name}"])
+    own = [*OWN_CONFIG, *images.overrides(), f"checkpoint.dir={folder / 'own_config'}"]
+    jobs["own_config"] = Job(main, own)
+    linear = [
+        *("--config-name", "linear", "data=custom", *images.overrides(val=True), *ON[:1]),
+        *("optimizer.batch_size=8", "max_epochs=1", "data.suggest.crop_size=32"),
+        f"pretrained_feature_extractor='{pretrained.checkpoint}'",
+        f"checkpoint.dir={folder / 'linear'}",
+    ]
+    jobs["linear"] = Job(solo_learn / "main_linear.py", linear)
+    return run_in_one_process(jobs, cwd=folder, env={"PYTHONPATH": str(Path(__file__).parent)})
+
+
+def records_of(folder: Path) -> records.Records:
+    (place,) = folder.rglob("hardness")
+    return records.read(place)
+
+
+@pytest.mark.parametrize("method", BASELINES)
+def test_a_baselines_pools_have_the_loss_that_it_took(
+    programs: dict[str, Result], folder: Path, method: str
+) -> None:
+    programs[method].ok()
+    lines = [json.loads(line) for line in (folder / f"{method}.jsonl").read_text().splitlines()]
+    host = [line["value"] for line in lines if line["kind"] == "host"]
+    pools = [line for line in lines if line["kind"] == "pool"]
+    directions = 1 if method in ("simclr", "supcon") else 2
+    # 24 images, 8 at a time, four times. Later programs of the same process write on.
+    host, pools = host[: 12 * directions], pools[: 12 * directions]
+    assert len(host) == 12 * directions
+    if method == "mocov2plus":  # the first two steps meet random vectors, too
+        host, pools = host[4:], [pool for pool in pools if pool["negatives"] == 16][: len(host) - 4]
+    if method == "mocov3":
+        host = [loss / (2 * 0.2) for loss in host]  # it scales its loss by 2τ
+    assert [pool["value"] for pool in pools] == pytest.approx(host, abs=1e-4)
+
+
+@pytest.mark.parametrize("method", [*BASELINES, "mocov2_banded", "own_config"])
+def test_what_is_in_the_records(programs: dict[str, Result], folder: Path, method: str) -> None:
+    result = programs[method].ok()
+    found = records_of(folder / method)
+    assert "Hardness records: " in result.out
+    assert {*found.table.epoch} == {0, 1, 2, 3}
+    if method != "own_config":
+        assert found.config["method"] == method
+    quantities = {*found.table.quantity}
+    assert {"mass/hardest_5", "similarity", "same_class", "met", "train_acc1_epoch"} <= quantities
+    assert {"age" in quantities} == {method.startswith("mocov2")}
+    (note,) = found.notes
+    assert note.startswith("the depth in WordNet is missing. ")
+    images = found.table[(found.table.kind == "image") & (found.table.quantity == "met")]
+    assert {*images.bin} == set(range(24))
+    labels = found.table[found.table.quantity == "same_class/easiest_95"]
+    assert labels.value.notna().all()
+
+
+def test_a_method_without_negatives_records_its_metrics(
+    programs: dict[str, Result], folder: Path
+) -> None:
+    text = programs["byol"].ok().text
+    assert "method=byol has no negatives that can be ranked, so only its metrics" in text
+    found = records_of(folder / "byol")
+    assert {*found.table.kind} == {"metric"}
+    assert any("method=byol has no negatives" in note for note in found.notes)
+
+
+def test_linear_evaluation_records_its_metrics(programs: dict[str, Result], folder: Path) -> None:
+    programs["linear"].ok()
+    found = records_of(folder / "linear")
+    assert {*found.table.kind} == {"metric"}
+    assert "val_acc1" in {*found.table.quantity}
+    assert "pretrained_feature_extractor" in found.config
+
+
+def test_switched_off_there_is_nothing(programs: dict[str, Result], folder: Path) -> None:
+    programs["off"].ok()
+    assert not [*(folder / "off").rglob("hardness")]
+
+
+def test_a_misspelt_setting_ends_the_run(programs: dict[str, Result]) -> None:
+    assert programs["misspelt"].code != 0
+    assert (
+        "hardness: unknown setting 'querys'. Did you mean 'queries'?" in programs["misspelt"].text
+    )
+
+
+def test_a_sweep_records_in_its_workers(solo_learn: Path, small: list[str], folder: Path) -> None:
+    """Hydra's joblib launcher starts processes in which no search-path plug-in runs."""
+    place = folder / "sweep"
+    place.mkdir()
+    run_python(
+        solo_learn / "main_pretrain.py",
+        *("--multirun", "--config-name", "simclr", *small, *ON[:2], "seed=5,6"),
+        *("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
+        *(f"hydra.sweep.dir={place / 'hydra'}", f"checkpoint.dir={place / 'checkpoints'}"),
+        cwd=place,
+    ).ok()
+    found = [records.read(folder) for folder in place.rglob("hardness")]
+    assert sorted(record.config["seed"] for record in found) == [5, 6]
