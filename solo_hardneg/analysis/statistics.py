@@ -8,7 +8,7 @@ up to the means of all. NaN stands for what is not known, and counts nowhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -129,29 +129,48 @@ def by_percentile(values: Tensor, ranking: Ranking, bins: int) -> tuple[Tensor, 
     Returns:
         (B,) float64 sums, and (B,) how many known values they are of.
     """
-    return _between(values, ranking, lambda count: edges(count, bins), bins)
+    return _percentiles(_rank_sums(ranking.rows(values)), bins)
 
 
 def hard_and_easy(values: Tensor, ranking: Ranking) -> tuple[Tensor, Tensor]:
     """The same for the two groups of figure 4: (2,), the easiest 95 % and the hardest 5 %."""
-    return _between(values, ranking, lambda c: [0, bands.ranks((1 - HARD, 1.0), c)[0], c], 2)
+    return _hard_and_easy(_rank_sums(ranking.rows(values)))
 
 
-def _between(
-    values: Tensor, ranking: Ranking, edges_of: Callable[[int], list[int]], bins: int
-) -> tuple[Tensor, Tensor]:
-    sums = values.new_zeros(bins, dtype=torch.float64)
-    numbers = torch.zeros_like(sums)
-    for _, rows in ranking.rows(values):
-        known = ~rows.isnan()
-        places = torch.tensor(edges_of(rows.shape[1]), device=rows.device)
-        for total, of_rank in (
-            (sums, rows.nan_to_num(0.0).sum(dim=0, dtype=torch.float64)),
-            (numbers, known.sum(dim=0).double()),
-        ):
-            running = torch.nn.functional.pad(of_rank.cumsum(0), (1, 0))
-            total += running[places[1:]] - running[places[:-1]]
-    return sums, numbers
+# Of queries with c negatives each: (c,) sums of the known values at each rank, and of how many.
+RankSums = Sequence[tuple[Tensor, Tensor]]
+
+
+def _rank_sums(ordered: Iterable[tuple[Tensor, Tensor]]) -> RankSums:
+    found = []
+    for _, rows in ordered:
+        sums = rows.sum(dim=0)
+        numbers = torch.full_like(sums, len(rows))
+        if bool(sums.isnan().any()):
+            sums, numbers = rows.nan_to_num(0.0).sum(dim=0), (~rows.isnan()).sum(dim=0)
+        found.append((sums.double(), numbers.double()))
+    return found
+
+
+def _percentiles(rank_sums: RankSums, bins: int) -> tuple[Tensor, Tensor]:
+    return _between(rank_sums, lambda count: edges(count, bins))
+
+
+def _hard_and_easy(rank_sums: RankSums) -> tuple[Tensor, Tensor]:
+    return _between(rank_sums, lambda count: [0, bands.ranks((1 - HARD, 1.0), count)[0], count])
+
+
+def _between(rank_sums: RankSums, edges_of: Callable[[int], list[int]]) -> tuple[Tensor, Tensor]:
+    """Sums and numbers of the values whose ranks lie between two edges."""
+    totals = []
+    for kind in (0, 1):
+        parts = []
+        for pair in rank_sums:
+            running = torch.nn.functional.pad(pair[kind].cumsum(0), (1, 0))
+            places = torch.tensor(edges_of(len(pair[kind])), device=running.device)
+            parts.append(running[places[1:]] - running[places[:-1]])
+        totals.append(torch.stack(parts).sum(dim=0))
+    return totals[0], totals[1]
 
 
 def shares_of_hardest(
@@ -168,8 +187,14 @@ def shares_of_hardest(
     Returns:
         (N, F); NaN for a query without negatives.
     """
+    return _shares_of_hardest(ranking.rows(weight), total, fractions)
+
+
+def _shares_of_hardest(
+    ordered: Iterable[tuple[Tensor, Tensor]], total: Tensor, fractions: Sequence[float]
+) -> Tensor:
     shares = total.new_full((len(total), len(fractions)), torch.nan)
-    for which, rows in ranking.rows(weight):
+    for which, rows in ordered:
         if rows.shape[1]:
             for number, fraction in enumerate(fractions):
                 first, _ = bands.ranks((1 - fraction, 1.0), rows.shape[1])
@@ -209,7 +234,11 @@ def gradient_weight(pool: Pool, temperature: float) -> Tensor:
     softmax of (1+β)·s/τ and of β·s/τ, ∂Lᵢ/∂sᵢⱼ ∝ (1+β)·aᵢⱼ - β·bᵢⱼ, for the weights are divided by
     their mean. Where the floor of ``debias`` binds there is no gradient, and the rows are NaN.
     """
-    slope = softmax_mass(pool, temperature)
+    return _gradient_weight(pool, softmax_mass(pool, temperature), temperature)
+
+
+def _gradient_weight(pool: Pool, mass: Tensor, temperature: float) -> Tensor:
+    slope = mass
     if pool.beta:
         slope = (1 + pool.beta) * slope - pool.beta * _softmax(pool, pool.beta / temperature)
     length = (1 - pool.similarity.detach() ** 2).clamp(min=0).sqrt()
@@ -271,37 +300,41 @@ def summarize(
 def _summarize(pool: Pool, temperature: float, percentiles: int, depths: Tensor | None) -> Summary:
     similarity = pool.similarity.detach()
     offered = pool.present if pool.offered is None else pool.offered
-    ranking = rank(similarity, None if bool(offered.all()) else offered)
+    everything = bool(offered.all())
+    ranking = rank(similarity, None if everything else offered)
+    extra = _not_offered(pool, offered)
     sums: dict[Key, Tensor] = {}
     numbers: dict[Key, Tensor] = {}
 
     def keep(key: Key, pair: tuple[Tensor, Tensor]) -> None:
         sums[key], numbers[key] = pair
 
-    for name, values in _of_queries(pool, temperature, ranking, offered).items():
+    for name, values in _of_queries(pool, ranking, offered, extra).items():
         keep(("scalar", name), _sum(values))
     mass = softmax_mass(pool, temperature)
-    weight = gradient_weight(pool, temperature)
-    for name, share in (("mass", mass), ("gradient", weight)):
+    keep(("scalar", "effective_negatives"), _sum(effective_number(mass)))
+    for name, share in (("mass", mass), ("gradient", _gradient_weight(pool, mass, temperature))):
         total = share.sum(dim=1)
-        hardest = shares_of_hardest(share, total, ranking, [*FRACTIONS.values()])
+        # The mean over queries of a percentile's share: its sum over the percentile's ranks.
+        ordered = [(which, rows / total[which, None]) for which, rows in ranking.rows(share)]
+        hardest = _shares_of_hardest(ordered, torch.ones_like(total), [*FRACTIONS.values()])
         for fraction, shares in zip(FRACTIONS, hardest.T, strict=True):
             keep(("scalar", f"{name}/{fraction}"), _sum(shares))
-        for kind, columns in _not_offered(pool, offered).items():
-            part = share.masked_fill(~columns, 0.0).sum(dim=1) / total
-            keep(("scalar", f"{name}/{kind}"), _sum(part))
-        # The mean over queries of a percentile's share: its sum over the percentile's ranks.
-        summed, _ = by_percentile(share / total[:, None], ranking, percentiles)
+        for kind, columns in extra.items():
+            part = 0.0 if columns is None else share.masked_fill(~columns, 0.0).sum(dim=1)
+            keep(("scalar", f"{name}/{kind}"), _sum(part / total))
+        summed, _ = _percentiles(_rank_sums(ordered), percentiles)
         keep(("percentile", name), (summed, (total > 0).sum().double().expand_as(summed)))
-    keep(("scalar", "effective_negatives"), _sum(effective_number(mass)))
     keep(("percentile", "similarity"), by_percentile(similarity, ranking, percentiles))
     for name, values in _of_pairs(pool, depths).items():
-        keep(("percentile", name), by_percentile(values, ranking, percentiles))
+        rank_sums = _rank_sums(ranking.rows(values))
+        keep(("percentile", name), _percentiles(rank_sums, percentiles))
         if name != "age":
-            summed, number = hard_and_easy(values, ranking)
+            summed, number = _hard_and_easy(rank_sums)
             keep(("scalar", f"{name}/easiest_95"), (summed[:1], number[:1]))
             keep(("scalar", f"{name}/hardest_5"), (summed[1:], number[1:]))
-    counts = {("histogram", "negative"): histogram(similarity[offered])}
+    shown = similarity if everything else similarity[offered]
+    counts = {("histogram", "negative"): histogram(shown)}
     return Summary(sums, numbers, counts, offered.sum(dim=0).double(), hard_counts(ranking))
 
 
@@ -311,16 +344,13 @@ def _sum(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _of_queries(
-    pool: Pool, temperature: float, ranking: Ranking, offered: Tensor
+    pool: Pool, ranking: Ranking, offered: Tensor, extra: Mapping[str, Tensor | None]
 ) -> dict[str, Tensor]:
     """(N,) values, one for each query."""
-    kept = pool.present & offered
-    numbers = {
-        "offered": ranking.counts,
-        "kept": kept.sum(dim=1),
-        "dropped": (offered & ~pool.present).sum(dim=1),
-        **{kind: mask.sum(dim=1) for kind, mask in _not_offered(pool, offered).items()},
-    }
+    kept = (pool.present & offered).sum(dim=1)
+    numbers = {"offered": ranking.counts, "kept": kept, "dropped": ranking.counts - kept}
+    for kind, mask in extra.items():
+        numbers[kind] = torch.zeros_like(kept) if mask is None else mask.sum(dim=1)
     values = {f"count/{name}": number.double() for name, number in numbers.items()}
     similarity = pool.similarity.detach().masked_fill(~offered, 0.0)
     values["similarity/negative"] = similarity.sum(dim=1) / ranking.counts
@@ -331,11 +361,14 @@ def _of_queries(
     return values
 
 
-def _not_offered(pool: Pool, offered: Tensor) -> dict[str, Tensor]:
+def _not_offered(pool: Pool, offered: Tensor) -> dict[str, Tensor | None]:
     """(N, M) bool, the negatives that are not among those offered, by where they come from."""
+    kinds: dict[str, Tensor | None] = {"synthetic": None, "filled": None}
     extra = pool.present & ~offered
-    made = torch.arange(extra.shape[1], device=extra.device) >= extra.shape[1] - pool.made
-    return {"synthetic": extra & made, "filled": extra & ~made}
+    if bool(extra.any()):
+        made = torch.arange(extra.shape[1], device=extra.device) >= extra.shape[1] - pool.made
+        kinds = {"synthetic": extra & made, "filled": extra & ~made}
+    return kinds
 
 
 def _of_pairs(pool: Pool, depths: Tensor | None) -> dict[str, Tensor]:
