@@ -83,6 +83,27 @@ def policies() -> None:
     console.print(presets)
 
 
+@app.command()
+def analyze(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CHECKPOINT... [KEY=VALUE ...]",
+            help="checkpoints or folders of runs, then settings (configs/analyze.yaml)",
+        ),
+    ],
+) -> None:
+    """Study trained encoders: RUN... data=cifar100 queries=2000 negatives=2000 tsne=false."""
+    from solo_hardneg.analysis.analyze import analyze as study
+    from solo_hardneg.analysis.analyze import told_apart
+    from solo_hardneg.analysis.results import show
+
+    try:
+        show(study(*told_apart(arguments), progress=True), Console())
+    except HardnegError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
 def _hydra(program: str, arguments: list[str]) -> None:
     from solo_hardneg.runner import start
 

@@ -24,7 +24,7 @@ _command: list[str] | None = None
 
 def config_names() -> list[str]:
     """The configs of this package, for pretraining and linear evaluation."""
-    found = (file.name for file in files("solo_hardneg.configs").iterdir())
+    found = {file.name for file in files("solo_hardneg.configs").iterdir()} - {"analyze.yaml"}
     return sorted(name.removesuffix(".yaml") for name in found if name.endswith(".yaml"))
 
 

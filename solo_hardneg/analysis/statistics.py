@@ -1,24 +1,29 @@
 """What can be said of the negatives of some queries: pure functions on tensors.
 
-Difficulty is the rank of a negative's similarity among a query's negatives, as in
-:mod:`solo_hardneg.negatives.band`: percentile b of B holds the ranks of the band [b/B, (b+1)/B].
 Means are kept as sums and numbers, so that those of several batches, directions and processes add
 up to the means of all. NaN stands for what is not known, and counts nowhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
 import torch
 from torch import Tensor
 
-from solo_hardneg.negatives import band as bands
+from solo_hardneg.analysis.ranking import (
+    HARD,
+    Ranking,
+    by_percentile,
+    hard_and_easy,
+    hard_counts,
+    rank,
+    shares_of_hardest,
+)
 from solo_hardneg.negatives.pool import Pool
 
-HARD = 0.05  # Cai et al. 2020, section 3: the hardest 5 % are called hard, the others easy
 FRACTIONS = {"hardest_0.1": 0.001, "hardest_1": 0.01, "hardest_5": HARD, "hardest_10": 0.1}
 HISTOGRAM = 200  # bins of similarity over [-1, 1]
 QUANTILES = {"p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95}
@@ -27,34 +32,6 @@ QUANTILES = {"p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95}
 CHUNK = {"cpu": 2**20, "cuda": 2**22}
 
 Key = tuple[str, str]  # kind (scalar, percentile, histogram) and quantity
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """The negatives of N queries by difficulty.
-
-    Attributes:
-        columns: (N, M) int, the columns from easiest to hardest; those that are no negatives of a
-            query come first.
-        counts: (N,) int, how many negatives each query has.
-    """
-
-    columns: Tensor
-    counts: Tensor
-
-    def groups(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Queries with the same number c of negatives: (n,) which, and their (n, c) columns."""
-        width = self.columns.shape[1]
-        for count in torch.unique(self.counts).tolist():
-            which = (self.counts == count).nonzero()[:, 0]
-            rows = self.columns if len(which) == len(self.columns) else self.columns[which]
-            yield which, rows[:, width - count :]
-
-    def rows(self, values: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """The same with the values (N, M) of these columns: (n,) which, (n, c) easiest first."""
-        for which, columns in self.groups():
-            some = values if len(which) == len(values) else values[which]
-            yield which, some.gather(1, columns)
 
 
 @dataclass(frozen=True)
@@ -93,123 +70,6 @@ class Summary:
     def means(self) -> dict[Key, Tensor]:
         """Every mean, on the CPU; NaN where nothing is known."""
         return {key: (self.sums[key] / self.numbers[key]).cpu() for key in self.sums}
-
-
-# ---------------------------------------------------------------------- ranks and percentiles
-
-
-def rank(similarity: Tensor, present: Tensor | None = None) -> Ranking:
-    """Ranks negatives by (similarity, index), ascending, as bands do.
-
-    Args:
-        similarity: (N, M), the difficulty.
-        present: (N, M) bool, which candidates are negatives; ``None``: all.
-    """
-    if present is None:
-        present = torch.ones_like(similarity, dtype=torch.bool)
-    else:
-        similarity = similarity.masked_fill(~present, -torch.inf)
-    columns = torch.sort(similarity, dim=1, stable=True).indices
-    return Ranking(columns, present.sum(dim=1))
-
-
-def edges(count: int, bins: int) -> list[int]:
-    """The first rank of each of ``bins`` percentiles of ``count`` negatives, and ``count``."""
-    return [bands.ranks((b / bins, 1.0), count)[0] for b in range(bins)] + [count]
-
-
-def by_percentile(values: Tensor, ranking: Ranking, bins: int) -> tuple[Tensor, Tensor]:
-    """Sums values over the queries and ranks of each percentile (Cai et al. 2020, figure 5).
-
-    Args:
-        values: (N, M) of the candidates, NaN where unknown.
-        ranking: their order.
-        bins: B, how many percentiles; with fewer negatives than that, some hold none.
-
-    Returns:
-        (B,) float64 sums, and (B,) how many known values they are of.
-    """
-    return _percentiles(_rank_sums(ranking.rows(values)), bins)
-
-
-def hard_and_easy(values: Tensor, ranking: Ranking) -> tuple[Tensor, Tensor]:
-    """The same for the two groups of figure 4: (2,), the easiest 95 % and the hardest 5 %."""
-    return _hard_and_easy(_rank_sums(ranking.rows(values)))
-
-
-# Of queries with c negatives each: (c,) sums of the known values at each rank, and of how many.
-RankSums = Sequence[tuple[Tensor, Tensor]]
-
-
-def _rank_sums(ordered: Iterable[tuple[Tensor, Tensor]]) -> RankSums:
-    found = []
-    for _, rows in ordered:
-        sums = rows.sum(dim=0)
-        numbers = torch.full_like(sums, len(rows))
-        if bool(sums.isnan().any()):
-            sums, numbers = rows.nan_to_num(0.0).sum(dim=0), (~rows.isnan()).sum(dim=0)
-        found.append((sums.double(), numbers.double()))
-    return found
-
-
-def _percentiles(rank_sums: RankSums, bins: int) -> tuple[Tensor, Tensor]:
-    return _between(rank_sums, lambda count: edges(count, bins))
-
-
-def _hard_and_easy(rank_sums: RankSums) -> tuple[Tensor, Tensor]:
-    return _between(rank_sums, lambda count: [0, bands.ranks((1 - HARD, 1.0), count)[0], count])
-
-
-def _between(rank_sums: RankSums, edges_of: Callable[[int], list[int]]) -> tuple[Tensor, Tensor]:
-    """Sums and numbers of the values whose ranks lie between two edges."""
-    totals = []
-    for kind in (0, 1):
-        parts = []
-        for pair in rank_sums:
-            running = torch.nn.functional.pad(pair[kind].cumsum(0), (1, 0))
-            places = torch.tensor(edges_of(len(pair[kind])), device=running.device)
-            parts.append(running[places[1:]] - running[places[:-1]])
-        totals.append(torch.stack(parts).sum(dim=0))
-    return totals[0], totals[1]
-
-
-def shares_of_hardest(
-    weight: Tensor, total: Tensor, ranking: Ranking, fractions: Sequence[float]
-) -> Tensor:
-    """How much of the whole the hardest negatives of each query have.
-
-    Args:
-        weight: (N, M), how much each candidate has.
-        total: (N,), the whole.
-        ranking: their order.
-        fractions: F shares of the negatives, such as 0.05 for the hardest 5 %.
-
-    Returns:
-        (N, F); NaN for a query without negatives.
-    """
-    return _shares_of_hardest(ranking.rows(weight), total, fractions)
-
-
-def _shares_of_hardest(
-    ordered: Iterable[tuple[Tensor, Tensor]], total: Tensor, fractions: Sequence[float]
-) -> Tensor:
-    shares = total.new_full((len(total), len(fractions)), torch.nan)
-    for which, rows in ordered:
-        if rows.shape[1]:
-            for number, fraction in enumerate(fractions):
-                first, _ = bands.ranks((1 - fraction, 1.0), rows.shape[1])
-                shares[which, number] = rows[:, first:].sum(dim=1) / total[which]
-    return shares
-
-
-def hard_counts(ranking: Ranking) -> Tensor:
-    """(M,) float64, for how many queries each candidate is among the hardest 5 % (figure 6)."""
-    width = ranking.columns.shape[1]
-    total = torch.zeros(width, dtype=torch.float64, device=ranking.columns.device)
-    for _, columns in ranking.groups():
-        first, _ = bands.ranks((1 - HARD, 1.0), columns.shape[1])
-        total += torch.bincount(columns[:, first:].flatten(), minlength=width).double()
-    return total
 
 
 def histogram(similarity: Tensor) -> Tensor:
@@ -316,21 +176,21 @@ def _summarize(pool: Pool, temperature: float, percentiles: int, depths: Tensor 
     for name, share in (("mass", mass), ("gradient", _gradient_weight(pool, mass, temperature))):
         total = share.sum(dim=1)
         # The mean over queries of a percentile's share: its sum over the percentile's ranks.
-        ordered = [(which, rows / total[which, None]) for which, rows in ranking.rows(share)]
-        hardest = _shares_of_hardest(ordered, torch.ones_like(total), [*FRACTIONS.values()])
+        ordered = [(which, rows / total[which, None]) for which, rows in ranking.order(share)]
+        hardest = shares_of_hardest(ordered, torch.ones_like(total), [*FRACTIONS.values()])
         for fraction, shares in zip(FRACTIONS, hardest.T, strict=True):
             keep(("scalar", f"{name}/{fraction}"), _sum(shares))
         for kind, columns in extra.items():
             part = 0.0 if columns is None else share.masked_fill(~columns, 0.0).sum(dim=1)
             keep(("scalar", f"{name}/{kind}"), _sum(part / total))
-        summed, _ = _percentiles(_rank_sums(ordered), percentiles)
+        summed, _ = by_percentile(ordered, percentiles)
         keep(("percentile", name), (summed, (total > 0).sum().double().expand_as(summed)))
-    keep(("percentile", "similarity"), by_percentile(similarity, ranking, percentiles))
+    keep(("percentile", "similarity"), by_percentile(ranking.order(similarity), percentiles))
     for name, values in _of_pairs(pool, depths).items():
-        rank_sums = _rank_sums(ranking.rows(values))
-        keep(("percentile", name), _percentiles(rank_sums, percentiles))
+        of_ranks = ranking.order(values)
+        keep(("percentile", name), by_percentile(of_ranks, percentiles))
         if name != "age":
-            summed, number = _hard_and_easy(rank_sums)
+            summed, number = hard_and_easy(of_ranks)
             keep(("scalar", f"{name}/easiest_95"), (summed[:1], number[:1]))
             keep(("scalar", f"{name}/hardest_5"), (summed[1:], number[1:]))
     shown = similarity if everything else similarity[offered]
@@ -377,24 +237,31 @@ def _of_pairs(pool: Pool, depths: Tensor | None) -> dict[str, Tensor]:
     if pool.age is not None:
         values["age"] = pool.age.to(pool.similarity.dtype).expand_as(pool.similarity)
     query, other = pool.query_labels, pool.labels
-    if query is None or other is None or not bool((query >= 0).any()):
-        return values
-    known = (query >= 0)[:, None] & (other >= 0)[None, :]
-    same = (query[:, None] == other[None, :]).to(pool.similarity.dtype)
-    values["same_class"] = same.masked_fill(~known, torch.nan)
+    if query is not None and other is not None and bool((query >= 0).any()):
+        values |= of_classes(query, other, depths)
+    return values
+
+
+def of_classes(query_labels: Tensor, labels: Tensor, depths: Tensor | None) -> dict[str, Tensor]:
+    """What the classes of query and negative say: whether they are one, and how deep they part.
+
+    Args:
+        query_labels, labels: (N,) and (M,) classes, -1 where unknown.
+        depths: (C, C) depth of the least common ancestor of two classes; ``None``: unknown.
+
+    Returns:
+        ``same_class`` and, if it is known, ``depth``: (N, M) float32, NaN where a class is unknown.
+    """
+    unknown = ~((query_labels >= 0)[:, None] & (labels >= 0)[None, :])
+    same = (query_labels[:, None] == labels[None, :]).float()
+    values = {"same_class": same.masked_fill(unknown, torch.nan)}
     if depths is not None:
-        depth = depths[query.clamp(min=0)][:, other.clamp(min=0)].to(pool.similarity.dtype)
-        values["depth"] = depth.masked_fill(~known, torch.nan)
+        depth = depths[query_labels.clamp(min=0)][:, labels.clamp(min=0)].float()
+        values["depth"] = depth.masked_fill(unknown, torch.nan)
     return values
 
 
 # ---------------------------------------------------------------------- Cai's study
-
-
-def shuffled(similarity: Tensor, generator: torch.Generator) -> Tensor:
-    """(N, M) the similarities of each query, dealt out to its negatives at random (figure 6)."""
-    keys = torch.rand(similarity.shape, generator=generator, device=similarity.device)
-    return similarity.gather(1, keys.argsort(dim=1))
 
 
 def class_means(

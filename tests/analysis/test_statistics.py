@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from solo_hardneg.analysis import statistics
-from solo_hardneg.analysis.statistics import Ranking, Summary, rank, summarize
+from solo_hardneg.analysis import ranking, statistics, study
+from solo_hardneg.analysis.ranking import Ranking, rank
+from solo_hardneg.analysis.statistics import Summary, summarize
 from solo_hardneg.losses import info_nce, mocov2plus_loss_func, simclr_loss_func
 from solo_hardneg.negatives import Pool, build, full_pool
 
@@ -47,17 +48,17 @@ def in_order(similarity: Tensor, present: Tensor, row: int) -> list[int]:
 
 def test_ranks_are_those_of_a_sort_by_similarity_and_index():
     similarity, present = ragged()
-    ranking = rank(similarity, present)
+    ranks = rank(similarity, present)
     for row in range(len(similarity)):
-        count = int(ranking.counts[row])
+        count = int(ranks.counts[row])
         assert count == int(present[row].sum())
         expected = in_order(similarity, present, row)
-        assert ranking.columns[row, similarity.shape[1] - count :].tolist() == expected
+        assert ranks.columns[row, similarity.shape[1] - count :].tolist() == expected
 
 
 @given(st.integers(0, 400), st.integers(1, 120))
 def test_percentiles_share_out_all_ranks(count, bins):
-    edges = statistics.edges(count, bins)
+    edges = ranking.edges(count, bins)
     assert edges[0] == 0
     assert edges[-1] == count
     assert len(edges) == bins + 1
@@ -71,7 +72,7 @@ def test_means_by_percentile_are_those_of_plain_loops(bins):
     similarity, present = ragged()
     values = torch.randn(similarity.shape, generator=torch.Generator().manual_seed(1))
     values[values > 1] = NAN
-    sums, numbers = statistics.by_percentile(values, rank(similarity, present), bins)
+    sums, numbers = ranking.by_percentile(rank(similarity, present).order(values), bins)
     expected: list[list[float]] = [[] for _ in range(bins)]
     for row in range(len(similarity)):
         columns = in_order(similarity, present, row)
@@ -86,7 +87,7 @@ def test_means_by_percentile_are_those_of_plain_loops(bins):
 def test_hard_and_easy_are_the_last_twentieth_and_the_rest():
     similarity = unit(3, 40)[:, :40].clone()
     values = torch.rand(3, 40, generator=torch.Generator().manual_seed(2))
-    sums, numbers = statistics.hard_and_easy(values, rank(similarity))
+    sums, numbers = ranking.hard_and_easy(rank(similarity).order(values))
     assert numbers.tolist() == [3 * 38, 3 * 2]
     ordered = values.gather(1, similarity.argsort(dim=1))
     assert sums.tolist() == pytest.approx(
@@ -95,9 +96,9 @@ def test_hard_and_easy_are_the_last_twentieth_and_the_rest():
 
 
 def test_of_equal_weights_the_hardest_have_the_share_of_their_number():
-    ranking = rank(unit(4, 1000))
     weight = torch.ones(4, 1000)
-    shares = statistics.shares_of_hardest(weight, weight.sum(1), ranking, [0.001, 0.05, 0.29, 1.0])
+    ordered = rank(unit(4, 1000)).order(weight)
+    shares = ranking.shares_of_hardest(ordered, weight.sum(1), [0.001, 0.05, 0.29, 1.0])
     assert shares[0].tolist() == pytest.approx([0.001, 0.05, 0.29, 1.0])
     assert (shares == shares[0]).all()
 
@@ -106,7 +107,7 @@ def test_shares_of_hardest_are_those_of_plain_loops():
     similarity, present = ragged(width=60)
     weight = torch.rand(similarity.shape, generator=torch.Generator().manual_seed(3))
     total = weight.sum(dim=1)
-    shares = statistics.shares_of_hardest(weight, total, rank(similarity, present), [0.05, 0.5])
+    shares = ranking.shares_of_hardest(rank(similarity, present).order(weight), total, [0.05, 0.5])
     for row in range(len(similarity)):
         columns = in_order(similarity, present, row)
         for number, fraction in enumerate((0.05, 0.5)):
@@ -118,7 +119,7 @@ def test_shares_of_hardest_are_those_of_plain_loops():
 
 def test_hard_counts_are_those_of_plain_loops():
     similarity, present = ragged(rows=9, width=60)
-    counts = statistics.hard_counts(rank(similarity, present))
+    counts = ranking.hard_counts(rank(similarity, present))
     expected = [0] * 60
     for row in range(9):
         columns = in_order(similarity, present, row)
@@ -133,11 +134,11 @@ def test_of_shuffled_negatives_the_counts_are_binomial():
     generator = torch.Generator().manual_seed(4)
     # One negative is the hardest of all queries: only the shuffling takes that from it.
     similarity = torch.linspace(-1, 1, negatives).expand(queries, -1)
-    counts = statistics.hard_counts(rank(similarity)).numpy()
+    counts = ranking.hard_counts(rank(similarity)).numpy()
     assert sorted({*counts}) == [0, queries]
-    mixed = statistics.shuffled(similarity, generator)
+    mixed = ranking.shuffled(similarity, generator)
     assert torch.equal(mixed.sort(dim=1).values, similarity)
-    counts = statistics.hard_counts(rank(mixed)).numpy()
+    counts = ranking.hard_counts(rank(mixed)).numpy()
     assert counts.sum() == queries * negatives * 0.05
     chance = stats.binom(queries, 0.05)
     ends = [-1, *chance.ppf(np.linspace(0.1, 0.9, 9)), queries]
@@ -397,6 +398,32 @@ def test_positives_quantiles_are_numpys():
     assert summary.counts["histogram", "negative"].sum() == 40 * 38
 
 
+def test_the_recorders_numbers_are_those_of_a_study_of_the_same_batch():
+    """What is recorded of a pool, and what ``analyze`` makes of the same vectors."""
+    queries, negatives = unit(30, 8), unit(200, 8, seed=1)
+    query_labels, labels = torch.arange(30) % 5, torch.arange(200) % 5
+    depths = torch.arange(25.0).reshape(5, 5)
+    depths = depths + depths.T
+    pool = full_pool(queries @ negatives.T, query_labels=query_labels, labels=labels)
+    means = summarize(pool, 0.1, 20, depths).means()
+    offline = study.study(
+        queries,
+        negatives,
+        query_labels,
+        labels,
+        percentiles=20,
+        depths=depths,
+    )
+    for name in ("similarity", "same_class", "depth"):
+        assert means["percentile", name].numpy() == pytest.approx(getattr(offline, name), abs=1e-6)
+    for name in ("same_class", "depth"):
+        for part in ("hardest_5", "easiest_95"):
+            found = float(means["scalar", f"{name}/{part}"])
+            assert found == pytest.approx(offline.scalars[f"{name}/{part}"], abs=1e-6)
+    hard = summarize(pool, 0.1, 20).hard.numpy() / 30
+    assert hard == pytest.approx(offline.hard_share)
+
+
 # ---------------------------------------------------------------------- Cai's study
 
 
@@ -432,9 +459,9 @@ def test_where_a_t_test_says_nothing_it_is_nan(one, other):
 
 
 def test_ranking_of_groups_keeps_queries_apart():
-    ranking = Ranking(torch.tensor([[2, 0, 1], [0, 1, 2]]), torch.tensor([1, 3]))
+    ranks = Ranking(torch.tensor([[2, 0, 1], [0, 1, 2]]), torch.tensor([1, 3]))
     found = {
         tuple(which.tolist()): rows.tolist()
-        for which, rows in ranking.rows(torch.tensor([[10, 11, 12], [20, 21, 22]]))
+        for which, rows in ranks.order(torch.tensor([[10, 11, 12], [20, 21, 22]]))
     }
     assert found == {(0,): [[11]], (1,): [[20, 21, 22]]}

@@ -16,6 +16,8 @@ from solo.args.linear import parse_cfg as parse_linear
 from solo.args.pretrain import parse_cfg as parse_pretrain
 from solo.methods import METHODS
 
+from solo_hardneg.runner import config_names
+
 
 def names(folder: Path) -> list[str]:
     """The configs that lie in a folder."""
@@ -37,7 +39,7 @@ def main(configs: Path, images: str) -> None:
     paths = [f"data.train_path={images}", f"data.val_path={images}"]
     paths.append("pretrained_feature_extractor=none.ckpt")
     datasets = [name for name in names(configs / "data") if name != "digits"]
-    jobs = [(name, [f"data={data}"]) for name in names(configs) for data in datasets]
+    jobs = [(name, [f"data={data}"]) for name in config_names() for data in datasets]
     for name in ("mocov2_banded", "mocov2_sscl", "simclr_banded", "simclr_sscl"):
         for preset in names(configs / "negatives"):
             jobs.append((name, [f"negatives={preset}", "data=imagenet"]))

@@ -1,0 +1,382 @@
+"""What ``solo-hardneg analyze`` leaves behind: studies in groups, figures, tables and a summary."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from solo_hardneg.analysis import plots
+from solo_hardneg.analysis.figures import figures, tsne
+from solo_hardneg.analysis.plots import Plot
+from solo_hardneg.analysis.study import QUANTITIES, Study, class_pairs, t_tests
+from solo_hardneg.errors import DataError
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+    from rich.console import Console
+
+# In which runs may differ that are seeds of one another: seed, names, places, and the machine.
+_NOT_THE_RUN = (
+    *("seed", "name", "checkpoint", "auto_resume", "resume_from_checkpoint", "wandb"),
+    *("wandb_run_id", "pretrained_feature_extractor", "hardness", "knn_eval", "dali"),
+    *("data.train_path", "data.val_path", "data.num_workers", "data.download", "data.format"),
+    *("accelerator", "devices", "num_nodes", "strategy", "sync_batchnorm", "precision"),
+    *("enable_progress_bar", "enable_model_summary", "performance", "debug_augmentations"),
+)
+_TABLES = {"anti-correlated": "A4", "correlated": "A5", "orthogonal": "A6"}
+
+
+@dataclass(frozen=True)
+class Studied:
+    """A study, the checkpoint that it is of, and the config of its run."""
+
+    study: Study
+    file: Path
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Results:
+    """What was found and written.
+
+    Attributes:
+        groups: the studies by label; those of one group are of runs that differ in their seed.
+        folder: of figures, tables and ``summary.md``.
+        written: all files.
+        notes: what is missing, and why.
+    """
+
+    groups: Mapping[str, Sequence[Study]]
+    folder: Path
+    written: Sequence[Path]
+    notes: Sequence[str]
+
+    @property
+    def studies(self) -> list[Study]:
+        """All of them."""
+        return [study for studies in self.groups.values() for study in studies]
+
+
+def write(done: Sequence[Studied], out: Path | None) -> Results:
+    """Writes the studies, and what compares them.
+
+    Args:
+        done: one or several, each with its own checkpoint.
+        out: where to; None: each study beside its checkpoint, in ``analysis``, with figures and
+            tables if it is the only one, and else these into ``./analysis``.
+
+    Raises:
+        DataError: a folder can't be written to.
+    """
+    indexes = group([(one.config, one.study) for one in done])
+    places = _places(done, indexes, out)
+    single = len(done) == 1
+    folder = places[0] if single else (out or Path("analysis"))
+    written = []
+    groups: dict[str, list[Study]] = {}
+    for label, members in indexes.items():
+        for index in members:
+            info = {**done[index].study.info, "group": label}
+            study = replace(done[index].study, info=info)
+            groups.setdefault(label, []).append(study)
+            study.save(places[index] / "study.npz")
+            written.append(places[index] / "study.npz")
+    notes = _notes(groups)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        made = _write_figures(groups, folder)
+        tables = _write_tables(groups, folder)
+        summary = folder / "summary.md"
+        text = _summary(groups, made, tables, notes)
+        summary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        do = "Set out=... to a folder that can be written to"
+        raise DataError(f"{folder}: can't be written to ({error}). {do}.") from error
+    pictures = [folder / f"{name}.{ending}" for name in made for ending in ("png", "svg")]
+    csvs = [folder / f"{name}.{ending}" for name in tables for ending in ("csv", "md")]
+    return Results(groups, folder, [*written, *pictures, *csvs, summary], notes)
+
+
+def _places(
+    done: Sequence[Studied], indexes: Mapping[str, Sequence[int]], out: Path | None
+) -> list[Path]:
+    """The folder of each study; no two have the same."""
+    if out is not None and len(done) == 1:
+        return [out]
+    label_of = {index: label for label, members in indexes.items() for index in members}
+    places = []
+    folders = [one.file.resolve().parent for one in done]
+    for index, one in enumerate(done):
+        if out is not None:
+            seed = one.config.get("seed")
+            name = _slug(label_of[index]) + ("" if seed is None else f"-seed{seed}")
+            place = out / name
+        else:
+            place = one.file.parent / "analysis"
+            if folders.count(folders[index]) > 1:  # several checkpoints of one run
+                place = place / _slug(one.file.stem)
+        number = 2
+        first = place
+        while place in places:
+            place = first.with_name(f"{first.name}-{number}")
+            number += 1
+        places.append(place)
+    return places
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^\w.]+", "-", text).strip("-.") or "study"
+
+
+# ---------------------------------------------------------------------- groups
+
+
+def group(runs: Sequence[tuple[Mapping[str, Any], Study]]) -> dict[str, list[int]]:
+    """Which runs are seeds of one another, by a label that says what they are.
+
+    Args:
+        runs: the config of each run, and its study.
+
+    Returns:
+        label to places in ``runs``, in the order in which they are given.
+    """
+    flat = [_flat(config) for config, _ in runs]
+    keys: list[tuple[Any, ...]] = []
+    for (_, study), config in zip(runs, flat, strict=True):
+        # without a config nobody knows whether two checkpoints are of one kind
+        own = sorted(config.items()) or study.info.get("checkpoint")
+        keys.append((repr(own), study.info.get("epoch")))
+    members: dict[tuple[Any, ...], list[int]] = {}
+    for place, key in enumerate(keys):
+        members.setdefault(key, []).append(place)
+    firsts = [places[0] for places in members.values()]
+    labels = _labels([runs[i] for i in firsts], [flat[i] for i in firsts])
+    return dict(zip(labels, members.values(), strict=True))
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Dotted keys, without those in which seeds may differ."""
+    found: dict[str, str] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if name in _NOT_THE_RUN:
+            continue
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{name}.")
+        elif value is not None:
+            found[name] = str(value)
+    return found
+
+
+def _labels(
+    runs: Sequence[tuple[Mapping[str, Any], Study]], flat: Sequence[Mapping[str, str]]
+) -> list[str]:
+    """A label for each group: method and negatives, and what else tells it from the others."""
+    labels = []
+    for config, study in runs:
+        policy = describe(config.get("negatives"))
+        name = str(config.get("method") or config.get("name") or study.info.get("checkpoint"))
+        labels.append(f"{name}, {policy}" if policy else name)
+    for label in [x for x in dict.fromkeys(labels) if labels.count(x) > 1]:
+        same = [i for i, other in enumerate(labels) if other == label]
+        every = {key for i in same for key in flat[i] if not key.startswith("negatives.")}
+        differing = sorted(k for k in every if len({flat[i].get(k) for i in same}) > 1)[:3]
+        for i in same:
+            parts = [f"{k}={flat[i].get(k, 'default')}" for k in differing]
+            if not parts:
+                parts = [f"epoch {runs[i][1].info.get('epoch')}"]
+            labels[i] = ", ".join([label, *parts])
+    return [
+        label if label not in labels[:i] else f"{label} ({labels[:i].count(label) + 1})"
+        for i, label in enumerate(labels)
+    ]
+
+
+def describe(policy: Any) -> str:
+    """``negatives`` of a run in a few words: a preset's name, or what it does; empty for none."""
+    if not policy or not isinstance(policy, Mapping):
+        return ""
+    for file in sorted(files("solo_hardneg.configs").joinpath("negatives").iterdir(), key=str):
+        if file.name.endswith(".yaml"):
+            preset = OmegaConf.to_container(OmegaConf.create(file.read_text(encoding="utf-8")))
+            if preset == dict(policy):
+                return file.name.removesuffix(".yaml")
+    parts = []
+    for verb, arguments in policy.items():
+        if isinstance(arguments, Mapping):
+            words = " ".join(f"{name} {value}" for name, value in arguments.items())
+            parts.append(f"{verb} {words}")
+        elif arguments is not None:
+            parts.append(f"{verb} {arguments}")
+    return ", ".join(parts)
+
+
+def _notes(groups: Mapping[str, Sequence[Study]]) -> list[str]:
+    notes = []
+    for label, studies in groups.items():
+        seeds = [study.info.get("seed") for study in studies]
+        if len(set(seeds)) < len(seeds):
+            text = "of these runs several have the same seed, so their spread says little"
+            notes.append(f"{label}: {text}.")
+        if len(studies) > 1:
+            continue
+        if len(groups) == 1:
+            notes.append("One run: no error bars and no t-tests. Add runs that differ in seed=.")
+    found = [note for studies in groups.values() for study in studies for note in study.notes]
+    return [*dict.fromkeys(found), *notes]
+
+
+# ---------------------------------------------------------------------- files
+
+
+def _write_figures(groups: Mapping[str, Sequence[Study]], folder: Path) -> dict[str, Plot]:
+    with plots.style():
+        made = figures(groups)
+        total = sum(len(studies) for studies in groups.values())
+        for label, studies in groups.items():
+            for number, study in enumerate(studies):
+                if len(study.tsne):
+                    several = f"-{_slug(label)}" + (f"-{number + 1}" if number else "")
+                    made[f"tsne{several if total > 1 else ''}"] = tsne(study)
+    for name, plot in made.items():
+        plots.save_png(plot.figure, folder / f"{name}.png")
+        plots.save_svg(plot.figure, folder / f"{name}.svg", plot.alt)
+    return made
+
+
+def _write_tables(groups: Mapping[str, Sequence[Study]], folder: Path) -> dict[str, DataFrame]:
+    tables = {"hard-and-easy": means(groups), "percentiles": by_percentile(groups)}
+    tests = [t_tests(studies).assign(group=label) for label, studies in groups.items()]
+    import pandas as pd
+
+    tables["t-tests"] = pd.concat(tests, ignore_index=True)
+    tables["t-tests"].insert(0, "group", tables["t-tests"].pop("group"))
+    for label, studies in groups.items():
+        for kind, table in class_pairs(_together(studies)).items():
+            if len(table):
+                several = f"-{_slug(label)}" if len(groups) > 1 else ""
+                tables[f"table-{_TABLES[kind]}-{kind}{several}"] = table
+    for name, table in tables.items():
+        table.to_csv(folder / f"{name}.csv", index=False)
+        (folder / f"{name}.md").write_text(markdown(table), encoding="utf-8")
+    return tables
+
+
+def _together(studies: Sequence[Study]) -> Study:
+    """The first study with the class means of all: each pair of images counts once."""
+    if len({tuple(study.class_names) for study in studies}) > 1:
+        return studies[0]
+    number = np.sum([study.class_number for study in studies], axis=0)
+    sums = [np.nan_to_num(study.class_mean) * study.class_number for study in studies]
+    with np.errstate(invalid="ignore"):
+        mean = np.sum(sums, axis=0) / number
+    return replace(studies[0], class_mean=mean, class_number=number)
+
+
+def means(groups: Mapping[str, Sequence[Study]]) -> DataFrame:
+    """The values of figure 4: a row for each study, columns ``QUANTITY/PART``."""
+    import pandas as pd
+
+    rows: list[dict[str, Any]] = []
+    for label, studies in groups.items():
+        for study in studies:
+            row: dict[str, Any] = {"group": label, "seed": study.info.get("seed")}
+            parts = ("hardest_5", "easiest_95", "all")
+            keys = [f"{name}/{part}" for name in QUANTITIES for part in parts]
+            rows.append({**row, **{key: study.scalars.get(key, np.nan) for key in keys}})
+    return pd.DataFrame(rows)
+
+
+def by_percentile(groups: Mapping[str, Sequence[Study]]) -> DataFrame:
+    """The values of figure 5: a row for each study and percentile (0 = easiest)."""
+    import pandas as pd
+
+    tables = [
+        pd.DataFrame(
+            {
+                "group": label,
+                "seed": study.info.get("seed"),
+                "percentile": np.arange(len(study.similarity)),
+                **{name: getattr(study, name) for name in QUANTITIES},
+            }
+        )
+        for label, studies in groups.items()
+        for study in studies
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
+def markdown(table: DataFrame) -> str:
+    """A table in Markdown; numbers have four significant digits, unknown ones are empty."""
+
+    def cell(value: Any) -> str:
+        if value is None or value != value:
+            return ""
+        text = f"{value:.4g}" if isinstance(value, float) else str(value)
+        return text.replace("|", "\\|")
+
+    lines = [[cell(name) for name in table.columns], ["---"] * len(table.columns)]
+    lines += [[cell(value) for value in row] for row in table.itertuples(index=False)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def show(results: Results, console: Console) -> None:
+    """Prints the values of figure 4, what is missing, and where everything lies."""
+    from rich.table import Table
+
+    table = Table(title="Negatives by difficulty: hardest 5 % / easiest 95 %")
+    table.add_column("run", overflow="fold")
+    for name in ("seeds", "similarity", "of the query's class", "depth in WordNet"):
+        table.add_column(name, justify="right")
+    for label, studies in results.groups.items():
+        cells = []
+        for name, form in (("similarity", ".3f"), ("same_class", ".1%"), ("depth", ".2f")):
+            pair = [
+                plots.mean_and_std([s.scalars.get(f"{name}/{part}", np.nan) for s in studies])[0]
+                for part in ("hardest_5", "easiest_95")
+            ]
+            cells.append(" / ".join("-" if value != value else f"{value:{form}}" for value in pair))
+        table.add_row(label, str(len(studies)), *cells)
+    console.print(table)
+    for note in results.notes:
+        console.print(f"- {note}", markup=False, highlight=False)
+    console.print(f"Written: {results.folder / 'summary.md'}", markup=False, soft_wrap=True)
+    for study in (path for path in results.written if path.name == "study.npz"):
+        console.print(f"         {study}", markup=False, soft_wrap=True)
+
+
+def _summary(
+    groups: Mapping[str, Sequence[Study]],
+    made: Mapping[str, Plot],
+    tables: Mapping[str, DataFrame],
+    notes: Sequence[str],
+) -> str:
+    first = next(iter(groups.values()))[0].info
+    parts = ["# The negatives of trained encoders\n"]
+    what = (
+        f"{first.get('queries')} queries and {first.get('negatives')} negatives of "
+        f"{first.get('dataset')} ({first.get('split')} images, {first.get('views')} views), ranked "
+        "by the similarity that the contrastive loss sees. As in Cai et al. 2020 "
+        "(arXiv 2010.06682), section 4.\n"
+    )
+    parts.append(what)
+    for label, studies in groups.items():
+        found = ", ".join(f"`{study.info.get('checkpoint')}`" for study in studies)
+        parts.append(f"- {label}: {found}")
+    if notes:
+        parts.append("\n## What is missing\n")
+        parts += [f"- {note}" for note in notes]
+    parts.append("\n## Figures\n")
+    for name, plot in made.items():
+        parts.append(f"![{plot.alt}]({name}.png)\n\n{plot.alt}\n")
+    for name, table in tables.items():
+        if name != "percentiles":  # hundreds of rows
+            parts.append(f"## {name}\n\n{markdown(table)}")
+    return "\n".join(parts)

@@ -1,0 +1,126 @@
+"""The settings of ``solo-hardneg analyze``, which images they draw, and words for its tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hydra import compose, initialize_config_module
+from integration_helpers import PROJECT
+from omegaconf import OmegaConf
+
+from solo_hardneg.analysis import analyze as module
+from solo_hardneg.analysis import results
+from solo_hardneg.analysis.analyze import read_settings, told_apart
+from solo_hardneg.analysis.images import draw
+from solo_hardneg.errors import ConfigError, DataError
+
+CONFIGS = PROJECT / "configs"
+
+
+def test_the_defaults_are_the_papers() -> None:
+    cfg = read_settings([])
+    assert (cfg.queries, cfg.negatives, cfg.percentiles) == (2000, 2000, 100)
+    assert (cfg.split, cfg.views, cfg.tsne) == ("train", "plain", True)
+    assert "data" not in cfg or cfg.data is None
+    # the file that people read, and the table that Python has
+    assert {key: cfg[key] for key in module._RULES} == {k: d for k, (d, _) in module._RULES.items()}
+    assert {*OmegaConf.load(CONFIGS / "analyze.yaml")} == {*module._RULES, "defaults"}
+
+
+def test_settings_are_read_whatever_groups_of_configs_there_are() -> None:
+    cfg = read_settings(["negatives=7", "data=cifar100", "data.train_path=/x", "tsne=false"])
+    assert (cfg.negatives, cfg.tsne) == (7, False)
+    assert (cfg.data.dataset, cfg.data.train_path) == ("cifar100", "/x")
+    assert read_settings(["++data.train_path=/x"]).data == {"train_path": "/x"}
+
+
+def test_a_program_of_hydra_may_study_checkpoints_too() -> None:
+    with initialize_config_module("solo_hardneg.configs", version_base="1.2"):
+        read_settings(["queries=3"])
+        assert compose("simclr").method == "simclr"  # its own configs are still at hand
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("querys=3", "analyze: unknown setting 'querys'. Did you mean 'queries'? Known: back"),
+        ("data.train_pth=x", "data: unknown key 'train_pth'. Did you mean 'train_path'? Known: "),
+        ("data=cifr10", "data: unknown group of images 'cifr10'. Did you mean 'cifar10'? Known"),
+        ("queries=0", "queries=0: must be a whole number, at least 1."),
+        ("queries=2.5", "queries=2.5: must be a whole number, at least 1."),
+        ("negatives=1", "negatives=1: must be a whole number, at least 2."),
+        ("percentiles=x", "percentiles=x: must be a whole number, at least 1."),
+        ("split=test", "split: unknown split 'test'. Known: train, val."),
+        ("views=many", "views: unknown views 'many'. Known: augmented, plain."),
+        ("tsne=1", "tsne=1: must be true or false."),
+        ("crop_size=0", "crop_size=0: must be a whole number, at least 1."),
+        ("synsets=nix.csv", "synsets=nix.csv: is no such file. Give a CSV file with the columns "),
+        ("queries=1,2", "queries=queries=1,2: can't be taken away, or have several values. Wri"),
+        ("~queries", "queries=~queries: can't be taken away, or have several values. Write KEY"),
+        ("queries=[", "queries=[: can't be read ("),
+    ],
+)
+def test_a_wrong_setting_is_refused(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        read_settings([override])
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+def test_checkpoints_are_told_from_settings(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("name=x.ckpt").touch()
+    given = ["runs/a-ep=9.ckpt", "name=x.ckpt", "queries=3", "+data.train_path=/a=b", "run"]
+    assert told_apart(given) == (
+        ["runs/a-ep=9.ckpt", "name=x.ckpt", "run"],
+        ["queries=3", "+data.train_path=/a=b"],
+    )
+
+
+def test_queries_and_negatives_are_different_images_drawn_by_the_seed() -> None:
+    queries, negatives, notes = draw(100, 30, 60, seed=1)
+    assert (len(queries), len(negatives), notes) == (30, 60, [])
+    assert len({*queries, *negatives}) == 90
+    assert {*queries, *negatives} <= {*range(100)}
+    np.testing.assert_array_equal(draw(100, 30, 60, seed=1)[1], negatives)
+    assert not np.array_equal(draw(100, 30, 60, seed=2)[1], negatives)
+
+
+def test_too_few_images_shrink_both_in_proportion() -> None:
+    queries, negatives, notes = draw(90, 1000, 2000, seed=1)
+    assert (len(queries), len(negatives)) == (30, 60)
+    assert notes == [
+        "There are only 90 images: 30 queries and 60 negatives were taken, not 1000 and 2000."
+    ]
+    assert [len(part) for part in draw(4, 1, 2000, 0)[:2]] == [1, 3]
+    assert [len(part) for part in draw(4, 2000, 2, 0)[:2]] == [2, 2]
+    with pytest.raises(DataError, match="There are 3 images; a study needs at least four."):
+        draw(3, 1, 1, 0)
+
+
+# ---------------------------------------------------------------------- words
+
+
+@pytest.mark.parametrize(
+    ("policy", "words"),
+    [
+        (None, ""),
+        ({}, ""),
+        ({"keep": {"band": [0.95, 1.0]}}, "hardest_5"),
+        ({"keep": {"band": [0.5, 1.0]}, "fill": "older"}, "keep band [0.5, 1.0], fill older"),
+        ({"keep": None, "reweight": {"beta": 2.0}}, "reweight beta 2.0"),
+    ],
+)
+def test_negatives_in_a_few_words(policy: Any, words: str) -> None:
+    assert results.describe(policy) == words
+
+
+def test_tables_in_markdown() -> None:
+    table = pd.DataFrame({"a|b": ["x|y", None], "n": [0.123456, np.nan], "i": [1, 2]})
+    assert results.markdown(table) == (
+        "| a\\|b | n | i |\n| --- | --- | --- |\n| x\\|y | 0.1235 | 1 |\n|  |  | 2 |\n"
+    )

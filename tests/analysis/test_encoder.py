@@ -1,0 +1,302 @@
+"""The encoder of a checkpoint is the method's own, and what can't be rebuilt is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from integration_helpers import run_python, solo_learn_checkout
+from torch import Tensor, nn
+
+from solo_hardneg.analysis import encoder
+from solo_hardneg.analysis.encoder import Encoder, rebuild_projector
+from solo_hardneg.errors import CheckpointError, ConfigError
+
+WIDTH = 6
+FILE = Path("run/x.ckpt")
+
+
+def linear(*sizes: int, bias: bool = True) -> nn.Linear:
+    return nn.Linear(*sizes, bias=bias)
+
+
+LAYOUTS: dict[str, Callable[[], nn.Sequential]] = {
+    "moco, simclr": lambda: nn.Sequential(linear(WIDTH, 5), nn.ReLU(), linear(5, 3)),
+    "byol, nnclr": lambda: nn.Sequential(
+        linear(WIDTH, 5), nn.BatchNorm1d(5), nn.ReLU(), linear(5, 3)
+    ),
+    "mocov3": lambda: nn.Sequential(
+        *(linear(WIDTH, 5, bias=False), nn.BatchNorm1d(5), nn.ReLU()),
+        *(linear(5, 3, bias=False), nn.BatchNorm1d(3, affine=False)),
+    ),
+    "one layer": lambda: nn.Sequential(linear(WIDTH, 3)),
+    "activation first": lambda: nn.Sequential(nn.ReLU(), linear(WIDTH, 3)),
+    "no activation": lambda: nn.Sequential(linear(WIDTH, 5), nn.BatchNorm1d(5), linear(5, 3)),
+}
+
+
+def state_of(projector: nn.Module, prefix: str = "projector.") -> dict[str, Tensor]:
+    return {f"{prefix}{key}": value for key, value in projector.state_dict().items()}
+
+
+def trained(projector: nn.Sequential) -> nn.Sequential:
+    """The projector after a few batches, so that its batch norms have statistics of their own."""
+    torch.manual_seed(1)
+    for _ in range(3):
+        projector(torch.randn(8, WIDTH) * 3 + 1)
+    for parameter in projector.parameters():
+        parameter.data += torch.randn_like(parameter) * 0.1
+    return projector.eval()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_rebuilt_projector_gives_what_the_original_gives(layout: str) -> None:
+    original = trained(LAYOUTS[layout]())
+    rebuilt = rebuild_projector(state_of(original), WIDTH, FILE)
+    assert rebuilt is not None
+    features = torch.randn(16, WIDTH)
+    torch.testing.assert_close(rebuilt.eval()(features), original(features), rtol=0, atol=0)
+
+
+def test_other_parts_of_the_state_are_no_projector() -> None:
+    state = state_of(linear(WIDTH, 3), "momentum_projector.0.") | state_of(linear(3, 3), "head.")
+    assert rebuild_projector(state, WIDTH, FILE) is None
+
+
+def test_the_one_method_with_another_activation_has_it() -> None:
+    original = nn.Sequential(linear(WIDTH, 5), nn.GELU(), linear(5, 3))
+    features = torch.randn(16, WIDTH)
+    rebuilt = rebuild_projector(state_of(original), WIDTH, FILE, "vibcreg")
+    assert rebuilt is not None
+    torch.testing.assert_close(rebuilt(features), original(features))
+    other = rebuild_projector(state_of(original), WIDTH, FILE, "simclr")
+    assert other is not None
+    assert not torch.allclose(other(features), original(features))
+
+
+@pytest.mark.parametrize(
+    ("projector", "message"),
+    [
+        (
+            nn.Sequential(linear(WIDTH, 5), nn.LayerNorm(5)),
+            "layer 1 (weight (5,), bias (5,)): only linear layers and batch norms are known. Take",
+        ),
+        (
+            nn.Sequential(nn.Conv1d(WIDTH, 3, 1)),
+            "layer 0 (weight (3, 6, 1), bias (3,)): only linear layers and batch norms are known",
+        ),
+        (
+            nn.Sequential(linear(WIDTH + 1, 3)),
+            "it takes 7 numbers, and the layer before it gives 6. Take",
+        ),
+        (
+            nn.Sequential(linear(WIDTH, 5), nn.BatchNorm1d(4)),
+            "it takes 4 numbers, and the layer before it gives 5. Take",
+        ),
+        (
+            nn.Sequential(linear(WIDTH, 5), nn.ReLU(), nn.Dropout(), linear(5, 3)),
+            "layer 2 (no weights): nothing is known of its layers 1 and 2. Take",
+        ),
+        (
+            nn.ModuleDict({"layers": linear(WIDTH, 3)}),
+            "layer layers (weight (3, 6), bias (3,)): it is no sequence of layers. Take",
+        ),
+    ],
+)
+def test_what_cannot_be_rebuilt_is_refused(projector: nn.Module, message: str) -> None:
+    with pytest.raises(CheckpointError) as error:
+        rebuild_projector(state_of(projector), WIDTH, FILE)
+    assert f"{message}" in str(error.value)
+    assert str(error.value).startswith(
+        "checkpoint=run/x.ckpt: its projector can't be rebuilt: layer "
+    )
+
+
+def test_vectors_have_length_one_and_nothing_learns() -> None:
+    backbone = nn.Sequential(nn.Flatten(), nn.Linear(12, WIDTH), nn.BatchNorm1d(WIDTH))
+    model = Encoder(backbone, nn.Sequential(linear(WIDTH, 3)))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    images = torch.randn(10, 3, 2, 2)
+    features, vectors = encoder.embed(model, iter(images.split(4)), torch.device("cpu"))
+    assert features.shape == (10, WIDTH)
+    assert vectors.shape == (10, 3)
+    torch.testing.assert_close(torch.from_numpy(vectors).norm(dim=1), torch.ones(10))
+    torch.testing.assert_close(model(images), torch.from_numpy(vectors))
+    plain = Encoder(backbone)(images)
+    expected = torch.from_numpy(features) / torch.from_numpy(features).norm(dim=1, keepdim=True)
+    torch.testing.assert_close(plain, expected)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+# ---------------------------------------------------------------------- whole checkpoints
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """Every backbone is a tiny one; what it was asked for with is kept."""
+    asked: list[tuple[Any, ...]] = []
+
+    def build(*arguments: Any) -> tuple[nn.Module, int]:
+        asked.append(arguments)
+        return nn.Sequential(nn.Flatten(), nn.Linear(12, WIDTH)), WIDTH
+
+    monkeypatch.setattr(encoder, "build_backbone", build)
+    return asked
+
+
+def write(folder: Path, config: Any = None, projector: bool = True, epoch: int = 7) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    backbone = nn.Sequential(nn.Flatten(), nn.Linear(12, WIDTH))
+    state = {f"backbone.{key}": value for key, value in backbone.state_dict().items()}
+    if projector:
+        state |= state_of(LAYOUTS["moco, simclr"]())
+    torch.save({"state_dict": state, "epoch": epoch}, folder / f"x-ep={epoch}.ckpt")
+    if config is not None:
+        (folder / "args.json").write_text(json.dumps(config))
+    return folder / f"x-ep={epoch}.ckpt"
+
+
+CONFIG = {
+    "method": "mocov2plus",
+    "backbone": {"name": "resnet18", "kwargs": {"width": 1}},
+    "data": {"dataset": "cifar10"},
+}
+
+
+def test_a_checkpoint_is_built_as_its_run_was(tmp_path: Path, built: list[Any]) -> None:
+    path = write(tmp_path, CONFIG)
+    loaded = encoder.load(path, data={"dataset": "imagenet"})  # studied with other images
+    assert built == [("resnet18", "mocov2plus", {"width": 1}, "cifar10")]
+    assert (loaded.file, loaded.config, loaded.epoch, loaded.notes) == (path, CONFIG, 8, [])
+    state = torch.load(path)["state_dict"]
+    for key, value in loaded.encoder.state_dict().items():
+        assert torch.equal(value, state[key]), key
+
+
+def test_a_folder_stands_for_its_newest_checkpoint(tmp_path: Path, built: list[Any]) -> None:
+    write(tmp_path, CONFIG, epoch=1)
+    assert encoder.load(write(tmp_path, epoch=2).parent).epoch == 3
+
+
+def test_what_is_given_wins_over_the_run(tmp_path: Path, built: list[Any]) -> None:
+    write(tmp_path, CONFIG)
+    encoder.load(tmp_path, {"backbone": {"name": "resnet50", "kwargs": {}}, "method": "byol"})
+    assert built[0][:2] == ("resnet50", "byol")
+
+
+def test_without_args_json_the_missing_keys_are_named(tmp_path: Path, built: list[Any]) -> None:
+    path = write(tmp_path)
+    with pytest.raises(ConfigError) as error:
+        encoder.load(path)
+    assert str(error.value) == (
+        f"backbone.name, data.dataset: not known for {path}; its args.json isn't there. Add "
+        "backbone.name=resnet18 data=cifar10, for instance, as the run was trained with."
+    )
+    encoder.load(path, {"backbone": {"name": "resnet18"}}, {"dataset": "cifar100"})
+    assert built == [("resnet18", None, {}, "cifar100")]
+
+
+def test_a_config_without_a_backbone_says_so(tmp_path: Path, built: list[Any]) -> None:
+    path = write(tmp_path, {"data": {"dataset": "cifar10"}})
+    text = "backbone.name: not known for .*; its args.json has no such key. Add"
+    with pytest.raises(ConfigError, match=text):
+        encoder.load(path)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", ""])
+def test_a_damaged_config_is_refused(tmp_path: Path, built: list[Any], text: str) -> None:
+    path = write(tmp_path)
+    (tmp_path / "args.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"args.json: can't be read .*Mend it, or take it"):
+        encoder.load(path)
+
+
+def test_without_a_projector_the_features_are_taken(tmp_path: Path, built: list[Any]) -> None:
+    loaded = encoder.load(write(tmp_path, CONFIG, projector=False))
+    assert loaded.encoder.projector is None
+    assert loaded.notes == [
+        "x-ep=7.ckpt: this checkpoint has no projector, so the features of its backbone are "
+        "compared, not vectors of the contrastive loss."
+    ]
+
+
+def test_a_backbone_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, CONFIG | {"backbone": {"name": "resnet18", "kwargs": {}}})
+    with pytest.raises(CheckpointError, match="its backbone doesn't fit backbone.name and data"):
+        encoder.load(path)
+
+
+def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path, built: list[Any]) -> None:
+    class Bomb:
+        def __reduce__(self) -> Any:
+            return (tmp_path.joinpath("executed").touch, ())
+
+    (tmp_path / "args.json").write_text(json.dumps(CONFIG))
+    torch.save({"state_dict": Bomb()}, tmp_path / "x.ckpt")
+    with pytest.raises(CheckpointError, match="can't be read; it is cut off, or no checkpoint"):
+        encoder.load(tmp_path / "x.ckpt")
+    assert not (tmp_path / "executed").exists()
+
+
+IN_THE_HOST = """
+import json, sys, torch
+from pathlib import Path
+from omegaconf import OmegaConf
+from solo.methods import METHODS
+from torch.nn import functional as F
+from solo_hardneg.analysis import encoder
+
+small = {"proj_hidden_dim": 16, "proj_output_dim": 8, "pred_hidden_dim": 8, "temperature": 0.2,
+         "queue_size": 32, "temperature_q": 0.1, "temperature_k": 0.1, "sim_loss_weight": 1.0,
+         "var_loss_weight": 1.0, "cov_loss_weight": 1.0, "lamb": 1.0, "scale_loss": 1.0,
+         "iternorm": False}
+for number, (method, backbone) in enumerate(json.loads(sys.argv[2])):
+    cfg = OmegaConf.create({
+        "method": method, "max_epochs": 1, "backbone": {"name": backbone, "kwargs": {}},
+        "data": {"dataset": "cifar10", "num_classes": 10, "num_large_crops": 2,
+                 "num_small_crops": 0},
+        "optimizer": {"name": "sgd", "batch_size": 4, "lr": 0.1, "weight_decay": 0,
+                      "classifier_lr": 0.1},
+        "scheduler": {"name": "none"}, "momentum": {"base_tau": 0.99, "final_tau": 1.0},
+        "method_kwargs": small})
+    torch.manual_seed(number)
+    model = METHODS[method](cfg).train()
+    size = 224 if backbone.startswith("vit") else 32
+    images = torch.randn(4, 3, size, size)
+    model(images)  # moves the batch norms
+    model.eval()
+    folder = Path(sys.argv[1]) / f"{method}-{backbone}"
+    folder.mkdir()
+    torch.save({"state_dict": model.state_dict(), "epoch": 0}, folder / "x-ep=0.ckpt")
+    (folder / "args.json").write_text(json.dumps(OmegaConf.to_container(cfg)))
+    with torch.no_grad():
+        expected = F.normalize(model(images)["z"], dim=1)
+    difference = (encoder.load(folder).encoder(images) - expected).abs().max().item()
+    print("DIFFERENCE", method, backbone, difference)
+    (folder / "x-ep=0.ckpt").unlink()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.host
+def test_checkpoints_of_the_hosts_methods_give_what_the_methods_give(tmp_path: Path) -> None:
+    checkout = solo_learn_checkout()
+    if checkout is None:
+        pytest.skip("no checkout of solo-learn")
+    names = ("mocov2plus", "simclr", "supcon", "nnclr", "byol", "ressl", "vibcreg", "simsiam")
+    pairs = [(name, "resnet18") for name in names]
+    # backbones that only solo-learn has, the ViT of MoCo v3 among them
+    pairs += [("mocov3", "resnet18"), ("simclr", "wide_resnet28w2"), ("mocov3", "vit_tiny")]
+    script = tmp_path / "in_the_host.py"
+    script.write_text(IN_THE_HOST)
+    paths = {"PYTHONPATH": str(checkout)}
+    result = run_python(script, tmp_path, json.dumps(pairs), cwd=tmp_path, env=paths).ok()
+    lines = [line.split()[1:] for line in result.out.splitlines() if line.startswith("DIFFERENCE")]
+    assert [(method, backbone) for method, backbone, _ in lines] == pairs
+    for method, backbone, difference in lines:
+        assert float(difference) < 1e-5, (method, backbone)
