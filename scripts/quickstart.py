@@ -1,7 +1,8 @@
 """Which negatives do MoCo and SimCLR need? Several choices, on real images.
 
 Trains and evaluates on the 1,797 handwritten digits that scikit-learn ships, so nothing is
-downloaded. What is there already is not done again.
+downloaded; then looks at the negatives of the runs, and lays them side by side in a report. What is
+there already is not done again.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ SMALL = (
     "optimizer.batch_size=64",
     "scheduler.warmup_epochs=2",
     "knn_eval.enabled=True",
+    "hardness.enabled=True",
+    "hardness.every_n_steps=11",  # of 22 in an epoch
 )
 MOCO = ("optimizer.lr=0.12", "method_kwargs.queue_size=1024")
 SIMCLR = ("optimizer.lr=0.4",)
@@ -79,6 +82,7 @@ METHODS = (
     replace(HARDEST, title="banded, hardest 5 %"),
     _moco("curriculum", "curriculum", "negatives=curriculum"),
 )
+STUDY = ("queries=700", "negatives=700")  # of 1,437 images
 LINEAR = ("data=digits", "optimizer.batch_size=64", "optimizer.lr=4.0")
 console = Console()
 
@@ -136,7 +140,9 @@ def main(
             (*LINEAR, *common, source, f"max_epochs={linear_epochs}"),
         )
         results[choice.name] = pretrained, evaluated
-    report(out / ("methods.md" if methods else "table.md"), choices, results)
+    kind = "methods" if methods else "table"
+    tabulate(out / f"{kind}.md", choices, results)
+    look(out / f"report-{kind}", results)
     console.print(f"{time.time() - began:.0f} seconds in all.")
 
 
@@ -175,7 +181,22 @@ def step(
     return outcome
 
 
-def report(
+def look(out: Path, results: dict[str, tuple[Outcome, Outcome]]) -> None:
+    """Studies the trained encoders, and reports all that was seen, as one HTML file."""
+    from solo_hardneg.analysis.analyze import analyze
+    from solo_hardneg.analysis.report import report
+
+    console.print(Rule("analysing and reporting"))
+    for pretrained, _ in results.values():
+        study = Path(pretrained.folder) / "analysis" / "study.npz"
+        if not study.is_file():
+            analyze([pretrained.folder], STUDY)
+    folders = [Path(outcome.folder) for pair in results.values() for outcome in pair]
+    page = report(folders, out, title="Handwritten digits: which negatives are needed?")
+    console.print(f"The report: {page.resolve()}", soft_wrap=True)
+
+
+def tabulate(
     markdown: Path, choices: tuple[Choice, ...], results: dict[str, tuple[Outcome, Outcome]]
 ) -> None:
     """Prints the table, and writes it as Markdown beside the runs."""

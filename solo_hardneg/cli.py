@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from solo_hardneg.errors import HardnegError
@@ -102,6 +103,48 @@ def analyze(
         show(study(*told_apart(arguments), progress=True), Console())
     except HardnegError as error:
         sys.exit(f"{type(error).__name__}: {error}")
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(help="folders of runs, or folders above them", metavar="RUN...")
+    ],
+    out: Annotated[Path, typer.Option(help="the folder to write into")] = Path("report"),
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            help="the group that the others are compared with, as the table calls it; by default, "
+            "the one with all negatives of the same family"
+        ),
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="the page's title")] = None,
+) -> None:
+    """Lay runs side by side: accuracies, the papers' numbers, and what was seen of the negatives.
+
+    Writes one HTML file that needs no network, Markdown and CSV.
+    """
+    try:
+        from solo_hardneg.analysis.report import write
+        from solo_hardneg.analysis.summary import readable
+
+        made = write(runs, out, baseline, title)
+    except HardnegError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    rows = readable(made.summary)
+    # A terminal is narrower than the page.
+    rows = rows[[name for name in rows.columns if "top 5" not in name]]
+    table = Table(title="Accuracy in percent, differences to the baseline in points")
+    for name in rows.columns:
+        title = "difference" if name.endswith("difference") else escape(name)
+        table.add_column(title, justify="left" if name == "group" else "right", overflow="fold")
+    for row in rows.itertuples(index=False):
+        table.add_row(*map(escape, row))  # a name may hold what rich takes for markup
+    console = Console()
+    console.print(table)
+    for sentence in made.sentences:
+        console.print(escape(sentence))
+    console.print(f"The report: {escape(str(made.html.resolve()))}", soft_wrap=True)
 
 
 def _hydra(program: str, arguments: list[str]) -> None:

@@ -15,20 +15,24 @@ Of several processes or steps, means are averaged by ``weight`` and counts summe
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from solo_hardneg.errors import DataError
 
 SCHEMA_VERSION = 1
 _PREFIX = b"solo_hardneg."
+_NAME = re.compile(r"epoch(\d+)-rank\d+\.parquet")
 FIELDS = pa.schema(
     [
         ("schema", pa.int16()),
@@ -110,10 +114,21 @@ class Rows:
         return path
 
 
-def read(folder: Path) -> Records:
+def first_late(epochs: Iterable[int], late: float) -> int:
+    """The epoch in which the last ``late`` share of those recorded begins."""
+    known = sorted(set(epochs))
+    return known[-max(math.ceil(late * len(known)), 1)]
+
+
+def read(folder: Path, late_images: float = 1.0) -> Records:
     """Reads what a run recorded.
 
     A file that is cut short, of another version or none of ours is left out, with a note.
+
+    Args:
+        folder: ``RUN/hardness``.
+        late_images: the share of the epochs, the last ones, of which the images' counts are read.
+            They are most of all rows: a row for each image and epoch.
 
     Raises:
         DataError: there is no such folder, or nothing in it that can be read.
@@ -123,14 +138,18 @@ def read(folder: Path) -> Records:
             f"{folder}: there is no such folder. Record a run with hardness.enabled=true."
         )
     tables, notes, config = [], [], {}
-    for path in sorted(folder.glob("*.parquet")):
+    paths = sorted(folder.glob("*.parquet"))
+    named = [int(found[1]) for path in paths if (found := _NAME.fullmatch(path.name))]
+    late = first_late(named, late_images) if named else 0
+    for path in paths:
         try:
             metadata = _metadata(path)
             table = pq.ParquetFile(path, read_dictionary=["kind", "quantity"]).read()
         except (OSError, pa.ArrowException, ValueError, DataError) as error:
             notes.append(f"{path}: left out, because {_why(error)}")
             continue
-        tables.append(table.to_pandas())
+        early = pc.and_(pc.equal(table["kind"], "image"), pc.less(table["epoch"], late))
+        tables.append(table.filter(pc.invert(early)).to_pandas())
         config = json.loads(metadata["config"])
         notes += [note for note in json.loads(metadata["notes"]) if note not in notes]
     if not tables:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from omegaconf import OmegaConf
 
 from solo_hardneg.analysis import plots
 from solo_hardneg.analysis.figures import figures, tsne
+from solo_hardneg.analysis.groups import group as groups_of
 from solo_hardneg.analysis.plots import Plot
+from solo_hardneg.analysis.runs import Run
 from solo_hardneg.analysis.study import QUANTITIES, Study, class_pairs, t_tests
 from solo_hardneg.errors import DataError
 
@@ -22,14 +22,6 @@ if TYPE_CHECKING:
     from pandas import DataFrame
     from rich.console import Console
 
-# In which runs may differ that are seeds of one another: seed, names, places, and the machine.
-_NOT_THE_RUN = (
-    *("seed", "name", "checkpoint", "auto_resume", "resume_from_checkpoint", "wandb"),
-    *("wandb_run_id", "pretrained_feature_extractor", "hardness", "knn_eval", "dali"),
-    *("data.train_path", "data.val_path", "data.num_workers", "data.download", "data.format"),
-    *("accelerator", "devices", "num_nodes", "strategy", "sync_batchnorm", "precision"),
-    *("enable_progress_bar", "enable_model_summary", "performance", "debug_augmentations"),
-)
 _TABLES = {"anti-correlated": "A4", "correlated": "A5", "orthogonal": "A6"}
 
 
@@ -75,7 +67,7 @@ def write(done: Sequence[Studied], out: Path | None) -> Results:
     Raises:
         DataError: a folder can't be written to.
     """
-    indexes = group([(one.config, one.study) for one in done])
+    indexes = group(done)
     places = _places(done, indexes, out)
     single = len(done) == 1
     folder = places[0] if single else (out or Path("analysis"))
@@ -135,87 +127,17 @@ def _slug(text: str) -> str:
     return re.sub(r"[^\w.]+", "-", text).strip("-.") or "study"
 
 
-# ---------------------------------------------------------------------- groups
-
-
-def group(runs: Sequence[tuple[Mapping[str, Any], Study]]) -> dict[str, list[int]]:
-    """Which runs are seeds of one another, by a label that says what they are.
-
-    Args:
-        runs: the config of each run, and its study.
-
-    Returns:
-        label to places in ``runs``, in the order in which they are given.
-    """
-    flat = [_flat(config) for config, _ in runs]
-    keys: list[tuple[Any, ...]] = []
-    for (_, study), config in zip(runs, flat, strict=True):
-        # without a config nobody knows whether two checkpoints are of one kind
-        own = sorted(config.items()) or study.info.get("checkpoint")
-        keys.append((repr(own), study.info.get("epoch")))
-    members: dict[tuple[Any, ...], list[int]] = {}
-    for place, key in enumerate(keys):
-        members.setdefault(key, []).append(place)
-    firsts = [places[0] for places in members.values()]
-    labels = _labels([runs[i] for i in firsts], [flat[i] for i in firsts])
-    return dict(zip(labels, members.values(), strict=True))
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Dotted keys, without those in which seeds may differ."""
-    found: dict[str, str] = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        if name in _NOT_THE_RUN:
-            continue
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{name}.")
-        elif value is not None:
-            found[name] = str(value)
-    return found
-
-
-def _labels(
-    runs: Sequence[tuple[Mapping[str, Any], Study]], flat: Sequence[Mapping[str, str]]
-) -> list[str]:
-    """A label for each group: method and negatives, and what else tells it from the others."""
-    labels = []
-    for config, study in runs:
-        policy = describe(config.get("negatives"))
-        name = str(config.get("method") or config.get("name") or study.info.get("checkpoint"))
-        labels.append(f"{name}, {policy}" if policy else name)
-    for label in [x for x in dict.fromkeys(labels) if labels.count(x) > 1]:
-        same = [i for i, other in enumerate(labels) if other == label]
-        every = {key for i in same for key in flat[i] if not key.startswith("negatives.")}
-        differing = sorted(k for k in every if len({flat[i].get(k) for i in same}) > 1)[:3]
-        for i in same:
-            parts = [f"{k}={flat[i].get(k, 'default')}" for k in differing]
-            if not parts:
-                parts = [f"epoch {runs[i][1].info.get('epoch')}"]
-            labels[i] = ", ".join([label, *parts])
-    return [
-        label if label not in labels[:i] else f"{label} ({labels[:i].count(label) + 1})"
-        for i, label in enumerate(labels)
-    ]
-
-
-def describe(policy: Any) -> str:
-    """``negatives`` of a run in a few words: a preset's name, or what it does; empty for none."""
-    if not policy or not isinstance(policy, Mapping):
-        return ""
-    for file in sorted(files("solo_hardneg.configs").joinpath("negatives").iterdir(), key=str):
-        if file.name.endswith(".yaml"):
-            preset = OmegaConf.to_container(OmegaConf.create(file.read_text(encoding="utf-8")))
-            if preset == dict(policy):
-                return file.name.removesuffix(".yaml")
-    parts = []
-    for verb, arguments in policy.items():
-        if isinstance(arguments, Mapping):
-            words = " ".join(f"{name} {value}" for name, value in arguments.items())
-            parts.append(f"{verb} {words}")
-        elif arguments is not None:
-            parts.append(f"{verb} {arguments}")
-    return ", ".join(parts)
+def group(done: Sequence[Studied]) -> dict[str, list[int]]:
+    """Which studies are of seeds of one another, by a label that says what they are."""
+    runs = []
+    for one in done:
+        # Without a config nobody knows whether two checkpoints are of one kind.
+        known = one.config or {"method": str(one.file)}
+        args = {**known, "epoch": one.study.info.get("epoch")}
+        runs.append(Run(one.file.parent, args))
+    places = {id(run): place for place, run in enumerate(runs)}
+    found = groups_of(runs, [], one_per_seed=False)
+    return {one.label: [places[id(run)] for run in one.runs] for one in found}
 
 
 def _notes(groups: Mapping[str, Sequence[Study]]) -> list[str]:

@@ -100,7 +100,7 @@ def test_one_checkpoint_is_studied_beside_itself(run: Callable[..., Path], pictu
     np.testing.assert_array_equal(again.same_class, one.same_class)
     assert (one.query_embeddings.shape, one.negative_embeddings.shape) == ((60, 4), (80, 4))
     info = {
-        "group": "mocov2_banded, hardest_5",
+        "group": "MoCo v2: hardest_5",
         "checkpoint": str(path),
         "epoch": 5,
         "method": "mocov2_banded",
@@ -182,16 +182,16 @@ def test_seeds_are_one_group_and_other_settings_another(
     ]
     found = analyze([*paths, paths[0].parent], [*SMALL, f"out={tmp_path}/out"])  # one of them twice
     assert {label: len(studies) for label, studies in found.groups.items()} == {
-        "mocov2_banded, hardest_5, method_kwargs.temperature=0.2": 2,
-        "simclr": 1,
-        "mocov2_banded, hardest_5, method_kwargs.temperature=0.5": 1,
+        "MoCo v2: hardest_5, temperature 0.2": 2,
+        "SimCLR: all": 1,
+        "MoCo v2: hardest_5, temperature 0.5": 1,
     }
     folders = {p.parent.name for p in found.written if p.name == "study.npz"}
     assert folders == {
-        "mocov2_banded-hardest_5-method_kwargs.temperature-0.2-seed1",
-        "mocov2_banded-hardest_5-method_kwargs.temperature-0.2-seed2",
-        "mocov2_banded-hardest_5-method_kwargs.temperature-0.5-seed1",
-        "simclr-seed1",
+        "MoCo-v2-hardest_5-temperature-0.2-seed1",
+        "MoCo-v2-hardest_5-temperature-0.2-seed2",
+        "MoCo-v2-hardest_5-temperature-0.5-seed1",
+        "SimCLR-all-seed1",
     }
     tests = pd.read_csv(tmp_path / "out" / "t-tests.csv")
     assert tests["seeds"][0] == 2
@@ -202,7 +202,7 @@ def test_seeds_are_one_group_and_other_settings_another(
     percentiles = pd.read_csv(tmp_path / "out" / "percentiles.csv")
     expected = np.concatenate([s.similarity for s in found.studies])
     np.testing.assert_allclose(percentiles["similarity"], expected)
-    assert (tmp_path / "out" / "table-A5-correlated-simclr.csv").is_file()
+    assert (tmp_path / "out" / "table-A5-correlated-SimCLR-all.csv").is_file()
     for study in found.studies[1:]:  # all see the same images
         np.testing.assert_array_equal(study.query_indexes, found.studies[0].query_indexes)
 
@@ -213,8 +213,8 @@ def test_checkpoints_of_one_run_are_no_seeds_of_each_other(
     monkeypatch.chdir(tmp_path)
     found = analyze([run("a", epoch=4), run("a", epoch=9)], SMALL)
     assert [*found.groups] == [
-        "mocov2_banded, hardest_5, epoch 5",
-        "mocov2_banded, hardest_5, epoch 10",
+        "MoCo v2: hardest_5, epoch 5",
+        "MoCo v2: hardest_5, epoch 10",
     ]
     places = sorted(p for p in found.written if p.name == "study.npz")
     assert places == [tmp_path / "a" / "analysis" / f"a-ep-{e}" / "study.npz" for e in (4, 9)]
@@ -223,7 +223,7 @@ def test_checkpoints_of_one_run_are_no_seeds_of_each_other(
 
 def test_equal_seeds_are_noted(run: Callable[..., Path], tmp_path: Path) -> None:
     found = analyze([run("a"), run("b")], [*SMALL, f"out={tmp_path}/out"])
-    text = "mocov2_banded, hardest_5: of these runs several have the same seed, so their spread "
+    text = "MoCo v2: hardest_5: of these runs several have the same seed, so their spread "
     assert f"{text}says little." in found.notes
     assert len(found.groups) == 1
     saved = {p for p in found.written if p.name == "study.npz"}

@@ -20,7 +20,7 @@ def test_a_run_of_the_standalone_host_is_studied_from_the_command_line(tmp_path:
     (folder,) = (tmp_path / "runs" / "mocov2_banded").iterdir()
     settings = ["queries=100", "negatives=200", "percentiles=20", "device=cpu"]
     done = run_python("-m", "solo_hardneg", "analyze", folder, *settings, cwd=tmp_path).ok()
-    assert "mocov2_banded, hardest_5" in done.out
+    assert "MoCo v2: hardest_5" in done.out
     one = load(folder / "analysis" / "study.npz")
     # even an untrained network finds like digits alike
     assert one.scalars["same_class/hardest_5"] > 2 * one.scalars["same_class/easiest_95"]

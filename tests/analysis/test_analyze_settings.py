@@ -105,20 +105,6 @@ def test_too_few_images_shrink_both_in_proportion() -> None:
 # ---------------------------------------------------------------------- words
 
 
-@pytest.mark.parametrize(
-    ("policy", "words"),
-    [
-        (None, ""),
-        ({}, ""),
-        ({"keep": {"band": [0.95, 1.0]}}, "hardest_5"),
-        ({"keep": {"band": [0.5, 1.0]}, "fill": "older"}, "keep band [0.5, 1.0], fill older"),
-        ({"keep": None, "reweight": {"beta": 2.0}}, "reweight beta 2.0"),
-    ],
-)
-def test_negatives_in_a_few_words(policy: Any, words: str) -> None:
-    assert results.describe(policy) == words
-
-
 def test_tables_in_markdown() -> None:
     table = pd.DataFrame({"a|b": ["x|y", None], "n": [0.123456, np.nan], "i": [1, 2]})
     assert results.markdown(table) == (

@@ -1,0 +1,363 @@
+"""The table of a report: accuracies by group, against baselines, and against the papers.
+
+All accuracies are in percent, differences in points. The standard deviation is the sample's
+(n - 1), between seeds; differences are tested by Welch's t-test, which doesn't take both sides'
+spread for equal, and not corrected for how many there are.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from solo_hardneg.analysis import published
+from solo_hardneg.analysis.groups import Group, differing, words_for
+from solo_hardneg.analysis.published import Cell
+from solo_hardneg.analysis.runs import Note, Run, section
+
+# What is compared, the most telling first; top 1 where it doesn't say top 5.
+METRICS = {
+    "linear": "linear",
+    "linear5": "linear top 5",
+    "linear_knn": "kNN afterwards",
+    "knn": "kNN during training",
+    "online": "online",
+}
+_PUBLISHED = {"top1": "linear", "top5": "linear5"}
+# How many images the hosts validate on, where that is known.
+TEST_IMAGES = {
+    "cifar10": 10_000,
+    "cifar100": 10_000,
+    "digits": 360,
+    "imagenet": 50_000,
+    "imagenet100": 5_000,
+}
+SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True)
+class Value:
+    """A metric over seeds; NaN where it isn't known.
+
+    Attributes:
+        values: of the seeds that have it.
+    """
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Over the seeds that have it."""
+        return float(np.mean(self.values)) if self.values else math.nan
+
+    @property
+    def std(self) -> float:
+        """Between seeds; NaN for fewer than two."""
+        return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else math.nan
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A published number beside ours.
+
+    Attributes:
+        cell: what was published.
+        distance: ours minus theirs.
+        difference: theirs minus the same table's number for our baseline; NaN if there is none.
+    """
+
+    cell: Cell
+    distance: float
+    difference: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """A group in the table.
+
+    Attributes:
+        group: whose row it is.
+        baseline: what it is compared with, if anything.
+        values: by the names in ``METRICS``.
+        differences: (difference to the baseline, p of Welch's test), where both have the metric.
+        published: the papers' numbers for the same experiment.
+        differing: what else than method and negatives differs from the baseline.
+    """
+
+    group: Group
+    baseline: Group | None
+    values: Mapping[str, Value]
+    differences: Mapping[str, tuple[float, float]]
+    published: Sequence[Placed] = ()
+    differing: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All rows; ``metrics`` are those that any of them has, ``notes`` what to mind."""
+
+    rows: Sequence[Row]
+    metrics: Sequence[str]
+    notes: Sequence[Note] = field(default_factory=tuple)
+
+
+def value_of(run: Run, metric: str) -> float:
+    """A run's last value of one of ``METRICS``, in percent; NaN if it has none."""
+    if metric == "online":
+        return run.last("val_acc1")
+    if metric == "knn":
+        return run.last("val_knn_acc1")
+    names = {"linear": "val_acc1", "linear5": "val_acc5", "linear_knn": "val_knn_acc1"}
+    return math.nan if run.linear is None else run.linear.last(names[metric])
+
+
+def summarize(groups: Sequence[Group], baselines: Mapping[str, Group | None]) -> Summary:
+    """Means over seeds, differences to the baselines, and the papers' numbers.
+
+    Args:
+        groups: at least one.
+        baselines: for each group's label, what to compare it with.
+    """
+    values = {g.label: {metric: _value(g, metric) for metric in METRICS} for g in groups}
+    rows = []
+    for one in groups:
+        base, mine = baselines[one.label], values[one.label]
+        theirs = {} if base is None else values[base.label]
+        differences = {
+            metric: (mine[metric].mean - value.mean, welch(mine[metric].values, value.values))
+            for metric, value in theirs.items()
+            if mine[metric].values and value.values
+        }
+        placed = _placed(one, base, mine)
+        keys = [] if base is None else differing([one, base])
+        other = [] if base is None else [_unlike(key, one, base) for key in keys]
+        rows.append(Row(one, base, mine, differences, placed, other))
+    metrics = [m for m in METRICS if any(row.values[m].values for row in rows)]
+    return Summary(rows, metrics, _unfair(groups))
+
+
+def _unlike(key: str, one: Group, base: Group) -> str:
+    here, there = (words_for(key, g.settings[key]) for g in (one, base))
+    return f"{here}, not {there}"
+
+
+def _value(group: Group, metric: str) -> Value:
+    found = [value_of(run, metric) for run in group.runs]
+    return Value(tuple(value for value in found if math.isfinite(value)))
+
+
+def welch(one: Sequence[float], other: Sequence[float]) -> float:
+    """The two-sided p of Welch's t-test; NaN with fewer than two values on a side, or no spread."""
+    from scipy.stats import ttest_ind
+
+    if min(len(one), len(other)) < 2 or len({*one}) == len({*other}) == 1:
+        return math.nan
+    with warnings.catch_warnings():  # of values that are nearly equal, which is no news
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return float(ttest_ind(one, other, equal_var=False).pvalue)
+
+
+def _placed(group: Group, base: Group | None, mine: Mapping[str, Value]) -> list[Placed]:
+    beside_ours = [] if base is None else published.matching(base.args)
+    theirs = {_place(cell): cell for cell in reversed(beside_ours)}  # of several, the first
+    theirs |= {(*_place(cell), cell.table): cell for cell in beside_ours}
+    found: dict[tuple[Any, ...], Placed] = {}
+    for cell in published.matching(group.args):
+        # The baseline of the same table or, where it has none, the paper's.
+        beside = theirs.get((*_place(cell), cell.table)) or theirs.get(_place(cell))
+        distance = mine[_PUBLISHED[cell.metric]].mean - cell.value
+        gap = math.nan if beside is None else cell.value - beside.value
+        # A number that a paper prints in two tables stands once.
+        key = (cell.paper, cell.metric, cell.temperature, cell.value, cell.std)
+        found.setdefault(key, Placed(cell, distance, gap))
+    return list(found.values())
+
+
+def _place(cell: Cell) -> tuple[Any, ...]:
+    return cell.paper, cell.dataset, cell.config, cell.temperature, cell.metric
+
+
+def _unfair(groups: Sequence[Group]) -> list[Note]:
+    """Linear evaluations of different settings, of runs on the same data, are not comparable."""
+    settings: dict[tuple[str, str], set[str]] = {}
+    for run in (run for g in groups for run in g.runs if run.linear is not None):
+        dataset = str(section(run.args, "data").get("dataset"))
+        for key, value in _evaluation(run.linear.args if run.linear else {}).items():
+            settings.setdefault((dataset, key), set()).add(value)
+    return [
+        Note(
+            f"linear evaluations of the runs on {dataset}",
+            f"they differ in {key} ({', '.join(sorted(values))}), so their accuracies can't be "
+            "fairly compared.",
+        )
+        for (dataset, key), values in sorted(settings.items())
+        if len(values) > 1
+    ]
+
+
+def _evaluation(args: Mapping[str, Any]) -> dict[str, str]:
+    optimizer, data = section(args, "optimizer"), section(args, "data")
+    return {
+        "max_epochs": str(args.get("max_epochs")),
+        "optimizer.name": str(optimizer.get("name")),
+        "optimizer.lr": str(optimizer.get("lr")),
+        "optimizer.batch_size": str(optimizer.get("batch_size")),
+        "optimizer.weight_decay": str(optimizer.get("weight_decay")),
+        "data.dataset": str(data.get("dataset")),
+    }
+
+
+def sampling_noise(row: Row, metric: str) -> float:
+    """How far two equally good models' accuracies may lie apart by the choice of test images.
+
+    Half the width, in points, of the 95 % interval of the difference of two binomial shares at
+    this row's mean; NaN where it isn't known how many test images there are.
+    """
+    data = section(row.group.args, "data")
+    number = TEST_IMAGES.get(str(data.get("dataset")), 0)
+    if not number or "limit_val_batches" in row.group.args:
+        return math.nan
+    share = min(max(row.values[metric].mean / 100, 1 / number), 1 - 1 / number)
+    return 100 * 1.96 * math.sqrt(2 * share * (1 - share) / number)
+
+
+# ---------------------------------------------------------------------- as tables
+
+
+def percent(value: Value) -> str:
+    """``96.1``, or ``96.1 ± 0.3`` for several seeds; empty where it isn't known."""
+    if not value.values:
+        return ""
+    return f"{value.mean:.1f}" + (f" ± {value.std:.1f}" if len(value.values) > 1 else "")
+
+
+def points(difference: float) -> str:
+    """``+4.7`` or ``−2.5``."""
+    return f"{difference:+.1f}".replace("-", "−")
+
+
+def p_value(p: float) -> str:
+    """``p = 0.03``, ``p < 0.001``; empty where it isn't known."""
+    if math.isnan(p):
+        return ""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+
+
+def readable(summary: Summary) -> pd.DataFrame:
+    """The table for people: texts, one row for each group."""
+    rows = []
+    for row in summary.rows:
+        cells = {"group": row.group.label, "seeds": str(row.group.seeds)}
+        for metric in summary.metrics:
+            title = METRICS[metric]
+            cells[title] = percent(row.values[metric])
+            if any(r.differences for r in summary.rows):
+                cells[f"{title}, difference"] = _difference(row, metric)
+        rows.append(cells)
+    return pd.DataFrame(rows)
+
+
+def beside(summary: Summary) -> pd.DataFrame:
+    """The papers' numbers for the same experiments, and where ours stand, for people."""
+    rows = []
+    for row in summary.rows:
+        for placed in row.published:
+            metric = _PUBLISHED[placed.cell.metric]
+            ours = percent(row.values[metric])
+            cells = {
+                "group": row.group.label,
+                "published": _published(placed),
+                "here": ours,
+                "here minus published": points(placed.distance) if ours else "",
+                "published difference to the baseline": _known(placed.difference),
+                "difference here": _difference(row, metric),
+                "remark": "; ".join(t for t in (placed.cell.note, placed.cell.remark) if t),
+            }
+            rows.append(cells)
+    return pd.DataFrame(rows)
+
+
+def _known(difference: float) -> str:
+    return "" if math.isnan(difference) else points(difference)
+
+
+def _difference(row: Row, metric: str) -> str:
+    if metric not in row.differences:
+        return ""
+    difference, p = row.differences[metric]
+    return points(difference) + (f" ({p_value(p)})" if p_value(p) else "")
+
+
+def _published(placed: Placed) -> str:
+    """``67.5 ± 0.1 top-1, 3 seeds (Cai et al. 2020, Table 1)``."""
+    cell = placed.cell
+    spread = "" if cell.std is None else f" ± {cell.std:g}"
+    seeds = "" if cell.seeds is None else f", {cell.seeds} seeds"
+    kind = {"top1": "top-1", "top5": "top-5"}[cell.metric]
+    return f"{cell.value:g}{spread} {kind}{seeds} ({cell.source})"
+
+
+def numbers(summary: Summary) -> pd.DataFrame:
+    """The table for programs: one row for each group, numbers unrounded."""
+    rows = []
+    for row in summary.rows:
+        cells: dict[str, Any] = {
+            "group": row.group.label,
+            "seeds": row.group.seeds,
+            "baseline": "" if row.baseline is None else row.baseline.label,
+        }
+        for metric in METRICS:
+            value = row.values[metric]
+            difference, p = row.differences.get(metric, (math.nan, math.nan))
+            cells |= {
+                f"{metric}_mean": value.mean,
+                f"{metric}_std": value.std,
+                f"{metric}_seeds": len(value.values),
+                f"{metric}_difference": difference,
+                f"{metric}_p": p,
+            }
+        cells["published"] = "; ".join(_published(p) for p in row.published)
+        cells["distance"] = "; ".join(_known(p.distance) for p in row.published)
+        rows.append(cells)
+    return pd.DataFrame(rows)
+
+
+def of_runs(groups: Sequence[Group]) -> pd.DataFrame:
+    """One row for each run that counts."""
+    rows = []
+    for one in groups:
+        for run in one.runs:
+            cells: dict[str, Any] = {
+                "group": one.label,
+                "seed": run.seed,
+                "name": run.args.get("name"),
+                "folder": run.folder.as_posix(),
+                "linear": "" if run.linear is None else run.linear.folder.as_posix(),
+                "epochs": run.epochs,
+                "loss": run.last("train_nce_loss_epoch"),
+            }
+            cells |= {f"{metric}_acc": value_of(run, metric) for metric in METRICS}
+            rows.append(cells)
+    return pd.DataFrame(rows)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table in Markdown; what would be markup in it is not."""
+    texts = [[plain(value) for value in row] for row in table.to_numpy(dtype=object)]
+    first = [plain(name) for name in table.columns]
+    rule = ["---"] + ["---:"] * (len(first) - 1)
+    return "".join(f"| {' | '.join(line)} |\n" for line in (first, rule, *texts))
+
+
+def plain(value: Any) -> str:
+    """A text for Markdown, in which what would be markup is none."""
+    text = " ".join(str(value).split())
+    for mark, instead in (("\\", "\\\\"), ("&", "&amp;"), ("<", "&lt;"), ("|", "\\|")):
+        text = text.replace(mark, instead)
+    return text

@@ -1,0 +1,251 @@
+"""Means, differences and tests against plain loops and SciPy, and the papers' numbers."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made_up_runs import HARDEST, MOCO, SIMCLR, changed, make_runs, write_args, write_linear
+
+from solo_hardneg.analysis import findings
+from solo_hardneg.analysis.groups import baselines, group
+from solo_hardneg.analysis.runs import Run, find
+from solo_hardneg.analysis.summary import (
+    Row,
+    Summary,
+    Value,
+    beside,
+    markdown,
+    numbers,
+    of_runs,
+    p_value,
+    percent,
+    points,
+    readable,
+    sampling_noise,
+    summarize,
+    welch,
+)
+
+FEW = st.lists(st.integers(0, 10_000).map(lambda n: n / 100), min_size=2, max_size=6)
+
+
+def summary_of(*paths: Path) -> Summary:
+    groups = group(find(paths).runs, [])
+    return summarize(groups, baselines(groups))
+
+
+def row(summary: Summary, label: str) -> Row:
+    return next(row for row in summary.rows if row.group.label == label)
+
+
+@given(FEW)
+def test_mean_and_deviation_in_plain_loops(values: list[float]) -> None:
+    mean = sum(values) / len(values)
+    squares = sum((v - mean) ** 2 for v in values)
+    found = Value(tuple(values))
+    assert found.mean == pytest.approx(mean)
+    assert found.std == pytest.approx(math.sqrt(squares / (len(values) - 1)), abs=1e-9)
+
+
+def test_one_seed_has_no_deviation() -> None:
+    assert math.isnan(Value((3.0,)).std)
+    assert math.isnan(Value(()).mean)
+    assert percent(Value((96.06,))) == "96.1"
+    assert percent(Value((96.0, 97.0))) == "96.5 ± 0.7"
+    assert percent(Value(())) == ""
+
+
+@given(FEW, FEW)
+def test_welch_from_its_formula(one: list[float], other: list[float]) -> None:
+    from scipy.stats import t
+
+    parts = []
+    for values in (one, other):
+        mean = sum(values) / len(values)
+        parts.append((mean, sum((v - mean) ** 2 for v in values) / (len(values) - 1), len(values)))
+    (m1, v1, n1), (m2, v2, n2) = parts
+    error = v1 / n1 + v2 / n2
+    if error < 1e-6 or min(v1, v2) < 1e-9:
+        return
+    freedom = error**2 / ((v1 / n1) ** 2 / (n1 - 1) + (v2 / n2) ** 2 / (n2 - 1))
+    expected = 2 * t.sf(abs(m1 - m2) / math.sqrt(error), freedom)
+    assert welch(one, other) == pytest.approx(expected, abs=1e-9)
+
+
+def test_welch_where_it_says_nothing() -> None:
+    assert math.isnan(welch([1.0], [2.0, 3.0]))
+    assert math.isnan(welch([1.0, 2.0], []))
+    assert math.isnan(welch([1.0, 1.0], [2.0, 2.0]))
+    assert welch([1.0, 1.0], [2.0, 2.5]) < 1
+
+
+def test_the_table(tmp_path: Path) -> None:
+    make_runs(tmp_path)
+    summary = summary_of(tmp_path)
+    hard = row(summary, "MoCo v2: hardest_5")
+    assert hard.values["linear"].values == (55.0, 56.0, 55.5)
+    assert hard.baseline is row(summary, "MoCo v2: all").group
+    difference, p = hard.differences["linear"]
+    assert difference == pytest.approx(-5.0)
+    assert p == pytest.approx(welch([55.0, 56.0, 55.5], [60.0, 61.0, 60.5]))
+    assert row(summary, "MoCo v2: all").differences == {}
+    one_seed = row(summary, "SimCLR: sscl").differences["linear"]
+    assert one_seed[0] == pytest.approx(3.0)
+    assert math.isnan(one_seed[1])
+    assert summary.metrics == ["linear", "linear5", "linear_knn", "online"]
+    table = readable(summary).set_index("group")
+    assert table.loc["MoCo v2: hardest_5", "linear"] == "55.5 ± 0.5"
+    assert table.loc["MoCo v2: hardest_5", "linear, difference"] == "−5.0 (p < 0.001)"
+    assert table.loc["SimCLR: sscl", "linear, difference"] == "+3.0"
+    assert table.loc["SimCLR: all", "linear, difference"] == ""
+
+
+def test_the_numbers_of_runs_and_groups(tmp_path: Path) -> None:
+    make_runs(tmp_path)
+    summary = summary_of(tmp_path)
+    table = numbers(summary).set_index("group")
+    assert table.loc["MoCo v2: hardest_5", "linear_mean"] == pytest.approx(55.5)
+    assert table.loc["MoCo v2: hardest_5", "linear_std"] == pytest.approx(0.5)
+    assert table.loc["MoCo v2: hardest_5", "linear_seeds"] == 3
+    assert table.loc["MoCo v2: hardest_5", "baseline"] == "MoCo v2: all"
+    assert math.isnan(table.loc["SimCLR: all", "linear_std"])
+    runs = of_runs([r.group for r in summary.rows])
+    assert len(runs) == 8
+    assert runs["linear_acc"].tolist() == [60.0, 61.0, 60.5, 55.0, 56.0, 55.5, 80.0, 83.0]
+    assert runs["epochs"].tolist() == [4] * 8
+
+
+def test_published_numbers_stand_beside_ours(tmp_path: Path) -> None:
+    make_runs(tmp_path)
+    summary = summary_of(tmp_path)
+    everything = row(summary, "MoCo v2: all").published
+    found = {(p.cell.table, p.cell.metric): p for p in everything}
+    top1 = found["Table 1", "top1"]
+    assert (top1.cell.value, top1.cell.std, top1.cell.seeds) == (67.48, 0.07, 3)
+    assert top1.distance == pytest.approx(60.5 - 67.48)
+    assert math.isnan(top1.difference), "it is the baseline itself"
+    hard = {(p.cell.table, p.cell.metric): p for p in row(summary, "MoCo v2: hardest_5").published}
+    place = ("Table A1 (first half)", "top1")
+    assert hard[place].difference == pytest.approx(66.69 - 67.48), "that table has no baseline"
+    sscl = {(p.cell.value, p.cell.metric): p for p in row(summary, "SimCLR: sscl").published}
+    assert sscl[86.2, "top1"].difference == pytest.approx(86.2 - 82.35, abs=0.2)
+    shown = beside(summary).set_index("group")
+    assert "67.48 ± 0.07 top-1, 3 seeds (Cai et al. 2020, Table 1)" in set(shown["published"])
+    assert "−0.8" in set(shown["published difference to the baseline"])
+
+
+def test_no_published_numbers_for_other_data(tmp_path: Path) -> None:
+    write_args(tmp_path / "a" / "b", changed(MOCO, data__dataset="digits"))
+    summary = summary_of(tmp_path)
+    assert summary.rows[0].published == []
+    assert len(beside(summary)) == 0
+
+
+def test_what_else_differs_from_the_baseline(tmp_path: Path) -> None:
+    write_args(tmp_path / "a" / "1", MOCO)
+    hard = changed(MOCO, negatives=HARDEST, method_kwargs__temperature=0.1)
+    write_args(tmp_path / "a" / "2", hard)
+    summary = summary_of(tmp_path)
+    assert [r.differing for r in summary.rows] == [[], ["temperature 0.1, not temperature 0.2"]]
+
+
+def test_linear_evaluations_of_different_settings_are_noted(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        run = write_args(tmp_path / "a" / str(seed), changed(MOCO, seed=seed))
+        write_linear(tmp_path, run, 60.0, "imagenet", lr=float(seed))
+    (note,) = summary_of(tmp_path).notes
+    assert note.where == "linear evaluations of the runs on imagenet"
+    assert note.text.startswith("they differ in optimizer.lr (1.0, 2.0), so their accuracies can't")
+
+
+def test_sampling_noise_by_trial() -> None:
+    """Two models of 90 %, on 360 images each: how far do 95 of 100 pairs lie apart?"""
+    import numpy as np
+
+    history = pd.DataFrame({"epoch": [0], "metric": ["val_acc1"], "value": [90.0]})
+    args = changed(MOCO, data__dataset="digits")
+    (one,) = group([Run(Path("a/b"), args, history)], [])
+    found = sampling_noise(Row(one, None, {"online": Value((90.0,))}, {}), "online")
+    hits = np.random.default_rng(0).binomial(360, 0.9, size=(2, 200_000))
+    apart = abs(hits[0] - hits[1]) / 3.6
+    assert np.quantile(apart, 0.95) == pytest.approx(found, abs=0.3)
+
+
+def test_noise_is_unknown_where_the_number_of_images_is() -> None:
+    for change in ({"data__dataset": "custom"}, {"limit_val_batches": 3}):
+        (one,) = group([Run(Path("a/b"), changed(SIMCLR, **change))], [])
+        assert math.isnan(sampling_noise(Row(one, None, {"online": Value((9.0,))}, {}), "online"))
+
+
+# ---------------------------------------------------------------------- sentences
+
+
+def test_what_stands_out(tmp_path: Path) -> None:
+    make_runs(tmp_path)
+    said = findings.sentences(summary_of(tmp_path), {})
+    assert said[0] == (
+        "8 runs in 4 groups on cifar10 and imagenet, with resnet18 and resnet50, 4 epochs of "
+        "pretraining; 1 to 3 seeds in each group."
+    )
+    text = " ".join(said)
+    assert "On imagenet, the highest linear accuracy is that of MoCo v2: all (60.5 ± 0.5 %)" in text
+    assert "The one difference that was tested over seeds can be told from chance" in text
+    assert "MoCo v2: hardest_5 is 5.0 points below MoCo v2: all (p < 0.001)." in text
+    assert "One difference could not be tested" in text
+    assert "differences of up to about 1.0 points can't be told from noise" in text
+    assert "Larger than that, for this seed: SimCLR: sscl (+3.0)." in text
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "expected"),
+    [
+        (((50.0, 60.0), (51.0, 60.5)), "tested over seeds can't be told from chance"),
+        (((50.0,), (50.5,)), "None is larger than that."),
+        (((50.0,), (53.5,)), "Larger than that, for this seed: MoCo v2: hardest_5 (+3.5)."),
+    ],
+)
+def test_no_more_is_said_than_the_numbers_bear(
+    tmp_path: Path, accuracies: tuple[tuple[float, ...], ...], expected: str
+) -> None:
+    for values, negatives in zip(accuracies, ({}, HARDEST), strict=True):
+        for seed, value in enumerate(values):
+            args = changed(MOCO, seed=seed, negatives=negatives, data__dataset="cifar10")
+            run = write_args(tmp_path / "mocov2" / f"{bool(negatives)}{seed}", args)
+            write_linear(tmp_path, run, value, "cifar10")
+    text = " ".join(findings.sentences(summary_of(tmp_path), {}))
+    assert expected in text
+    assert "p < 0.001" not in text
+
+
+def test_nothing_known_nothing_said(tmp_path: Path) -> None:
+    write_args(tmp_path / "a" / "b", changed(MOCO, negatives=HARDEST))
+    said = findings.sentences(summary_of(tmp_path), {})
+    assert said == [
+        "One run in one group on imagenet, with resnet50, 4 epochs of pretraining; one seed in "
+        "each group.",
+        "No accuracy is known of any of them.",
+    ]
+
+
+# ---------------------------------------------------------------------- texts
+
+
+def test_numbers_as_texts() -> None:
+    assert points(4.66) == "+4.7"
+    assert points(-3.0) == "−3.0"
+    assert (p_value(math.nan), p_value(0.0004), p_value(0.0312)) == ("", "p < 0.001", "p = 0.031")
+
+
+def test_markdown_is_no_markup() -> None:
+    table = pd.DataFrame({"a|b": ["<script>alert(1)</script>", "x\ny"], "c": ["1 & 2", "\\"]})
+    assert markdown(table) == (
+        "| a\\|b | c |\n"
+        "| --- | ---: |\n"
+        "| &lt;script>alert(1)&lt;/script> | 1 &amp; 2 |\n"
+        "| x y | \\\\ |\n"
+    )
