@@ -23,6 +23,18 @@ def quickstart(folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
+def assert_reported(page: Path, policies: list[str]) -> None:
+    """The page has a row for each policy, with its linear accuracy, and pictures of all parts."""
+    text = page.read_text()
+    for policy in policies:
+        assert f"MoCo v2: {policy}</th>" in text
+    for section in ("training", "studies"):
+        assert f'<section id="{section}">' in text
+    assert "there is no linear evaluation" not in text
+    assert "was not studied" not in text
+    assert "were not recorded" not in text
+
+
 def test_three_policies_one_table_and_no_work_twice(tmp_path: Path) -> None:
     first = quickstart(tmp_path)
     table = (tmp_path / "runs" / "table.md").read_text()
@@ -43,6 +55,11 @@ def test_three_policies_one_table_and_no_work_twice(tmp_path: Path) -> None:
         for outcome in (pretrained, linear):
             assert Path(outcome["checkpoint"]).is_file()
             assert Path(outcome["folder"]).name in first.replace("\n", "")
+    page = tmp_path / "runs" / "report-table" / "report.html"
+    assert f"The report: {page.resolve()}" in first
+    assert_reported(page, ["hardest_5", "easiest_95"])
+    studies = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("study.npz")}
+    assert len(studies) == 3
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.ckpt")}
     assert len(before) == 6
 
@@ -53,6 +70,7 @@ def test_three_policies_one_table_and_no_work_twice(tmp_path: Path) -> None:
     assert before.items() < after.items()
     assert len(after) == 7
     assert (tmp_path / "runs" / "table.md").read_text() == table
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("study.npz")} == studies
 
 
 def test_all_methods_of_the_papers_in_one_table(tmp_path: Path) -> None:
@@ -76,5 +94,7 @@ def test_all_methods_of_the_papers_in_one_table(tmp_path: Path) -> None:
     for name, cells in found.items():
         assert (cells[1] == "") == (name in ("SimCLR", "MoCo v2"))
         assert name in shown
+    page = tmp_path / "runs" / "report-methods" / "report.html"
+    assert_reported(page, ["hardest_5", "curriculum", "mix(hardest=64, pairs=64, queries=8)"])
     differences = {name: float(c[0]) - float(found["MoCo v2"][0]) for name, c in found.items()}
     assert float(found["MoCHi"][1]) == pytest.approx(differences["MoCHi"], abs=0.11)

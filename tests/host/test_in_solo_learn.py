@@ -22,11 +22,14 @@ from integration_helpers import (
     run_python,
 )
 
+from solo_hardneg.analysis import records
+
 pytestmark = [pytest.mark.slow, pytest.mark.host]
 
 HARDEST_5 = {"keep": {"band": [0.95, 1.0]}}
 EASIEST_95 = {"keep": {"band": [0.0, 0.95]}}
 IMAGES = CLASSES * PER_CLASS
+RECORDED = ("hardness.enabled=true", "hardness.every_n_steps=1")
 
 
 @pytest.fixture
@@ -164,6 +167,7 @@ def test_a_sweep_in_worker_processes(solo_learn: Path, small: list[str], folder:
         f"hydra.sweep.dir={folder / 'sweep'}",
         "+hydra.callbacks.recorder._target_=recorder.Recorder",
         f"+hydra.callbacks.recorder.folder={folder}",
+        *RECORDED,
         f"checkpoint.dir={folder / 'checkpoints'}",
         cwd=folder,
         env={"PYTHONPATH": str(folder)},
@@ -171,11 +175,14 @@ def test_a_sweep_in_worker_processes(solo_learn: Path, small: list[str], folder:
     checkpoints = map(load_checkpoint, (folder / "checkpoints").rglob("*.ckpt"))
     policies = [identity(checkpoint)["negatives"] for checkpoint in checkpoints]
     assert sorted(policies, key=str) == sorted([HARDEST_5, EASIEST_95], key=str)
-    records = [json.loads((folder / f"{band}.json").read_text()) for band in (0.95, 0.0)]
-    assert all(record["ours"] for record in records)
+    found = [json.loads((folder / f"{band}.json").read_text()) for band in (0.95, 0.0)]
+    assert all(process["ours"] for process in found)
     # Both ran in children of the program that was started.
-    assert records[0]["parent"] == records[1]["parent"]
-    assert records[0]["parent"] not in {record["pid"] for record in records}
+    assert found[0]["parent"] == found[1]["parent"]
+    assert found[0]["parent"] not in {process["pid"] for process in found}
+    # Our callback is in the workers, too.
+    recorded = [records.read(place).config["negatives"] for place in folder.rglob("hardness")]
+    assert sorted(recorded, key=str) == sorted(policies, key=str)
 
 
 def test_two_processes_share_one_queue(solo_learn: Path, small: list[str], folder: Path) -> None:
@@ -191,6 +198,7 @@ def test_two_processes_share_one_queue(solo_learn: Path, small: list[str], folde
         "strategy=ddp",
         "accelerator=cpu",
         "devices='2'",  # two processes for Lightning; solo-learn takes the length, which is 1
+        *RECORDED,
         f"checkpoint.dir={folder / 'checkpoints'}",
         cwd=folder,
     ).ok()
@@ -199,6 +207,15 @@ def test_two_processes_share_one_queue(solo_learn: Path, small: list[str], folde
     check_queue(checkpoint["state_dict"], views=2)
     assert checkpoint["global_step"] == 3
     assert len(checkpoint["solo_hardneg_rng"]) == 2
+    # solo-learn's processes make up a folder each; the records are in that of the checkpoint.
+    (place,) = folder.rglob("hardness")
+    assert place.parent == only_checkpoint(folder / "checkpoints").parent
+    table = records.read(place).table
+    assert {*table["rank"]} == {0, 1}
+    offered = table[table.quantity == "count/offered"]
+    assert offered[["rank", "step", "value"]].values.tolist() == [
+        [rank, step, 8 * step] for rank in (0, 1) for step in (1, 2)
+    ]
 
 
 # ---------------------------------------------------------------------- many runs, one process

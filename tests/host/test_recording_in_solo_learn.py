@@ -1,4 +1,4 @@
-"""The recorder inside an unmodified solo-learn: its baselines, ours, linear evaluation, a sweep."""
+"""The recorder inside an unmodified solo-learn: its baselines, ours, linear evaluation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from integration_helpers import Images, Job, Result, Run, run_in_one_process, run_python
+from integration_helpers import Images, Job, Result, Run, run_in_one_process
 
 from solo_hardneg.analysis import records
 
@@ -143,18 +143,3 @@ def test_a_misspelt_setting_ends_the_run(programs: dict[str, Result]) -> None:
     assert (
         "hardness: unknown setting 'querys'. Did you mean 'queries'?" in programs["misspelt"].text
     )
-
-
-def test_a_sweep_records_in_its_workers(solo_learn: Path, small: list[str], folder: Path) -> None:
-    """Hydra's joblib launcher starts processes in which no search-path plug-in runs."""
-    place = folder / "sweep"
-    place.mkdir()
-    run_python(
-        solo_learn / "main_pretrain.py",
-        *("--multirun", "--config-name", "simclr", *small, *ON[:2], "seed=5,6"),
-        *("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
-        *(f"hydra.sweep.dir={place / 'hydra'}", f"checkpoint.dir={place / 'checkpoints'}"),
-        cwd=place,
-    ).ok()
-    found = [records.read(folder) for folder in place.rglob("hardness")]
-    assert sorted(record.config["seed"] for record in found) == [5, 6]
