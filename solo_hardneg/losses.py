@@ -220,9 +220,11 @@ def simclr_loss_func(
         itself = torch.zeros_like(same)
         rows = torch.arange(len(z), device=z.device)
         itself[rows, rows + len(z) * get_rank()] = True
-        positive = (similarity / temperature).masked_fill(~same | itself, -torch.inf)
+        partner = same & ~itself
+        positive = (similarity / temperature).masked_fill(~partner, -torch.inf)
         # Several positives of a row (more than two views) count together, as in the host.
         together = torch.logsumexp(positive, dim=1) * temperature
+        number = partner.sum(dim=1).clamp(min=1).to(z.dtype)
         counts = (~same).sum(dim=1)
         equal = bool((counts == counts[0]).all())  # not so where an image came twice
         pool = Pool(
@@ -235,12 +237,11 @@ def simclr_loss_func(
             indexes=all_indexes,
             query=z,
             vectors=everybody,
-            positive=together,
+            positive=similarity.masked_fill(~partner, 0.0).sum(dim=1) / number,
         )
         pool = pool.offer()
         if policy is not None:
             pool = policy(pool)
-        number = (same & ~itself).sum(dim=1).clamp(min=1).to(z.dtype)
         return _mean_loss(together, pool, temperature, number, observe)
 
 

@@ -35,6 +35,7 @@ trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
 print(json.dumps({{
     "callbacks": [type(callback).__module__ for callback in trainer.callbacks],
     "loaded": sorted(m for m in sys.modules if m.startswith("solo_hardneg")),
+    "heavy": sorted(m for m in ("pandas", "pyarrow", "matplotlib", "nltk") if m in sys.modules),
 }}))
 """
 
@@ -53,6 +54,9 @@ def test_a_foreign_program_gets_no_recorder(tmp_path: Path) -> None:
     # The same check sees it in a program in which our methods are registered.
     found = foreign(tmp_path, "from solo_hardneg.plugin import register; register()")
     assert "solo_hardneg.analysis.recorder" in found["callbacks"]
+    assert found["heavy"] == []  # needed only by a run that is recorded
+    found = foreign(tmp_path, "import solo_hardneg.analysis.records")
+    assert found["heavy"] == ["pandas", "pyarrow"]
 
 
 def pretrain(folder: Path, *arguments: str, **env: str) -> Path:
@@ -86,15 +90,20 @@ def test_two_processes_record_their_queries_and_log_the_means_of_all(
     assert len(logged) == len({*scalars.step})
     for quantity, rows in last.groupby("quantity", observed=True):
         assert len(rows) == 2, quantity
+        if "positive/p" in quantity:  # of all queries together, and not a mean
+            assert rows.value.min() <= float(logged[-1][f"hardness/{quantity}"]) <= rows.value.max()
+            continue
         mean = (rows.value * rows.weight).sum() / rows.weight.sum()
         assert float(logged[-1][f"hardness/{quantity}"]) == pytest.approx(mean, rel=1e-5), quantity
     positives = last[last.quantity == "similarity/positive"].value.tolist()
     assert positives[0] != positives[1]  # each process has queries of its own
+    # The first process has the images of both: each of SimCLR's 32 queries and their 32 twins
+    # meets the 31 other images' two views.
     images = table[(table.kind == "image") & (table.quantity == "met")]
-    # Every image that was a negative of one process's queries was one of the other's.
-    if method != "simclr":
-        met = [{*images[images["rank"] == rank].bin} for rank in (0, 1)]
-        assert met[0] == met[1]
+    assert {*images["rank"]} == {0}
+    if method == "simclr":
+        steps = len({*scalars.step})
+        assert images.value.sum() == steps * 64 * 62
 
 
 def test_a_killed_run_loses_the_epoch_at_hand_and_nothing_else(tmp_path: Path) -> None:
@@ -107,7 +116,6 @@ def test_a_killed_run_loses_the_epoch_at_hand_and_nothing_else(tmp_path: Path) -
         program.kill()
     (folder,) = program.folder.glob("checkpoints/*/*/hardness")
     found = records.read(folder)
-    assert found.notes == records.read(folder).notes
     assert not any("left out" in note for note in found.notes)
     epochs = sorted({*found.table.epoch})
     assert epochs[:5] == [0, 1, 2, 3, 4]

@@ -80,7 +80,7 @@ def by_percentile(ordered: Ordered, bins: int) -> tuple[Tensor, Tensor]:
         bins: B, how many percentiles; with fewer negatives than that, some hold none.
 
     Returns:
-        (B,) float64 sums, and (B,) how many known values they are of.
+        (B,) float64 sums, and (B,) how many known values they are of; both on the CPU.
     """
     return _between(ordered, lambda count: edges(count, bins))
 
@@ -99,9 +99,10 @@ def _between(ordered: Ordered, edges_of: Callable[[int], list[int]]) -> tuple[Te
         known = torch.full_like(of_rank, len(rows))
         if bool(of_rank.isnan().any()):
             of_rank, known = rows.nan_to_num(0.0).sum(dim=0), (~rows.isnan()).sum(dim=0)
-        places = torch.tensor(edges_of(rows.shape[1]), device=rows.device)
+        places = torch.tensor(edges_of(rows.shape[1]))
         for parts, values in ((sums, of_rank), (numbers, known)):
-            running = torch.nn.functional.pad(values.double().cumsum(0), (1, 0))
+            # On the CPU, for a GPU's cumulative sums are not deterministic in every version.
+            running = torch.nn.functional.pad(values.cpu().double().cumsum(0), (1, 0))
             parts.append(running[places[1:]] - running[places[:-1]])
     return torch.stack(sums).sum(dim=0), torch.stack(numbers).sum(dim=0)
 
@@ -129,10 +130,10 @@ def shares_of_hardest(ordered: Ordered, total: Tensor, fractions: Sequence[float
 def hard_counts(ranking: Ranking) -> Tensor:
     """(M,) float64, for how many queries each candidate is among the hardest 5 % (figure 6)."""
     width = ranking.columns.shape[1]
-    total = torch.zeros(width, dtype=torch.float64, device=ranking.columns.device)
+    total = torch.zeros(width, dtype=torch.float64)
     for _, columns in ranking.groups():
         first, _ = bands.ranks((1 - HARD, 1.0), columns.shape[1])
-        total += torch.bincount(columns[:, first:].flatten(), minlength=width).double()
+        total += torch.bincount(columns[:, first:].flatten(), minlength=width).cpu()
     return total
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -21,12 +23,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from solo_hardneg.analysis import records
 from solo_hardneg.analysis.settings import Hardness, read_settings
 from solo_hardneg.analysis.statistics import Key, Summary, summarize
 from solo_hardneg.analysis.taps import KNOWN, Batch, Tap, make_tap
 from solo_hardneg.errors import ConfigError, HardnegError
-from solo_hardneg.methods.settings import has_dummy_indexes, refuse_near_misses
+from solo_hardneg.methods.settings import has_dummy_indexes
 
 PREFIX = "hardness"  # of everything that it logs
 
@@ -47,7 +48,9 @@ class Recorder(Callback):
         self._tap: Tap | None = None
         self._depths: Tensor | None = None
         self._images: np.ndarray | None = None  # (2, largest index + 1): met, hard
-        self._rows = records.Rows()
+        self._new_rows: Any = None  # records.Rows
+        self._rows: Any = None
+        self._validated = False
         self._open_step: int | None = None  # the step that is being recorded
         self._last_step = -1  # the last one that was
         self._config = "{}"
@@ -64,38 +67,43 @@ class Recorder(Callback):
         cfg = _config_of(trainer, pl_module)
         if stage != "fit" or cfg is None:
             return
-        refuse_near_misses(cfg)
         self.settings = read_settings(cfg)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finds out where the negatives come from and where the records go."""
-        if not self.settings.enabled:
-            return
         cfg = _config_of(trainer, pl_module)
-        assert cfg is not None  # there were settings in it
-        plain = OmegaConf.to_container(cfg, resolve=True)
-        self._config = json.dumps(plain, default=str)
+        if cfg is None or not self.settings.enabled:
+            return
+        from solo_hardneg.analysis.records import Rows  # a run that is not recorded needs no pandas
+
+        self._new_rows = Rows
+        self._rows, self._images = Rows(), None
+        self._config = json.dumps(OmegaConf.to_container(cfg, resolve=True), default=str)
         self.notes.clear()
         method = cfg.get("method")
         if method is not None:  # linear evaluation has none, and its metrics are recorded
             self._tap = make_tap(pl_module, str(method))
             if self._tap is None:
                 self._note(
-                    f"method={method} has no negatives that can be ranked, so only its metrics are "
-                    f"recorded. Known: {', '.join(KNOWN)}"
+                    f"the negatives of method={method} are not recorded, only its metrics. "
+                    f"Known: {', '.join(KNOWN)}"
                 )
             else:
-                if self._restored:
-                    self._tap.restore(self._restored)
-                self._depths = self._find_depths(cfg, pl_module.device)
-                if has_dummy_indexes(cfg):
-                    self._note(
-                        "the images' counts are missing, because DALI's indexes are dummies unless "
-                        "++dali.encode_indexes_into_labels=True"
-                    )
-                elif self.settings.images:
-                    self._images = np.zeros((2, 0))
+                self._prepare(self._tap, cfg, pl_module.device)
         self.folder = self._find_folder(trainer, str(cfg.get("name", method)))
+
+    def _prepare(self, tap: Tap, cfg: DictConfig, device: torch.device) -> None:
+        """What is known of the images beside their similarities."""
+        if self._restored:
+            tap.restore(self._restored)
+        self._depths = self._find_depths(cfg, device)
+        if has_dummy_indexes(cfg):
+            self._note(
+                "the images' counts are missing, because DALI's indexes are dummies unless "
+                "++dali.encode_indexes_into_labels=True"
+            )
+        elif self.settings.images:
+            self._images = np.zeros((2, 0))
 
     def _find_depths(self, cfg: DictConfig, device: torch.device) -> Tensor | None:
         """(C, C) depth of the least common ancestors of classes, where WordNet knows them."""
@@ -122,12 +130,17 @@ class Recorder(Callback):
             own = f"{name.replace('/', '_')}-{uuid.uuid4().hex[:8]}"
             place = place / own if run is None else run / place
         place = Path(trainer.strategy.broadcast(str(place)))  # each process has made up its own
+        from solo_hardneg.analysis import records
+
         earlier = records.config_of(place)
         if earlier is not None and _identity(earlier) != _identity(self._config):
             raise ConfigError(
                 f"hardness.dir={self.settings.dir}: {place} holds the records of another run, and "
                 "they would mix. Give each run a folder of its own, or move the old ones away."
             )
+        trainer.strategy.barrier()  # all have looked
+        if trainer.is_global_zero:
+            records.drop_from(place, trainer.current_epoch)  # what will be trained once more
         if trainer.is_global_zero:
             print(f"Hardness records: {place}")
         return place
@@ -162,14 +175,13 @@ class Recorder(Callback):
         step, self._open_step = self._open_step, None
         if step is not None:
             try:
-                self._record(trainer, pl_module, batch, step)
+                self._record(self._tap, trainer, pl_module, batch, step)
             finally:
                 self._tap.close()
         self._tap.after_step(batch)
 
     @torch.no_grad()
-    def _record(self, trainer: Trainer, module: Any, batch: Batch, step: int) -> None:
-        assert self._tap is not None  # it is open
+    def _record(self, tap: Tap, trainer: Trainer, module: Any, batch: Batch, step: int) -> None:
         # Not from the run's generators, which would then draw something else.
         generator = torch.Generator().manual_seed(step * trainer.world_size + trainer.global_rank)
 
@@ -177,37 +189,23 @@ class Recorder(Callback):
             order = torch.randperm(number, generator=generator)[: self.settings.queries]
             return order.sort().values.to(module.device)
 
-        pools = self._tap.pools(batch, choose)
+        pools = tap.pools(batch, choose)
         percentiles, depths = self.settings.percentiles, self._depths
         parts = [summarize(pool, module.temperature, percentiles, depths) for pool in pools]
         if parts:
             summary = reduce(Summary.__add__, parts)  # the directions have the same candidates
             self._keep(summary, trainer, step)
             if self._images is not None and pools[0].indexes is not None:
-                self._count_images(summary, pools[0].indexes)
+                self._images = _counted(self._images, summary, pools[0].indexes)
             self._log(trainer, _of_all_ranks(summary), step)
 
     def _keep(self, summary: Summary, trainer: Trainer, step: int) -> None:
         place = trainer.current_epoch, step, trainer.global_rank
-        numbers = {key: number.cpu() for key, number in summary.numbers.items()}
-        for (kind, quantity), mean in summary.means().items():
-            bins = [-1] if kind == "scalar" else range(len(mean))
-            weights = numbers[kind, quantity].tolist()
-            self._rows.add(*place, kind, quantity, bins, mean.tolist(), weights)
+        for (kind, quantity), (mean, number) in summary.means().items():
+            bins = [-1] if kind == "scalar" else np.arange(len(mean))
+            self._rows.add(*place, kind, quantity, bins, mean.numpy(), number.numpy())
         for (kind, quantity), count in summary.counts.items():
-            values = count.cpu().tolist()
-            self._rows.add(*place, kind, quantity, range(len(values)), values, [1.0] * len(values))
-
-    def _count_images(self, summary: Summary, indexes: Tensor) -> None:
-        assert self._images is not None
-        known = (indexes >= 0).cpu().numpy()
-        images = indexes.cpu().numpy()[known]
-        size = max(self._images.shape[1], int(images.max(initial=-1)) + 1)
-        total = np.zeros((2, size))
-        total[:, : self._images.shape[1]] = self._images
-        for row, counted in enumerate((summary.met, summary.hard)):
-            total[row] += np.bincount(images, counted.cpu().numpy()[known], minlength=size)
-        self._images = total
+            self._rows.add(*place, kind, quantity, np.arange(len(count)), count.numpy())
 
     def _log(self, trainer: Trainer, means: dict[str, float], step: int) -> None:
         if trainer.is_global_zero:
@@ -217,6 +215,10 @@ class Recorder(Callback):
 
     # ------------------------------------------------------------------ after an epoch
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes down that what was logged of validation is this epoch's."""
+        self._validated = not trainer.sanity_checking
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the epoch's file."""
         if not self.settings.enabled or self.folder is None:
@@ -224,15 +226,25 @@ class Recorder(Callback):
         place = trainer.current_epoch, trainer.global_step, trainer.global_rank
         # On all processes, for it reduces what was logged.
         for name, value in trainer.callback_metrics.items():
-            self._rows.add(*place, "metric", name, [-1], [float(value)], [1.0])
+            if self._validated or not name.startswith("val_"):  # it keeps those of earlier epochs
+                self._rows.add(*place, "metric", name, [-1], [float(value)])
         if self._images is not None:
-            met = np.flatnonzero(self._images[0])
-            for quantity, counts in zip(("met", "hard"), self._images, strict=True):
-                values = counts[met].tolist()
-                self._rows.add(*place, "image", quantity, met.tolist(), values, [1.0] * len(met))
-            self._images[:] = 0
+            self._keep_images(trainer, place)
         self._rows.write(self.folder, place[0], place[2], self._config, self.notes)
-        self._rows = records.Rows()
+        self._rows, self._validated = self._new_rows(), False
+
+    def _keep_images(self, trainer: Trainer, place: tuple[int, int, int]) -> None:
+        """The images' counts of all processes go into the first one's file."""
+        counts: list[Any] = [self._images]
+        if trainer.world_size > 1:
+            counts = [None] * trainer.world_size
+            dist.all_gather_object(counts, self._images)
+        self._images = np.zeros((2, 0))
+        if trainer.is_global_zero:
+            total = _summed(counts)
+            met = np.flatnonzero(total[0])
+            for quantity, values in zip(("met", "hard"), total, strict=True):
+                self._rows.add(*place, "image", quantity, met, values[met])
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -258,6 +270,22 @@ class Recorder(Callback):
         self._restored = state_dict
 
 
+def _counted(images: np.ndarray, summary: Summary, indexes: Tensor) -> np.ndarray:
+    """(2, number) how often each image was met, and was hard, with what a step adds to it."""
+    of = indexes.cpu().numpy()
+    known = of >= 0
+    counts = [np.bincount(of[known], part.numpy()[known]) for part in (summary.met, summary.hard)]
+    return _summed([images, np.stack(counts)])
+
+
+def _summed(several: Sequence[np.ndarray]) -> np.ndarray:
+    """The sum of arrays (2, n) of differing n: zeros follow the shorter ones."""
+    total = np.zeros((2, max(part.shape[1] for part in several)))
+    for part in several:
+        total[:, : part.shape[1]] += part
+    return total
+
+
 def _config_of(trainer: Trainer, module: Any) -> DictConfig | None:
     """The run's config: the module's or, in solo-learn's linear evaluation, its checkpointer's."""
     for holder in (module, *trainer.callbacks):  # type: ignore[attr-defined]
@@ -277,27 +305,28 @@ def _run_folder(trainer: Trainer) -> Path | None:
 
 
 def _identity(config: str) -> str:
-    """A config without what may differ between a run and its continuation."""
+    """What makes a run this experiment, whatever machine it is continued on."""
     plain = json.loads(config)
-    for key in ("max_epochs", "resume_from_checkpoint", "wandb_run_id", "devices", "num_nodes"):
-        plain.pop(key, None)
-    return json.dumps(plain, sort_keys=True)
+    keys = ("method", "pretrained_feature_extractor", "negatives", "method_kwargs", "seed")
+    identity = {key: plain.get(key) for key in keys}
+    identity["dataset"] = (plain.get("data") or {}).get("dataset")
+    identity["backbone"] = (plain.get("backbone") or {}).get("name")
+    settings = plain.get("hardness") or {}
+    identity |= {name: settings.get(name) for name in ("every_n_steps", "queries", "percentiles")}
+    return json.dumps(identity, sort_keys=True)
 
 
 def _of_all_ranks(summary: Summary) -> dict[str, float]:
-    """The scalars' means over the queries of all processes; what nobody knows is left out."""
-
-    def scalars(of: Any) -> dict[Key, float]:
-        return {key: float(value) for key, value in of.items() if key[0] == "scalar"}
-
-    mine = scalars(summary.sums), scalars(summary.numbers)
+    """The scalars of the queries of all processes; what nobody knows is left out."""
+    mine = Summary(_scalars(summary.sums), _scalars(summary.numbers), {}, *[torch.zeros(0)] * 2)
+    mine = replace(mine, positives=summary.positives)
     everybodys: list[Any] = [mine]
     if dist.is_available() and dist.is_initialized():
         everybodys = [None] * dist.get_world_size()
         dist.all_gather_object(everybodys, mine)
-    means = {}
-    for key in sorted({key for sums, _ in everybodys for key in sums}):
-        total, number = (sum(part[i].get(key, 0.0) for part in everybodys) for i in (0, 1))
-        if number:
-            means[key[1]] = total / number
-    return means
+    means = reduce(Summary.__add__, everybodys).means()
+    return {name: float(mean) for (_, name), (mean, number) in sorted(means.items()) if number}
+
+
+def _scalars(of: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
+    return {key: value for key, value in of.items() if key[0] == "scalar"}

@@ -2,11 +2,13 @@
 
 All files have one schema, in long format, so that ``pandas.read_parquet(folder)`` reads the lot:
 
-- ``kind`` scalar: ``value`` is a mean over ``weight`` queries.
+- ``kind`` scalar: ``value`` is a mean over ``weight`` queries or, of classes and depths, pairs of
+  a query and a negative; ``positive/p05`` … are percentiles of this process's queries.
 - percentile: the same for each percentile of difficulty, ``bin`` 0 (easiest) upwards.
 - histogram: ``value`` counts similarities in ``bin``, of 200 over [-1, 1].
 - image: ``value`` counts, over the epoch's recorded steps, how often the image ``bin`` was a
-  negative of a query (``met``), and how often it was among the hardest 5 % (``hard``).
+  negative of a query (``met``), and how often it was among the hardest 5 % (``hard``), of all
+  processes together; the first one's file has it.
 - metric: what the trainer logged by the end of the epoch.
 
 Of several processes or steps, means are averaged by ``weight`` and counts summed.
@@ -23,10 +25,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import ArrayLike
 
 from solo_hardneg.errors import DataError
 
@@ -67,10 +71,7 @@ class Rows:
     """Rows of one process, until they are written."""
 
     def __init__(self) -> None:
-        self._columns: dict[str, list[Any]] = {name: [] for name in FIELDS.names}
-
-    def __len__(self) -> int:
-        return len(self._columns["epoch"])
+        self._blocks: list[pa.Table] = []
 
     def add(
         self,
@@ -79,18 +80,26 @@ class Rows:
         rank: int,
         kind: str,
         quantity: str,
-        bins: Sequence[int],
-        values: Sequence[float],
-        weights: Sequence[float],
+        bins: ArrayLike,
+        values: ArrayLike,
+        weights: ArrayLike | float = 1.0,
     ) -> None:
         """Adds one row for each bin; -1 is the bin of what has none."""
-        number = len(bins)
-        constant: dict[str, Any] = {"schema": SCHEMA_VERSION, "epoch": epoch, "step": step}
-        constant |= {"rank": rank, "kind": kind, "quantity": quantity}
-        for name, value in constant.items():
-            self._columns[name] += [value] * number
-        for name, several in (("bin", bins), ("value", values), ("weight", weights)):
-            self._columns[name] += several
+        number = np.size(bins)
+        constant: dict[str, Any] = {
+            "schema": SCHEMA_VERSION,
+            "epoch": epoch,
+            "step": step,
+            "rank": rank,
+        }
+        constant |= {"kind": kind, "quantity": quantity}
+        columns = [
+            pa.repeat(pa.scalar(v, FIELDS.field(n).type), number) for n, v in constant.items()
+        ]
+        of_bins = bins, values, np.broadcast_to(weights, number)
+        for name, several in zip(("bin", "value", "weight"), of_bins, strict=True):
+            columns.append(pa.array(np.asarray(several), FIELDS.field(name).type))
+        self._blocks.append(pa.Table.from_arrays(columns, schema=FIELDS))
 
     def write(
         self, folder: Path, epoch: int, rank: int, config: str, notes: Sequence[str] = ()
@@ -105,7 +114,8 @@ class Rows:
         """
         metadata = {"schema": str(SCHEMA_VERSION), "config": config, "notes": json.dumps([*notes])}
         named = {_PREFIX + name.encode(): text.encode() for name, text in metadata.items()}
-        table = pa.table(self._columns, schema=FIELDS.with_metadata(named))
+        table = pa.concat_tables(self._blocks or [FIELDS.empty_table()])
+        table = table.replace_schema_metadata(named)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"epoch{epoch:05d}-rank{rank}.parquet"
         partial = folder / f".{path.name}.part"  # readers pass over names with a dot in front
@@ -166,6 +176,17 @@ def config_of(folder: Path) -> str | None:
         except (OSError, pa.ArrowException, ValueError, DataError):
             continue
     return None
+
+
+def drop_from(folder: Path, epoch: int) -> None:
+    """Removes the files of an epoch and later ones, which a run that is resumed before it replaces.
+
+    The new run may have fewer epochs, or processes, than that which wrote them.
+    """
+    for path in folder.glob("*.parquet"):
+        found = _NAME.fullmatch(path.name)
+        if found and int(found[1]) >= epoch:
+            path.unlink()
 
 
 def _metadata(path: Path) -> Mapping[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -41,8 +42,10 @@ def read_settings(cfg: DictConfig) -> Hardness:
     """Reads and checks ``cfg.hardness``; nothing is recorded where there is none.
 
     Raises:
-        ConfigError: a key is unknown or has a value that can't be used.
+        ConfigError: a key is unknown or has a value that can't be used, or another group has
+            nearly the same name and what this one holds.
     """
+    _refuse_near_misses(cfg)
     group = cfg.get("hardness")
     try:
         given = OmegaConf.to_container(group, resolve=True) if OmegaConf.is_config(group) else group
@@ -67,6 +70,16 @@ def read_settings(cfg: DictConfig) -> Hardness:
         raise bad_value("hardness.dir", values["dir"], "must be the name of a folder")
     _check_file(values["synsets"])
     return Hardness(**values)
+
+
+def _refuse_near_misses(cfg: DictConfig) -> None:
+    """Methods of others have keys of their own, so what is refused must look like this group."""
+    for key in map(str, cfg):
+        near = difflib.get_close_matches(key, ["hardness"], cutoff=0.8)
+        if near and key != "hardness" and not OmegaConf.is_missing(cfg, key):
+            group = cfg.get(key)
+            if isinstance(group, DictConfig) and "enabled" in group:
+                raise ConfigError(f"{key}: is not read by anything. Did you mean 'hardness'?")
 
 
 def _check_file(synsets: Any) -> None:

@@ -7,7 +7,7 @@ up to the means of all. NaN stands for what is not known, and counts nowhere.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 
 import torch
@@ -36,7 +36,7 @@ Key = tuple[str, str]  # kind (scalar, percentile, histogram) and quantity
 
 @dataclass(frozen=True)
 class Summary:
-    """Means and counts of some queries; those of more queries are their sum.
+    """Means and counts of some queries, on the CPU; those of more queries are their sum.
 
     Attributes:
         sums, numbers: float64, (1,) or (B,): the sum of the known values, and how many there are,
@@ -44,6 +44,7 @@ class Summary:
         counts: float64, (HISTOGRAM,): how many values lie in each bin.
         met, hard: (M,) float64, for how many queries each column was a negative, and for how many
             it was among the hardest 5 %.
+        positives: (N,) float64, the queries' similarities to their positives, where known.
     """
 
     sums: Mapping[Key, Tensor]
@@ -51,6 +52,7 @@ class Summary:
     counts: Mapping[Key, Tensor]
     met: Tensor
     hard: Tensor
+    positives: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
 
     def __add__(self, other: Summary) -> Summary:
         """The summary of both's queries, which have the same candidates."""
@@ -65,17 +67,26 @@ class Summary:
             added(self.counts, other.counts),
             self.met + other.met,
             self.hard + other.hard,
+            torch.cat([self.positives, other.positives]),
         )
 
-    def means(self) -> dict[Key, Tensor]:
-        """Every mean, on the CPU; NaN where nothing is known."""
-        return {key: (self.sums[key] / self.numbers[key]).cpu() for key in self.sums}
+    def means(self) -> dict[Key, tuple[Tensor, Tensor]]:
+        """Every mean, NaN where nothing is known, with the number of values that it is of.
+
+        The percentiles of the positives are among them: of all positives together.
+        """
+        means = {key: (self.sums[key] / self.numbers[key], self.numbers[key]) for key in self.sums}
+        number = torch.tensor([float(len(self.positives))], dtype=torch.float64)
+        for name, share in QUANTILES.items() if len(self.positives) else ():
+            means["scalar", f"positive/{name}"] = self.positives.quantile(share)[None], number
+        return means
 
 
 def histogram(similarity: Tensor) -> Tensor:
-    """(HISTOGRAM,) float64, how many of the values lie in each bin of [-1, 1]."""
-    places = ((similarity.flatten() + 1) * (HISTOGRAM / 2)).long().clamp(0, HISTOGRAM - 1)
-    return torch.bincount(places, minlength=HISTOGRAM).double()
+    """(HISTOGRAM,) float64, how many of the values lie in each bin of [-1, 1]; NaN in none."""
+    known = similarity[~similarity.isnan()] if bool(similarity.isnan().any()) else similarity
+    places = ((known.flatten() + 1) * (HISTOGRAM / 2)).long().clamp(0, HISTOGRAM - 1)
+    return torch.bincount(places, minlength=HISTOGRAM).cpu().double()
 
 
 # ---------------------------------------------------------------------- what the loss makes of them
@@ -144,17 +155,7 @@ def summarize(
         _summarize(pool.rows(slice(start, start + rows)), temperature, percentiles, depths)
         for start in range(0, number, rows)
     ]
-    summary = reduce(Summary.__add__, parts)
-    if pool.positive is None:
-        return summary
-    positive = pool.positive.double()
-    sums, numbers = dict(summary.sums), dict(summary.numbers)
-    for name, share in QUANTILES.items():
-        key = ("scalar", f"positive/{name}")
-        sums[key] = torch.quantile(positive, share)[None] * number
-        numbers[key] = positive.new_full((1,), number)
-    counts = {**summary.counts, ("histogram", "positive"): histogram(pool.positive)}
-    return Summary(sums, numbers, counts, summary.met, summary.hard)
+    return reduce(Summary.__add__, parts)
 
 
 def _summarize(pool: Pool, temperature: float, percentiles: int, depths: Tensor | None) -> Summary:
@@ -184,7 +185,7 @@ def _summarize(pool: Pool, temperature: float, percentiles: int, depths: Tensor 
             part = 0.0 if columns is None else share.masked_fill(~columns, 0.0).sum(dim=1)
             keep(("scalar", f"{name}/{kind}"), _sum(part / total))
         summed, _ = by_percentile(ordered, percentiles)
-        keep(("percentile", name), (summed, (total > 0).sum().double().expand_as(summed)))
+        keep(("percentile", name), (summed, (total > 0).sum().cpu().double().expand_as(summed)))
     keep(("percentile", "similarity"), by_percentile(ranking.order(similarity), percentiles))
     for name, values in _of_pairs(pool, depths).items():
         of_ranks = ranking.order(values)
@@ -195,12 +196,23 @@ def _summarize(pool: Pool, temperature: float, percentiles: int, depths: Tensor 
             keep(("scalar", f"{name}/hardest_5"), (summed[1:], number[1:]))
     shown = similarity if everything else similarity[offered]
     counts = {("histogram", "negative"): histogram(shown)}
-    return Summary(sums, numbers, counts, offered.sum(dim=0).double(), hard_counts(ranking))
+    known = [] if pool.positive is None else [pool.positive.detach()]
+    for positive in known:
+        keep(("scalar", "similarity/positive"), _sum(positive))
+        counts["histogram", "positive"] = histogram(positive)
+    return Summary(
+        sums,
+        numbers,
+        counts,
+        offered.sum(dim=0).cpu().double(),
+        hard_counts(ranking).cpu(),
+        *(positive[~positive.isnan()].cpu().double() for positive in known),
+    )
 
 
 def _sum(values: Tensor) -> tuple[Tensor, Tensor]:
-    known = ~values.isnan()
-    return values.double().nan_to_num(0.0).sum()[None], known.sum().double()[None]
+    values = values.detach().cpu().double()
+    return values.nansum()[None], (~values.isnan()).sum().double()[None]
 
 
 def _of_queries(
@@ -211,11 +223,9 @@ def _of_queries(
     numbers = {"offered": ranking.counts, "kept": kept, "dropped": ranking.counts - kept}
     for kind, mask in extra.items():
         numbers[kind] = torch.zeros_like(kept) if mask is None else mask.sum(dim=1)
-    values = {f"count/{name}": number.double() for name, number in numbers.items()}
+    values = {f"count/{name}": number.float() for name, number in numbers.items()}
     similarity = pool.similarity.detach().masked_fill(~offered, 0.0)
     values["similarity/negative"] = similarity.sum(dim=1) / ranking.counts
-    if pool.positive is not None:
-        values["similarity/positive"] = pool.positive.detach()
     if "floored" in pool.notes:
         values["floored"] = pool.notes["floored"]
     return values

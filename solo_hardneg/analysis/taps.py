@@ -63,12 +63,19 @@ class OwnTap(Tap):
 
     def open(self) -> None:
         self._seen.clear()
-        self.module.observers.append(self._seen.append)
+        self.module.observers.append(self._see)
 
     def close(self) -> None:
-        if self._seen.append in self.module.observers:
-            self.module.observers.remove(self._seen.append)
+        if self._see in self.module.observers:
+            self.module.observers.remove(self._see)
         self._seen.clear()
+
+    def _see(self, pool: Pool) -> None:
+        # The queue's classes and indexes are buffers, to which the same step still writes.
+        labels, indexes = (
+            None if known is None else known.clone() for known in (pool.labels, pool.indexes)
+        )
+        self._seen.append(replace(pool, labels=labels, indexes=indexes))
 
     def pools(self, batch: Batch, choose: Chooser) -> list[Pool]:
         # MoCo's queue may hold no key yet.
@@ -244,8 +251,8 @@ class QueueTap(HookedTap):
             self.filled = state["filled"]
 
 
-# The host's methods whose negatives can be had, by name. The others have none (BYOL and its kin),
-# or none of the kind that is ranked here (SwAV, NNCLR).
+# The host's methods whose negatives can be had, by name. Of the others, some have none (BYOL and
+# its kin), and some have them between vectors that no hook sees (NNCLR, ReSSL).
 _TAPS: dict[str, type[Tap]] = {
     "mocov2plus": QueueTap,
     "simclr": BatchTap,

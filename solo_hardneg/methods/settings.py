@@ -25,7 +25,10 @@ def read_policy(cfg: DictConfig, default: dict[str, Any]) -> Policy:
     Raises:
         ConfigError: it can't be built, or needs labels or indexes that the data don't give.
     """
-    refuse_near_misses(cfg)
+    for key in map(str, cfg):
+        near = difflib.get_close_matches(key, OUR_GROUPS, n=1, cutoff=0.75)
+        if near and key not in OUR_GROUPS:
+            raise ConfigError(f"{key}: is not read by anything. Did you mean '{near[0]}'?")
     if "negatives" not in cfg:  # `negatives: null` is the user's word: all of them
         cfg.negatives = default
     policy = build(cfg.negatives)
@@ -41,18 +44,6 @@ def read_policy(cfg: DictConfig, default: dict[str, Any]) -> Policy:
             "++dali.encode_indexes_into_labels=True. Set that."
         )
     return policy
-
-
-def refuse_near_misses(cfg: DictConfig) -> None:
-    """Refuses a key that is nearly the name of one of our groups, for nobody would read it.
-
-    Raises:
-        ConfigError: there is one.
-    """
-    for key in map(str, cfg):
-        near = difflib.get_close_matches(key, OUR_GROUPS, n=1, cutoff=0.75)
-        if near and key not in OUR_GROUPS:
-            raise ConfigError(f"{key}: is not read by anything. Did you mean '{near[0]}'?")
 
 
 def has_dummy_indexes(cfg: DictConfig) -> bool:

@@ -49,8 +49,8 @@ class Pool:
         hard_share: (M,) float, of how many of the queries each candidate is among the hardest;
             ``None`` where no policy asks.
         dropped: (N,) int, how many each query has lost so far; ``None`` for none.
-        positive: (N,) the similarity of each query to its positive, where the loss says so; for
-            several positives, τ·log Σ exp(s/τ) over them.
+        positive: (N,) the similarity of each query to its positive, where the loss says so; the
+            mean over several positives.
         offered: (N, M) bool, which candidates were negatives before any policy; ``None`` where
             nobody took that down.
         made: how many of the last columns are synthetic.

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import TensorDataset
 
+from solo_hardneg import plugin
 from solo_hardneg.errors import CheckpointError, ConfigError, bad_value, unknown_name
 from solo_hardneg.standalone.backbones import build_backbone
 from solo_hardneg.standalone.checkpoints import (
@@ -48,7 +49,6 @@ def pretrain(cfg: DictConfig) -> Result:
     Raises:
         ConfigError, DataError, CheckpointError: before training, wherever that can be known.
     """
-    from solo_hardneg import plugin
     from solo_hardneg.host import METHODS  # which host there is, is decided on import
     from solo_hardneg.methods import OUR_METHODS
 
@@ -73,6 +73,7 @@ def linear(cfg: DictConfig) -> Result:
     Raises:
         ConfigError, DataError, CheckpointError: before training, wherever that can be known.
     """
+    plugin.register()
     cfg = parse_linear(cfg)
     seed_everything(cfg.seed)
     key, path = "pretrained_feature_extractor", Path(cfg.pretrained_feature_extractor).expanduser()

@@ -21,7 +21,7 @@ def write(folder: Path, epoch: int, rank: int = 0, notes: tuple[str, ...] = ()) 
     rows.add(epoch, 10 * epoch, rank, "scalar", "floored", [-1], [0.25], [64.0])
     rows.add(epoch, 10 * epoch, rank, "percentile", "mass", range(2), [0.1, 0.9], [64.0, 64.0])
     if epoch == 1:  # a quantity that only some files have
-        rows.add(epoch, 12, rank, "image", "met", [3, 5], [7.0, 1.0], [1.0, 1.0])
+        rows.add(epoch, 12, rank, "image", "met", [3, 5], [7.0, 1.0])
     return rows.write(folder, epoch, rank, json.dumps(CONFIG), notes)
 
 
@@ -93,6 +93,36 @@ def test_nothing_to_read(tmp_path):
     missing = tmp_path / "missing"
     with pytest.raises(DataError, match=r"no such folder\. Record a run with hardness\.enabled"):
         records.read(missing)
+
+
+def test_early_images_are_passed_over_when_nobody_asks_for_them(tmp_path):
+    for epoch in range(8):
+        rows = records.Rows()
+        for kind in ("image", "scalar"):
+            rows.add(epoch, epoch, 0, kind, "met", [epoch], [1.0])
+        rows.write(tmp_path, epoch, 0, json.dumps(CONFIG))
+    table = records.read(tmp_path, late_images=0.25).table
+    assert {*table[table.kind == "image"].epoch} == {6, 7}
+    assert {*table[table.kind == "scalar"].epoch} == set(range(8))
+    assert len(records.read(tmp_path).table) == 16
+
+
+def test_what_will_be_trained_again_is_dropped(tmp_path):
+    for epoch, rank in ((0, 0), (1, 0), (1, 1), (2, 0)):
+        write(tmp_path, epoch, rank)
+    (tmp_path / "notes.parquet").write_text("a user's own")
+    records.drop_from(tmp_path, 1)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "epoch00000-rank0.parquet",
+        "notes.parquet",
+    ]
+
+
+def test_an_empty_epoch_has_a_file_too(tmp_path):
+    records.Rows().write(tmp_path, 0, 0, json.dumps(CONFIG), ["nothing happened"])
+    found = records.read(tmp_path)
+    assert len(found.table) == 0
+    assert found.notes == ("nothing happened",)
 
 
 def test_whose_records_are_in_a_folder(tmp_path):

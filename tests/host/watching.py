@@ -10,7 +10,21 @@ import json
 import sys
 from typing import Any
 
+import torch
 from hydra.experimental.callback import Callback
+
+
+def by_hand(z: Any, indexes: Any, temperature: float) -> tuple[Any, Any]:
+    """(2B,) mean similarity to the positives, and (2B, 2B) logits of the negatives."""
+    z = torch.nn.functional.normalize(z.detach(), dim=-1)
+    positives, logits = [], torch.full((len(z), len(z)), -torch.inf)
+    for i in range(len(z)):
+        others = [j for j in range(len(z)) if j != i and indexes[j] == indexes[i]]
+        positives.append(sum(float(z[i] @ z[j]) for j in others) / len(others))
+        for j in range(len(z)):
+            if indexes[j] != indexes[i]:
+                logits[i, j] = float(z[i] @ z[j]) / temperature
+    return torch.tensor(positives), logits
 
 
 class Watch(Callback):
@@ -21,14 +35,18 @@ class Watch(Callback):
         from solo_hardneg.analysis import recorder, statistics
         from solo_hardneg.losses import info_nce
 
-        def note(kind: str, value: float, **more: int) -> None:
+        def note(kind: str, loss: Any, positive: Any, negatives: Any, **more: int) -> None:
+            line = {"kind": kind, "loss": float(loss.mean()), "positive": float(positive.mean())}
+            if negatives.ndim == 2:
+                negatives = torch.logsumexp(negatives, dim=1)
+            line["negatives"] = float(negatives.mean())
             with open(self.file, "a") as file:
-                file.write(json.dumps({"kind": kind, "value": value, **more}) + "\n")
+                file.write(json.dumps({**line, **more}) + "\n")
 
         def summarize(pool: Any, temperature: float, *rest: Any) -> Any:
-            several = (pool.present.shape[1] - pool.counts - 1).clamp(min=1)  # SupCon's positives
-            loss, _ = info_nce(pool.positive, pool, temperature, several.float())
-            note("pool", float(loss.mean()), negatives=int(pool.present.shape[1]))
+            loss, _ = info_nce(pool.positive, pool, temperature)
+            negatives = (pool.similarity / temperature).masked_fill(~pool.present, -torch.inf)
+            note("pool", loss, pool.positive, negatives, size=int(pool.present.shape[1]))
             return statistics.summarize(pool, temperature, *rest)
 
         recorder.summarize = summarize
@@ -40,7 +58,8 @@ class Watch(Callback):
             @functools.wraps(theirs)
             def watched(*args: Any, theirs: Any = theirs, **kwargs: Any) -> Any:
                 loss = theirs(*args, **kwargs)
-                note("host", float(loss))
+                parts = by_hand(*args, **kwargs) if "indexes" in kwargs else (loss, loss)
+                note("host", loss, *parts)
                 return loss
 
             setattr(module, name, watched)

@@ -110,6 +110,30 @@ def test_the_classes_of_a_queues_keys_are_those_of_their_images(config, symmetri
     assert torch.equal(last.age.sort().values, torch.arange(32))  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_what_is_recorded_of_our_queue_is_what_the_loss_was_given(
+    config, symmetric, pools, monkeypatch
+):
+    """The step writes the next keys' classes and indexes over the oldest ones, after its loss."""
+    from solo_hardneg.methods import moco
+
+    given: list[dict[str, Tensor]] = []
+    loss = moco.mocov2plus_loss_func
+
+    def spy(*args: Any, **kwargs: Any) -> Tensor:
+        given.append({name: kwargs[f"queue_{name}"].clone() for name in ("labels", "indexes")})
+        return loss(*args, **kwargs)
+
+    monkeypatch.setattr(moco, "mocov2plus_loss_func", spy)
+    one = f"method_kwargs.symmetric={str(symmetric).lower()}"
+    pretrain(config("mocov2_banded", *ON, *FULL, "negatives=all", one, "max_epochs=1"))
+    given = [queue for queue in given if len(queue["labels"])]  # nothing is recorded of none
+    assert len(given) == len(pools) == 5 * (1 + symmetric)
+    for queue, pool in zip(given, pools, strict=True):
+        assert torch.equal(queue["labels"], pool.labels)  # type: ignore[arg-type]
+        assert torch.equal(queue["indexes"], pool.indexes)  # type: ignore[arg-type]
+
+
 def _parsed(cfg: Any) -> Any:
     from solo_hardneg.standalone.config import parse_pretrain
 
@@ -275,8 +299,30 @@ def test_what_is_missing_is_said_in_the_files(config):
     run = pretrain(config("simclr", *ON))
     (note,) = records.read(run.folder / "hardness").notes
     assert note.startswith("the depth in WordNet is missing. ")
-    run = pretrain(config("simclr", *ON, "+dali.encode_indexes_into_labels=false"))
     assert not read(run.folder).query("kind == 'image'").empty
+
+
+def test_dummy_indexes_are_no_images(config, monkeypatch):
+    monkeypatch.setattr(recorder, "has_dummy_indexes", lambda cfg: True)  # as DALI's are
+    run = pretrain(config("simclr", *ON))
+    found = records.read(run.folder / "hardness")
+    assert any("DALI's indexes are dummies unless" in note for note in found.notes)
+    assert found.table.query("kind == 'image'").empty
+    assert not found.table.query("kind == 'percentile'").empty
+    monkeypatch.undo()
+
+
+def test_images_are_counted_only_if_they_are_asked_for(config):
+    run = pretrain(config("simclr", *ON, "hardness.images=false", "max_epochs=1"))
+    assert {*read(run.folder).kind} == {"scalar", "percentile", "histogram", "metric"}
+
+
+def test_metrics_of_an_earlier_validation_are_not_repeated(config):
+    every = "+check_val_every_n_epoch=2"
+    run = pretrain(config("simclr", *ON, every, "max_epochs=4"))
+    metrics = read(run.folder).query("kind == 'metric'")
+    assert {*metrics[metrics.quantity == "val_acc1"].epoch} == {1, 3}
+    assert {*metrics[metrics.quantity == "train_nce_loss_epoch"].epoch} == {0, 1, 2, 3}
 
 
 def test_depths_are_those_of_the_classes(config, tmp_path, wordnet_table):
@@ -328,6 +374,18 @@ def test_another_runs_folder_is_refused(config, tmp_path):
         pretrain(config("simclr", *ON, place, "seed=6"))
 
 
+def test_a_run_goes_on_in_its_folder_and_replaces_what_it_trains_again(config, tmp_path):
+    place = f"hardness.dir={tmp_path / 'shared'}"
+    first = pretrain(config("simclr", *ON, place, "max_epochs=3"))
+    assert {*records.read(tmp_path / "shared").table.epoch} == {0, 1, 2}
+    other_machine = ("data.num_workers=1", "knn_eval.enabled=true", "max_epochs=4")
+    resume = f"+resume_from_checkpoint={first.folder}"
+    pretrain(config("simclr", *ON, place, resume, *other_machine))
+    assert {*records.read(tmp_path / "shared").table.epoch} == {0, 1, 2, 3}
+    pretrain(config("simclr", *ON, place, "max_epochs=1"))  # anew
+    assert {*records.read(tmp_path / "shared").table.epoch} == {0}
+
+
 def test_a_resumed_baseline_knows_whose_keys_are_in_its_queue(config, pools):
     steps = (*FULL, "++limit_train_batches=3", "max_epochs=2")
     first = pretrain(config("mocov2plus", *ON, *steps, "max_epochs=1"))
@@ -375,6 +433,18 @@ def test_bad_settings_end_before_the_first_step(config, method, wrong, message):
         pretrain(cfg)
 
 
+def test_a_method_of_others_may_have_keys_that_look_like_ours(config):
+    run = pretrain(config("simclr", "+num_negatives=5", "+hardnesses=3", "max_epochs=1"))
+    assert run.metrics
+
+
+def test_linear_evaluation_alone_is_recorded_too(config, monkeypatch):
+    run = pretrain(config("simclr", "max_epochs=1"))
+    monkeypatch.setattr("solo_hardneg.plugin._registered", False)  # as in a process of its own
+    path = f"pretrained_feature_extractor={run.folder}"
+    assert (linear(config("linear", path, *ON, "max_epochs=1")).folder / "hardness").is_dir()
+
+
 def test_a_config_without_the_group_records_nothing(config):
     cfg = config("simclr", "max_epochs=1")
     OmegaConf.set_struct(cfg, False)
@@ -387,4 +457,6 @@ def test_unknown_means_are_left_out_of_the_log():
     key = ("scalar", "depth/hardest_5")
     summary = statistics.Summary({key: nothing}, {key: nothing}, {}, nothing, nothing)
     assert recorder._of_all_ranks(summary) == {}
-    assert math.isnan(float(summary.means()[key]))
+    mean, number = summary.means()[key]
+    assert math.isnan(mean)
+    assert number == 0
