@@ -35,7 +35,7 @@ trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
 print(json.dumps({{
     "callbacks": [type(callback).__module__ for callback in trainer.callbacks],
     "loaded": sorted(m for m in sys.modules if m.startswith("solo_hardneg")),
-    "heavy": sorted(m for m in ("pandas", "pyarrow", "matplotlib", "nltk") if m in sys.modules),
+    "heavy": sorted(m for m in ("pandas", "pyarrow", "nltk") if m in sys.modules),
 }}))
 """
 
