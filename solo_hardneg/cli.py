@@ -126,7 +126,7 @@ def report(
     """
     try:
         from solo_hardneg.analysis.report import write
-        from solo_hardneg.analysis.summary import readable
+        from solo_hardneg.analysis.tables import readable
 
         made = write(runs, out, baseline, title)
     except HardnegError as error:
@@ -144,6 +144,8 @@ def report(
     console.print(table)
     for sentence in made.sentences:
         console.print(escape(sentence))
+    for text, where in made.missing:
+        console.print(f"- {where}: {text}", markup=False, highlight=False)
     console.print(f"The report: {escape(str(made.html.resolve()))}", soft_wrap=True)
 
 

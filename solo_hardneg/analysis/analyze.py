@@ -190,9 +190,9 @@ def _study(
 ) -> Study:
     parts = []
     torch.manual_seed(cfg.seed)  # of what augmentations draw
-    for indexes, pipeline in zip((images.queries, images.negatives), pipelines, strict=True):
-        batches = _batches(images, indexes, pipeline, cfg, step)
-        parts.append(encoder.embed(one.encoder, batches, device))
+    for what, pipeline in zip(("queries", "negatives"), pipelines, strict=True):
+        batches = _batches(images, getattr(images, what), pipeline, cfg, step)
+        parts.append(encoder.embed(one.encoder, batches, device, what))
     (features, query), (_, negative) = parts
     targets = np.asarray(images.split.targets, dtype=np.int64)
     labels = targets[images.queries]
@@ -262,6 +262,7 @@ def _info(one: Loaded, images: Images, cfg: DictConfig) -> dict[str, Any]:
         "seed": config.get("seed"),
         "dataset": images.data.data.dataset,
         "projector": one.encoder.projector is not None,
+        "predicted": one.encoder.predicted,  # queries or negatives, if they pass a predictor
         "queries": len(images.queries),
         "negatives": len(images.negatives),
         "percentiles": cfg.percentiles,

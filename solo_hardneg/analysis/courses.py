@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from solo_hardneg.analysis import plots
 from solo_hardneg.analysis.records import Records, first_late
-from solo_hardneg.analysis.runs import LATE, Run
+from solo_hardneg.analysis.runs import LATE, Note, Run
 
 EDGES = np.linspace(-1, 1, 201)  # of the bins of the recorded histograms
 
@@ -117,3 +117,19 @@ def over_epochs(courses: Sequence[Course], quantity: str, factor: float = 1.0) -
     table = pd.concat(seeds, axis=1).sort_index() * factor
     mean, std = plots.mean_and_std(table.to_numpy(dtype=float).T)
     return Line(table.index.to_numpy() + 1, mean, std)
+
+
+def unlike(groups: Groups) -> list[Note]:
+    """The groups whose seeds were recorded with different numbers of percentiles."""
+    notes = []
+    for label, courses in groups.items():
+        tables = [c.means[c.means["kind"] == "percentile"] for c in courses]
+        numbers = sorted({int(table["bin"].max()) + 1 for table in tables if len(table)})
+        if len(numbers) > 1:
+            several = " and ".join(map(str, numbers))
+            text = (
+                f"its seeds were recorded with {several} percentiles (hardness.percentiles), so it "
+                "is left out of the figures by percentile."
+            )
+            notes.append(Note(label, text))
+    return notes

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -25,7 +25,7 @@ from solo_hardneg.analysis.timelines import draw, grid_of, legend_below, logarit
 from solo_hardneg.errors import DataError
 
 MET = 50  # an image's share is shown if it was a negative so often: chance is then ± 3 points
-HARD = 0.05
+TAIL = 0.05  # beyond either end of the middle nine tenths
 _PERCENTILE = "difficulty percentile of the negatives (0 = easiest, 100 = hardest)"
 _COSINE = "similarity (cosine)"
 _CENTRES = (EDGES[1:] + EDGES[:-1]) / 2
@@ -45,6 +45,7 @@ def figures(groups: Groups) -> dict[str, Plot]:
         "age": age,
         "verbs": timelines.verbs,
         "images": images,
+        "images_in_queue": images_in_queue,
     }
     made = {}
     for name, maker in makers.items():
@@ -88,7 +89,7 @@ def similarity(groups: Groups) -> Plot:
 def _middle(axes: Axes, courses: Sequence[Course], side: str, look: Mapping[str, Any]) -> None:
     counts = _counts(courses, side)
     if len(counts):
-        low, high = (quantiles(counts.to_numpy(), q) for q in (HARD, 1 - HARD))
+        low, high = (quantiles(counts.to_numpy(), q) for q in (TAIL, 1 - TAIL))
         area = {"color": look["color"], "alpha": 0.12, "linewidth": 0}
         axes.fill_between(counts.index + 1, low, high, **area)
 
@@ -106,7 +107,10 @@ def quantiles(counts: NDArray[Any], share: float) -> NDArray[Any]:
 
 
 def histograms(groups: Groups, label: str) -> Plot:
-    """How the similarities of one group's positives and negatives are spread, epoch by epoch."""
+    """How the similarities of one group's positives and negatives are spread, epoch by epoch.
+
+    The shade of an epoch that was not recorded is that of the nearest one that was.
+    """
     counts = {side: _counts(groups[label], side) for side in _SIDES}
     counts = {side: table for side, table in counts.items() if len(table)}
     if not counts:
@@ -117,9 +121,11 @@ def histograms(groups: Groups, label: str) -> Plot:
     low, high = _visible([table.to_numpy() for table in counts.values()])
     parts = []
     for axes, (side, table) in zip(grid, counts.items(), strict=True):
-        density = table.to_numpy() / table.to_numpy().sum(axis=1, keepdims=True)
         epochs = table.index.to_numpy() + 1
         place = (epochs[0] - 0.5, epochs[-1] + 0.5, -1, 1)
+        # One column for each epoch: the picture's columns are equally wide.
+        filled = table.reindex(range(table.index[0], table.index[-1] + 1), method="nearest")
+        density = filled.to_numpy() / filled.to_numpy().sum(axis=1, keepdims=True)
         image = np.sqrt(density / density.max()).T  # the root, so that thin tails can be seen
         spread: dict[str, Any] = {"aspect": "auto", "interpolation": "nearest", "origin": "lower"}
         axes.imshow(image, cmap=shades, vmin=0, vmax=1, extent=place, **spread)
@@ -163,7 +169,8 @@ def same_class(groups: Groups) -> Plot:
 def depth(groups: Groups) -> Plot:
     """The depth of the least common ancestor in each percentile (as Cai's figure 5b)."""
     title = "Nearness in meaning, late in training"
-    return _by_difficulty(groups, "depth", title, "depth of the common ancestor in WordNet", 1)
+    axis = "depth of the common ancestor in WordNet"
+    return _by_difficulty(groups, "depth", title, axis, 1, from_zero=False)
 
 
 def age(groups: Groups) -> Plot:
@@ -172,7 +179,10 @@ def age(groups: Groups) -> Plot:
     return _by_difficulty(groups, "age", title, "mean age (in keys)", 1)
 
 
-def _by_difficulty(groups: Groups, quantity: str, title: str, axis: str, factor: float) -> Plot:
+def _by_difficulty(
+    groups: Groups, quantity: str, title: str, axis: str, factor: float, from_zero: bool = True
+) -> Plot:
+    """Curves over the percentiles; groups whose seeds differ in their number are left out."""
     found: dict[str, Line] = {}
     for label, courses in groups.items():
         seeds = [row * factor for c in courses if len(row := c.late("percentile", quantity))]
@@ -187,7 +197,8 @@ def _by_difficulty(groups: Groups, quantity: str, title: str, axis: str, factor:
     for label, line in found.items():
         draw(axes, line, label, looks[label])
     axes.set_xlim(0, 100)
-    axes.set_ylim(bottom=0)
+    if from_zero:
+        axes.set_ylim(bottom=0)
     legend_below(figure, axes, len(found))
     parts = [f"{label}: {_ends(line)}" for label, line in found.items()]
     return Plot(figure, f"Curves over the difficulty of the negatives, {axis}. {'. '.join(parts)}.")
@@ -201,59 +212,104 @@ def _ends(line: Line) -> str:
 # ---------------------------------------------------------------------- by image
 
 
+class Counted(NamedTuple):
+    """How often each of n images of a group was a negative, and how often a hard one.
+
+    Attributes:
+        met: (n,) how often it was a negative; ``MET`` times or more.
+        hard: (n,) how often it was among the hardest 5 %.
+        rate: which share of all negatives is "the hardest 5 %" exactly: it depends on how many
+            negatives a query has.
+    """
+
+    met: NDArray[Any]
+    hard: NDArray[Any]
+    rate: float
+
+    @property
+    def shares(self) -> NDArray[Any]:
+        """(n,) in percent."""
+        return 100 * self.hard / self.met
+
+
 def images(groups: Groups) -> Plot:
     """For which share of its queries each image is hard, against chance (as Cai's figure 6).
 
-    By chance an image is among the hardest 5 % one time in twenty; how far shares then lie apart
-    follows from how often each image was met.
+    By chance all images would be hard equally often; how far shares then lie apart follows from
+    how often each image was met. Groups with a queue are left to :func:`images_in_queue`.
     """
-    met, shares = {}, {}
-    for label, courses in groups.items():
-        known = [pair for c in courses if len((pair := _met_and_hard(c))[0])]
-        if known:
-            met[label] = np.concatenate([pair[0] for pair in known])
-            hard = np.concatenate([pair[1] for pair in known])
-            shares[label] = 100 * hard / met[label]
-    if not shares:
+    found = {label: c for label, c in groups.items() if not _has_queue(c)}
+    return _of_images(groups, found, "How often the same images are hard", "by chance")
+
+
+def images_in_queue(groups: Groups) -> Plot:
+    """The same of groups with a queue, where it tells little of the images themselves.
+
+    An image is met as a negative while its key is in the queue. One that was met few times was
+    mostly met while its key was young, and young keys are harder than old ones or less hard: the
+    shares lie apart even if all images are alike.
+    """
+    found = {label: c for label, c in groups.items() if _has_queue(c)}
+    title = "How often images in the queue are hard (ages and images mixed)"
+    return _of_images(groups, found, title, "if all images and ages were alike")
+
+
+def _has_queue(courses: Sequence[Course]) -> bool:
+    return any(len(c.late("percentile", "age")) for c in courses)
+
+
+def _of_images(groups: Groups, chosen: Groups, title: str, alike: str) -> Plot:
+    counted = {label: one for label, c in chosen.items() if (one := count(c)) is not None}
+    if not counted:
         raise DataError(f"No run counted images that were met {MET} times: nothing to draw.")
     figure, axes = plots.new(
-        "Are the same images hard again and again?",
+        title,
         "share of its queries for which an image is among the hardest 5 % (%)",
         "share of the images (%)",
-        plots.SIZE[1] + room(len(shares) + 1),
+        plots.SIZE[1] + room(len(counted) + 1),
     )
-    every = np.concatenate([*met.values()])
-    top = max(float(values.max()) for values in shares.values())
+    every = np.concatenate([one.met for one in counted.values()])
+    top = max(float(one.shares.max()) for one in counted.values())
     # Shares are whole numbers over how often an image was met; a bin shall hold four of them.
     width = max(max(top, 15.0) / 40, 400 / float(np.median(every)))
     edges = np.arange(0, max(top, 15.0) + width, width)
     looks = dict(zip(groups, plots.looks(len(groups)), strict=True))
-    for label, values in shares.items():
-        height = _percent(np.histogram(values, edges)[0])
+    for label, one in counted.items():
+        height = _percent(np.histogram(one.shares, edges)[0])
         name = label if len(groups) > 1 else "as recorded"
         axes.stairs(height, edges, label=name, linewidth=1.8, **looks[label])
     plain: dict[str, Any] = {"color": plots.NEUTRAL, "linestyle": ":", "linewidth": 1.8}
-    axes.stairs(_percent(chance(every, edges)), edges, **plain)
-    axes.plot([], [], label="by chance", **plain)
+    expected = sum(chance(one.met, edges, one.rate) for one in counted.values())
+    axes.stairs(_percent(np.asarray(expected)), edges, **plain)
+    axes.plot([], [], label=alike, **plain)
     logarithmic(axes)
     axes.set_xlim(0, edges[-1])
     legend_below(figure, axes, 2)
-    parts = [f"{label}: {_apart(met[label], values)}" for label, values in shares.items()]
-    return Plot(figure, f"Histograms of how often each image is hard. {'. '.join(parts)}.")
+    parts = [f"{label}: {_apart(one, alike)}" for label, one in counted.items()]
+    return Plot(figure, f"{title}, in histograms. {'. '.join(parts)}.")
 
 
-def _met_and_hard(course: Course) -> tuple[NDArray[Any], NDArray[Any]]:
-    table = pd.concat({name: course.late("image", name) for name in ("met", "hard")}, axis=1)
-    table = table[table["met"] >= MET].fillna(0.0)
-    return table["met"].to_numpy(dtype=float), table["hard"].to_numpy(dtype=float)
+def count(courses: Sequence[Course]) -> Counted | None:
+    """The images of all seeds, late in training; ``None`` if none was met often enough."""
+    parts = []
+    for course in courses:
+        pair = {name: course.late("image", name) for name in ("met", "hard")}
+        parts.append(pd.concat(pair, axis=1).fillna(0.0))
+    table = pd.concat(parts) if parts else pd.DataFrame(columns=["met", "hard"])
+    often = table[table["met"] >= MET]
+    if not len(often):
+        return None
+    met, hard = (often[name].to_numpy(dtype=float) for name in ("met", "hard"))
+    return Counted(met, hard, float(table["hard"].sum() / table["met"].sum()))
 
 
-def chance(met: NDArray[Any], edges: NDArray[Any]) -> NDArray[Any]:
-    """How many images would fall between the edges (percent) if each were hard 5 % of the time.
+def chance(met: NDArray[Any], edges: NDArray[Any], rate: float) -> NDArray[Any]:
+    """How many images would fall between the edges (percent) if all were hard equally often.
 
     Args:
         met: (n,) how often each image was a negative.
         edges: (b + 1,) of the bins, in percent.
+        rate: for which share of its queries each would be hard.
 
     Returns:
         (b,) expected numbers of images, from binomial distributions.
@@ -263,7 +319,7 @@ def chance(met: NDArray[Any], edges: NDArray[Any]) -> NDArray[Any]:
     trials, images = np.unique(met.round().astype(int), return_counts=True)
     # A histogram's bins hold their lower edge: so many hits are below an edge.
     below = np.ceil(edges[None, :] / 100 * trials[:, None] - 1e-9) - 1
-    reached = binom.cdf(below, trials[:, None], HARD)
+    reached = binom.cdf(below, trials[:, None], rate)
     return (images[:, None] * np.diff(reached, axis=1)).sum(axis=0)
 
 
@@ -272,11 +328,12 @@ def _percent(counts: NDArray[Any]) -> NDArray[Any]:
     return np.where(shares > 1e-3, shares, np.nan)  # the axis is logarithmic
 
 
-def _apart(met: NDArray[Any], shares: NDArray[Any]) -> str:
-    expected = 100 * math.sqrt(float((HARD * (1 - HARD) / met).mean()))
+def _apart(one: Counted, alike: str) -> str:
+    shares, rate = one.shares, one.rate
+    expected = 100 * math.sqrt(float((rate * (1 - rate) / one.met).mean()))
     return (
         f"{len(shares)} images, mean {shares.mean():.2f} %, median {np.median(shares):.2f} %, "
-        f"standard deviation {shares.std():.2f} points (by chance {expected:.2f}), "
+        f"standard deviation {shares.std():.2f} points ({alike}: {expected:.2f}), "
         f"{100 * (shares == 0).mean():.1f} % of the images never hard, one in a hundred hard for "
         f"{np.percentile(shares, 99):.1f} % of its queries or more"
     )

@@ -28,7 +28,7 @@ _SAME = "share of negatives of the query's class (%)"
 _DEPTH = "depth of the common ancestor\nin WordNet (0 = nothing shared)"
 _PERCENTILE = "difficulty percentile\n(0 = easiest, 100 = hardest)"
 _PARTS = {"hardest_5": "hardest 5 %", "easiest_95": "easiest 95 %"}
-_TSNE_CLASSES = 10  # so many colours and shapes can be told apart
+TSNE_CLASSES = 10  # so many colours and shapes can be told apart
 
 
 def figures(groups: Groups) -> dict[str, Plot]:
@@ -277,7 +277,7 @@ def tsne(study: Study) -> Plot:
         raise DataError("This study has no t-SNE. Make it again with tsne=true.")
     labels = study.tsne_labels
     numbers = np.bincount(labels[labels >= 0], minlength=1)
-    order = [int(c) for c in np.argsort(-numbers, kind="stable")[:_TSNE_CLASSES] if numbers[c]]
+    order = [int(c) for c in np.argsort(-numbers, kind="stable")[:TSNE_CLASSES] if numbers[c]]
     figure, axes = plots.new("Features in two dimensions (t-SNE)", "", "", height=4.2)
     rest = ~np.isin(labels, order)
     grey: Any = {"color": plots.NEUTRAL, "alpha": 0.35, "linewidths": 0}

@@ -12,11 +12,11 @@ from solo_hardneg.analysis.summary import (
     TEST_IMAGES,
     Row,
     Summary,
-    p_value,
-    percent,
-    points,
+    of_finished,
     sampling_noise,
+    state,
 )
+from solo_hardneg.analysis.tables import p_value, percent, points
 
 _FIRST = ("linear", "linear_knn", "knn", "online")  # what is spoken of, if it is known
 
@@ -24,11 +24,16 @@ _FIRST = ("linear", "linear_knn", "knn", "online")  # what is spoken of, if it i
 def sentences(summary: Summary, courses: Groups) -> list[str]:
     """What the runs are, which group is best, what can be told from chance, and who is hard."""
     told = [what_they_are(summary)]
-    metric = main_metric(summary)
+    behind = [f"{row.group.label} ({state(row)})" for row in summary.rows if row.unfinished]
+    finished = of_finished(summary)
+    metric = main_metric(finished)
     if metric is None:
-        told.append("No accuracy is known of any of them.")
+        of = "a finished run" if behind else "any of them"
+        told.append(f"No accuracy is known of {of}.")
     else:
-        told += [*_best(summary, metric), *differences(summary, metric)]
+        told += [*_best(finished, metric), *differences(finished, metric)]
+    if behind:
+        told.append(f"What has not finished is not compared here: {', '.join(behind)}.")
     return [*told, *_hardness(summary, courses)]
 
 
@@ -86,6 +91,9 @@ def differences(summary: Summary, metric: str) -> list[str]:
     compared = [row for row in summary.rows if metric in row.differences]
     tested = [row for row in compared if not math.isnan(row.differences[metric][1])]
     untested = [row for row in compared if row not in tested]
+    if not compared and any(row.baseline for row in summary.rows):
+        text = f"no group and its baseline both have a {METRICS[metric]} accuracy that counts"
+        return [f"Nothing can be compared: {text}."]
     if not compared:
         return ["Nothing can be compared: there is no group with all negatives of the same family."]
     told = []
@@ -146,10 +154,11 @@ def _of_one_seed(rows: Sequence[Row], metric: str) -> list[str]:
 
 
 def _hardness(summary: Summary, courses: Groups) -> list[str]:
-    """Of a baseline, or else of the first group that knows it."""
+    """Of a baseline, or else of the first group that knows it; of runs that have finished."""
     order = sorted(summary.rows, key=lambda row: not row.group.takes_all)
     for row in order:
-        members = courses.get(row.group.label, ())
+        several = zip(row.group.runs, courses.get(row.group.label, ()), strict=False)
+        members = [course for run, course in several if not run.unfinished]
         mass = _last(members, "mass/hardest_5")
         if math.isnan(mass):
             continue

@@ -156,7 +156,7 @@ def pipelines_of(
     for config in (linear, images.data):
         for key in ("data.augmentations.crop_size", "data.suggest.crop_size"):
             crop = crop or read(config, key)
-    if crop is None:
+    if not isinstance(crop, int):  # a reference that can't be filled in is a text
         text = f"crop_size: it isn't known how large the images of {file} were"
         raise ConfigError(f"{text}. Add crop_size=224, for instance, as in training.")
     return (plain_pipeline(dataset, crop, augment=False),) * 2

@@ -20,8 +20,8 @@ from importlib import resources
 from typing import Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
+from solo_hardneg.analysis.args import resolved
 from solo_hardneg.errors import unknown_name
 from solo_hardneg.negatives import Policy, build
 
@@ -156,7 +156,7 @@ def matching(args: Mapping[str, Any]) -> list[Cell]:
     Returns:
         cells whose ``remark`` says what else of this run differs.
     """
-    run = _resolved(args)
+    run = _plain(args)
     family, dataset = _family(run), _dataset(run)
     candidates = [c for c in _read() if (c.config, c.dataset) == (family, dataset)]
     if not candidates:
@@ -173,12 +173,12 @@ def matching(args: Mapping[str, Any]) -> list[Cell]:
     ]
 
 
-def _resolved(args: Any) -> Any:
-    """Plain values: solo-learn writes the ``args.json`` of its own methods with interpolations."""
+def _plain(args: Any) -> Any:
+    if OmegaConf.is_config(args):
+        args = OmegaConf.to_container(args)
     try:
-        config = args if OmegaConf.is_config(args) else OmegaConf.create(dict(args))
-        return OmegaConf.to_container(config, resolve=True)
-    except (OmegaConfBaseException, ValueError, TypeError):
+        return resolved(args)
+    except (ValueError, TypeError):  # nothing that a host writes
         return args
 
 

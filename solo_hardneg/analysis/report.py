@@ -20,15 +20,23 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
-from solo_hardneg.analysis import distributions, figures, plots, study, words
-from solo_hardneg.analysis import summary as tables
-from solo_hardneg.analysis.courses import course
+from solo_hardneg.analysis import (
+    distributions,
+    figures,
+    plots,
+    results,
+    studied,
+    study,
+    tables,
+    words,
+)
+from solo_hardneg.analysis.courses import course, unlike
 from solo_hardneg.analysis.findings import sentences
 from solo_hardneg.analysis.groups import WORDS, Group, baselines, differing, group, words_for
 from solo_hardneg.analysis.plots import Plot
 from solo_hardneg.analysis.runs import Note, find
 from solo_hardneg.analysis.study import Study
-from solo_hardneg.analysis.summary import Summary
+from solo_hardneg.analysis.summary import METRICS, Summary, summarize
 from solo_hardneg.errors import DataError, HardnegError
 
 _VERSIONS = ("solo-hardneg", "torch", "numpy", "pandas", "matplotlib")
@@ -58,11 +66,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class Report:
-    """Where the report was written, its table, and what it says on top."""
+    """Where the report was written, its table, what it says on top, and (what, where) to mind."""
 
     html: Path
     summary: Summary
     sentences: Sequence[str]
+    missing: Sequence[tuple[str, str]]
 
 
 def report(
@@ -100,34 +109,35 @@ def write(
     found = find(given)
     notes = list(found.notes)
     groups = group(found.runs, notes)
-    summary = tables.summarize(groups, baselines(groups, baseline))
+    summary = summarize(groups, baselines(groups, baseline))
     notes += summary.notes
     courses = {g.label: [course(run) for run in g.runs] for g in groups}
-    studies = {g.label: [r.study for r in g.runs if r.study is not None] for g in groups}
-    studies = {label: several for label, several in studies.items() if several}
+    studies, odd = studied.together(groups)
+    notes += [*unlike(courses), *(Note(*pair) for pair in odd)]
     number = sum(g.seeds for g in groups)
-    told = sentences(summary, courses)
+    told, published = sentences(summary, courses), tables.beside(summary)
     context = {
         "title": title or f"Negatives in {number} run{'' if number == 1 else 's'}",
         "sentences": told,
         "results": tables.readable(summary),
         "remarks": _remarks(summary, baseline),
-        "published": tables.beside(summary),
-        "settings": words.SETTINGS,
+        "published": published,
+        "settings": " ".join([words.SETTINGS, *([] if "here" in published else [words.NO_LINEAR])]),
         "training": _pictures(lambda: distributions.figures(courses)),
         "studied": _studied(studies, notes),
         "scatters": _scatters(studies),
         "pairs": _pairs(studies),
         "tests": _tests(studies),
+        "tests_caption": words.TESTS,
         "runs": _runs(groups),
         "shared": _shared(groups),
         "terms": words.TERMS,
-        "missing": _missing(notes, len(found.runs)),
+        "missing": _missing(notes, len(found.runs)),  # the studies' figures may have added some
         "command": _command(given, out, baseline, title),
         "versions": _versions(),
     }
     _save(out, context, summary, groups)
-    return Report(out / "report.html", summary, told)
+    return Report(out / "report.html", summary, told, context["missing"])
 
 
 def _save(out: Path, context: Mapping[str, Any], summary: Summary, groups: Sequence[Group]) -> None:
@@ -162,7 +172,8 @@ def page(context: Mapping[str, Any]) -> str:
 def markdown(context: Mapping[str, Any]) -> str:
     """The tables, and what the figures show, as Markdown."""
     plain = tables.plain
-    parts = [f"# {plain(context['title'])}", " ".join(map(plain, context["sentences"]))]
+    first, *others = map(plain, context["sentences"])
+    parts = [f"# {plain(context['title'])}", first, "\n".join(f"- {text}" for text in others)]
     parts.append(tables.markdown(context["results"]).rstrip())
     parts += [plain(remark) for remark in context["remarks"]]
     if len(context["published"]):
@@ -214,7 +225,8 @@ def _scatters(studies: Mapping[str, Sequence[Study]]) -> list[Picture]:
             with plots.style(dark):
                 plot = figures.tsne(one)
                 uris.append(_png(plot, dark))
-        pictures.append(_picture(f"tsne {label}", plot, *uris))
+        many = len({*one.tsne_labels.tolist()} - {-1}) > figures.TSNE_CLASSES
+        pictures.append(_picture(f"{'tsne_of_many' if many else 'tsne'} {label}", plot, *uris))
     return pictures
 
 
@@ -271,10 +283,10 @@ def _remarks(summary: Summary, baseline: str | None) -> list[str]:
 
 
 def _pairs(studies: Mapping[str, Sequence[Study]]) -> list[tuple[str, list[pd.DataFrame]]]:
-    """Tables A4 to A6 of each group's first seed."""
+    """Tables A4 to A6 of each group's seeds together."""
     found = []
     for label, several in studies.items():
-        by_kind = study.class_pairs(several[0])
+        by_kind = study.class_pairs(results.together(several))
         shown = []
         for kind, table in by_kind.items():
             if len(table):
@@ -304,9 +316,10 @@ def _tests(studies: Mapping[str, Sequence[Study]]) -> pd.DataFrame:
 
 def _runs(groups: Sequence[Group]) -> pd.DataFrame:
     table = tables.of_runs(groups)
-    names = {f"{metric}_acc": title for metric, title in tables.METRICS.items()}
+    names = {f"{metric}_acc": title for metric, title in METRICS.items()}
     known = [name for name in names if table[name].notna().any()]
     columns = ["group", "seed", "name", "folder", "epochs", *known]
+    columns += ["unfinished"] if (table["unfinished"] != "").any() else []
     shown = table[columns].copy()
     for name in known:
         shown[name] = [f"{v:.1f}" if v == v else "" for v in shown[name]]

@@ -181,7 +181,7 @@ def _write_tables(groups: Mapping[str, Sequence[Study]], folder: Path) -> dict[s
     tables["t-tests"] = pd.concat(tests, ignore_index=True)
     tables["t-tests"].insert(0, "group", tables["t-tests"].pop("group"))
     for label, studies in groups.items():
-        for kind, table in class_pairs(_together(studies)).items():
+        for kind, table in class_pairs(together(studies)).items():
             if len(table):
                 several = f"-{_slug(label)}" if len(groups) > 1 else ""
                 tables[f"table-{_TABLES[kind]}-{kind}{several}"] = table
@@ -191,7 +191,7 @@ def _write_tables(groups: Mapping[str, Sequence[Study]], folder: Path) -> dict[s
     return tables
 
 
-def _together(studies: Sequence[Study]) -> Study:
+def together(studies: Sequence[Study]) -> Study:
     """The first study with the class means of all: each pair of images counts once."""
     if len({tuple(study.class_names) for study in studies}) > 1:
         return studies[0]
@@ -274,6 +274,15 @@ def show(results: Results, console: Console) -> None:
         console.print(f"         {study}", markup=False, soft_wrap=True)
 
 
+def _compared(info: Mapping[str, Any]) -> str:
+    """Which vectors of a checkpoint the similarity is of."""
+    if not info.get("projector"):
+        return "features of the backbone"
+    predicted = info.get("predicted")
+    through = f", the {predicted} through the predictor" if predicted else ""
+    return f"outputs of the projector{through}"
+
+
 def _summary(
     groups: Mapping[str, Sequence[Study]],
     made: Mapping[str, Plot],
@@ -285,13 +294,13 @@ def _summary(
     what = (
         f"{first.get('queries')} queries and {first.get('negatives')} negatives of "
         f"{first.get('dataset')} ({first.get('split')} images, {first.get('views')} views), ranked "
-        "by the similarity that the contrastive loss sees. As in Cai et al. 2020 "
-        "(arXiv 2010.06682), section 4.\n"
+        "by cosine similarity. As in Cai et al. 2020 (arXiv 2010.06682), section 4, the trained "
+        "encoder embeds both, also where the loss has keys of a momentum encoder.\n"
     )
     parts.append(what)
     for label, studies in groups.items():
         found = ", ".join(f"`{study.info.get('checkpoint')}`" for study in studies)
-        parts.append(f"- {label}: {found}")
+        parts.append(f"- {label}: {found}. Compared: {_compared(studies[0].info)}.")
     if notes:
         parts.append("\n## What is missing\n")
         parts += [f"- {note}" for note in notes]

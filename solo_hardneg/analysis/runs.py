@@ -1,14 +1,13 @@
 """Finding the folders of runs, of either host, and reading what lies in them.
 
 A run's folder holds ``args.json`` and, where there are any, ``hardness/`` (Parquet),
-``metrics.csv`` and ``analysis/study.npz``. All of it is data: nothing in it is executed, and what
-can't be read is left out, with a note.
+``metrics.csv`` and studies below ``analysis/``. All of it is data: nothing in it is executed, and
+what can't be read is left out, with a note.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,11 +15,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from solo_hardneg.analysis import records as recorded
-from solo_hardneg.analysis import study as studies
+from solo_hardneg.analysis import studied
+from solo_hardneg.analysis.args import resolved
 from solo_hardneg.analysis.records import Records
 from solo_hardneg.analysis.study import Study
 from solo_hardneg.errors import DataError, HardnegError
@@ -28,7 +26,6 @@ from solo_hardneg.errors import DataError, HardnegError
 FROM = "pretrained_feature_extractor"  # the key by which a linear evaluation names its run
 LATE = 0.25  # this share of the recorded epochs, the last ones, is late in training
 _WANTED = ("train_", "val_", "negatives/")  # of all that hosts log, as the beginnings of names
-_FOREIGN = re.compile(r"\$\{(?!oc\.select:)[^}]*?:")  # a resolver other than this one
 _COLUMNS = ["epoch", "metric", "value"]
 
 
@@ -81,6 +78,13 @@ class Run:
         last = [] if self.records is None else [self.records.table["epoch"].max()]
         last += [self.history["epoch"].max()] if len(self.history) else []
         return int(max(last)) + 1 if last else 0
+
+    @property
+    def unfinished(self) -> str:
+        """``3 of 4 epochs``, if the config plans more than have been trained; else empty."""
+        planned, epochs = self.args.get("max_epochs"), self.epochs
+        stopped = isinstance(planned, int) and 0 < epochs < planned
+        return f"{epochs} of {planned} epochs" if stopped else ""
 
     def last(self, metric: str) -> float:
         """The last value of a metric; NaN if it was never logged, or labels are missing."""
@@ -168,27 +172,12 @@ def _read_args(folder: Path, notes: list[Note]) -> Run | None:
         text = "left out, because its args.json is no config of a run: it names no method."
         notes.append(Note(run.title, text))
         return None
-    return replace(run, args=_resolved(args))
-
-
-def _resolved(args: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with its references filled in, which solo-learn writes as they stand.
-
-    Only references to the config itself: no other's ``args.json`` shall read this machine's
-    environment into a report.
-    """
-    if _FOREIGN.search(json.dumps(args)):
-        return dict(args)
-    try:
-        plain: Any = OmegaConf.to_container(OmegaConf.create(dict(args)), resolve=True)
-    except (OmegaConfBaseException, ValueError):
-        return dict(args)
-    return plain
+    return replace(run, args=resolved(args))
 
 
 def _read(run: Run, notes: list[Note]) -> Run:
     """The same run with everything that was written of it."""
-    records, study = None, None
+    records = None
     place = section(run.args, "hardness").get("dir")
     folder = run.folder / Path(place if isinstance(place, str) and place else "hardness")
     if folder.is_dir():
@@ -197,15 +186,12 @@ def _read(run: Run, notes: list[Note]) -> Run:
             notes += [Note(run.title, note) for note in records.notes]
         except HardnegError as error:
             notes.append(Note(run.title, f"its records are left out. {error}"))
-    file = run.folder / "analysis" / "study.npz"
-    if file.is_file() and FROM not in run.args:
-        try:
-            study = studies.load(file)
-            notes += [Note(run.title, note) for note in study.notes]
-        except HardnegError as error:
-            notes.append(Note(run.title, f"its study is left out. {error}"))
-    history = _history(run, records, notes)
-    return replace(run, records=records, study=study, history=history)
+    run = replace(run, records=records, history=_history(run, records, notes))
+    if FROM in run.args:
+        return run
+    study, texts = studied.newest(run.folder, run.args, run.epochs)
+    notes += [Note(run.title, text) for text in texts]
+    return replace(run, study=study)
 
 
 def _history(run: Run, records: Records | None, notes: list[Note]) -> pd.DataFrame:
@@ -312,13 +298,10 @@ def _missing(run: Run) -> list[Note]:
         )
     if run.records is None:
         texts.append("its negatives were not recorded; hardness.enabled=true records them.")
-    if run.study is None:
-        texts.append("its checkpoint was not studied; make a study with: solo-hardneg analyze.")
     for one, what in ((run, "it"), (run.linear, "its linear evaluation")):
-        planned = None if one is None else one.args.get("max_epochs")
-        if one is not None and isinstance(planned, int) and 0 < one.epochs < planned:
+        if one is not None and one.unfinished:
             texts.append(
-                f"{what} stopped (or is) after {one.epochs} of {planned} epochs; its numbers are "
-                "those of that moment."
+                f"{what} stopped (or is) after {one.unfinished}; its numbers are those of that "
+                "moment."
             )
     return [Note(run.title, text) for text in texts]

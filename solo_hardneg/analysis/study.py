@@ -295,8 +295,9 @@ def class_pairs(study: Study, n: int = 10) -> dict[str, DataFrame]:
         n: how many pairs of different classes; fewer if there are not so many.
 
     Returns:
-        by these three words, tables with the columns ``mean similarity``, ``class of the
-        negative``, ``class of the query``; ties stand in the order of the query's class.
+        by these three words, tables with the columns ``mean similarity``, ``similarities`` (of how
+        many that is the mean; of few, it is extreme by chance), ``class of the negative``,
+        ``class of the query``; ties stand in the order of the query's class.
     """
     import pandas as pd
 
@@ -310,6 +311,7 @@ def class_pairs(study: Study, n: int = 10) -> dict[str, DataFrame]:
         first = np.argsort(order, kind="stable")[:n]
         columns = {
             "mean similarity": values[first],
+            "similarities": study.class_number[query, negative][first].astype(np.int64),
             "class of the negative": names[negative[first]],
             "class of the query": names[query[first]],
         }

@@ -1,4 +1,4 @@
-"""The table of a report: accuracies by group, against baselines, and against the papers.
+"""What a report compares: accuracies by group, against baselines, and against the papers.
 
 All accuracies are in percent, differences in points. The standard deviation is the sample's
 (n - 1), between seeds; differences are tested by Welch's t-test, which doesn't take both sides'
@@ -10,11 +10,10 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from solo_hardneg.analysis import published
 from solo_hardneg.analysis.groups import Group, differing, words_for
@@ -29,7 +28,7 @@ METRICS = {
     "knn": "kNN during training",
     "online": "online",
 }
-_PUBLISHED = {"top1": "linear", "top5": "linear5"}
+PUBLISHED = {"top1": "linear", "top5": "linear5"}
 # How many images the hosts validate on, where that is known.
 TEST_IMAGES = {
     "cifar10": 10_000,
@@ -88,6 +87,8 @@ class Row:
         differences: (difference to the baseline, p of Welch's test), where both have the metric.
         published: the papers' numbers for the same experiment.
         differing: what else than method and negatives differs from the baseline.
+        unfinished: of the metrics whose values are of runs that have not finished, how far these
+            are, such as ``3 of 4 epochs``.
     """
 
     group: Group
@@ -96,6 +97,7 @@ class Row:
     differences: Mapping[str, tuple[float, float]]
     published: Sequence[Placed] = ()
     differing: Sequence[str] = ()
+    unfinished: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -117,8 +119,17 @@ def value_of(run: Run, metric: str) -> float:
     return math.nan if run.linear is None else run.linear.last(names[metric])
 
 
+def progress(run: Run, metric: str) -> str:
+    """How far a run is that has not finished, or its linear evaluation, if a metric is of that."""
+    if run.unfinished or run.linear is None or not metric.startswith("linear"):
+        return run.unfinished
+    return run.linear.unfinished and f"linear evaluation: {run.linear.unfinished}"
+
+
 def summarize(groups: Sequence[Group], baselines: Mapping[str, Group | None]) -> Summary:
     """Means over seeds, differences to the baselines, and the papers' numbers.
+
+    Runs that have not finished count only where no other seed of the group has finished.
 
     Args:
         groups: at least one.
@@ -137,9 +148,10 @@ def summarize(groups: Sequence[Group], baselines: Mapping[str, Group | None]) ->
         placed = _placed(one, base, mine)
         keys = [] if base is None else differing([one, base])
         other = [] if base is None else [_unlike(key, one, base) for key in keys]
-        rows.append(Row(one, base, mine, differences, placed, other))
+        unfinished = {m: text for m in METRICS if (text := _unfinished(one, m))}
+        rows.append(Row(one, base, mine, differences, placed, other, unfinished))
     metrics = [m for m in METRICS if any(row.values[m].values for row in rows)]
-    return Summary(rows, metrics, _unfair(groups))
+    return Summary(rows, metrics, [*_left_out(groups), *_unfair(groups)])
 
 
 def _unlike(key: str, one: Group, base: Group) -> str:
@@ -148,8 +160,48 @@ def _unlike(key: str, one: Group, base: Group) -> str:
 
 
 def _value(group: Group, metric: str) -> Value:
-    found = [value_of(run, metric) for run in group.runs]
-    return Value(tuple(value for value in found if math.isfinite(value)))
+    return Value(tuple(value_of(run, metric) for run in _counting(group, metric)))
+
+
+def _counting(group: Group, metric: str) -> list[Run]:
+    """The runs that have a metric and have finished; if none has, those that have not."""
+    known = [run for run in group.runs if math.isfinite(value_of(run, metric))]
+    return [run for run in known if not progress(run, metric)] or known
+
+
+def _unfinished(group: Group, metric: str) -> str:
+    found = {progress(run, metric) for run in _counting(group, metric)} - {""}
+    return " and ".join(sorted(found))
+
+
+def _left_out(groups: Sequence[Group]) -> list[Note]:
+    notes = []
+    for one in groups:
+        for run in one.runs:
+            known = [m for m in METRICS if math.isfinite(value_of(run, m))]
+            out = [METRICS[m] for m in known if run not in _counting(one, m)]
+            if out:
+                text = f"not counted beside seeds that have finished: {', '.join(out)}."
+                notes.append(Note(run.title, text))
+    return notes
+
+
+def of_finished(summary: Summary) -> Summary:
+    """The same without the values of runs that have not finished, and what is compared to them."""
+    behind = {row.group.label: row.unfinished for row in summary.rows}
+    rows = []
+    for row in summary.rows:
+        base = {} if row.baseline is None else behind.get(row.baseline.label, {})
+        values = {m: Value(()) if m in row.unfinished else v for m, v in row.values.items()}
+        out = {*row.unfinished, *base}
+        differences = {m: pair for m, pair in row.differences.items() if m not in out}
+        rows.append(replace(row, values=values, differences=differences))
+    return replace(summary, rows=rows)
+
+
+def state(row: Row) -> str:
+    """How far the runs of a row are, if they have not finished; else empty."""
+    return "; ".join(dict.fromkeys(row.unfinished.values()))
 
 
 def welch(one: Sequence[float], other: Sequence[float]) -> float:
@@ -171,7 +223,7 @@ def _placed(group: Group, base: Group | None, mine: Mapping[str, Value]) -> list
     for cell in published.matching(group.args):
         # The baseline of the same table or, where it has none, the paper's.
         beside = theirs.get((*_place(cell), cell.table)) or theirs.get(_place(cell))
-        distance = mine[_PUBLISHED[cell.metric]].mean - cell.value
+        distance = mine[PUBLISHED[cell.metric]].mean - cell.value
         gap = math.nan if beside is None else cell.value - beside.value
         # A number that a paper prints in two tables stands once.
         key = (cell.paper, cell.metric, cell.temperature, cell.value, cell.std)
@@ -225,139 +277,3 @@ def sampling_noise(row: Row, metric: str) -> float:
         return math.nan
     share = min(max(row.values[metric].mean / 100, 1 / number), 1 - 1 / number)
     return 100 * 1.96 * math.sqrt(2 * share * (1 - share) / number)
-
-
-# ---------------------------------------------------------------------- as tables
-
-
-def percent(value: Value) -> str:
-    """``96.1``, or ``96.1 ± 0.3`` for several seeds; empty where it isn't known."""
-    if not value.values:
-        return ""
-    return f"{value.mean:.1f}" + (f" ± {value.std:.1f}" if len(value.values) > 1 else "")
-
-
-def points(difference: float) -> str:
-    """``+4.7`` or ``−2.5``."""
-    return f"{difference:+.1f}".replace("-", "−")
-
-
-def p_value(p: float) -> str:
-    """``p = 0.03``, ``p < 0.001``; empty where it isn't known."""
-    if math.isnan(p):
-        return ""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
-
-
-def readable(summary: Summary) -> pd.DataFrame:
-    """The table for people: texts, one row for each group."""
-    rows = []
-    for row in summary.rows:
-        cells = {"group": row.group.label, "seeds": str(row.group.seeds)}
-        for metric in summary.metrics:
-            title = METRICS[metric]
-            cells[title] = percent(row.values[metric])
-            if any(r.differences for r in summary.rows):
-                cells[f"{title}, difference"] = _difference(row, metric)
-        rows.append(cells)
-    return pd.DataFrame(rows)
-
-
-def beside(summary: Summary) -> pd.DataFrame:
-    """The papers' numbers for the same experiments, and where ours stand, for people."""
-    rows = []
-    for row in summary.rows:
-        for placed in row.published:
-            metric = _PUBLISHED[placed.cell.metric]
-            ours = percent(row.values[metric])
-            cells = {
-                "group": row.group.label,
-                "published": _published(placed),
-                "here": ours,
-                "here minus published": points(placed.distance) if ours else "",
-                "published difference to the baseline": _known(placed.difference),
-                "difference here": _difference(row, metric),
-                "remark": "; ".join(t for t in (placed.cell.note, placed.cell.remark) if t),
-            }
-            rows.append(cells)
-    return pd.DataFrame(rows)
-
-
-def _known(difference: float) -> str:
-    return "" if math.isnan(difference) else points(difference)
-
-
-def _difference(row: Row, metric: str) -> str:
-    if metric not in row.differences:
-        return ""
-    difference, p = row.differences[metric]
-    return points(difference) + (f" ({p_value(p)})" if p_value(p) else "")
-
-
-def _published(placed: Placed) -> str:
-    """``67.5 ± 0.1 top-1, 3 seeds (Cai et al. 2020, Table 1)``."""
-    cell = placed.cell
-    spread = "" if cell.std is None else f" ± {cell.std:g}"
-    seeds = "" if cell.seeds is None else f", {cell.seeds} seeds"
-    kind = {"top1": "top-1", "top5": "top-5"}[cell.metric]
-    return f"{cell.value:g}{spread} {kind}{seeds} ({cell.source})"
-
-
-def numbers(summary: Summary) -> pd.DataFrame:
-    """The table for programs: one row for each group, numbers unrounded."""
-    rows = []
-    for row in summary.rows:
-        cells: dict[str, Any] = {
-            "group": row.group.label,
-            "seeds": row.group.seeds,
-            "baseline": "" if row.baseline is None else row.baseline.label,
-        }
-        for metric in METRICS:
-            value = row.values[metric]
-            difference, p = row.differences.get(metric, (math.nan, math.nan))
-            cells |= {
-                f"{metric}_mean": value.mean,
-                f"{metric}_std": value.std,
-                f"{metric}_seeds": len(value.values),
-                f"{metric}_difference": difference,
-                f"{metric}_p": p,
-            }
-        cells["published"] = "; ".join(_published(p) for p in row.published)
-        cells["distance"] = "; ".join(_known(p.distance) for p in row.published)
-        rows.append(cells)
-    return pd.DataFrame(rows)
-
-
-def of_runs(groups: Sequence[Group]) -> pd.DataFrame:
-    """One row for each run that counts."""
-    rows = []
-    for one in groups:
-        for run in one.runs:
-            cells: dict[str, Any] = {
-                "group": one.label,
-                "seed": run.seed,
-                "name": run.args.get("name"),
-                "folder": run.folder.as_posix(),
-                "linear": "" if run.linear is None else run.linear.folder.as_posix(),
-                "epochs": run.epochs,
-                "loss": run.last("train_nce_loss_epoch"),
-            }
-            cells |= {f"{metric}_acc": value_of(run, metric) for metric in METRICS}
-            rows.append(cells)
-    return pd.DataFrame(rows)
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """A table in Markdown; what would be markup in it is not."""
-    texts = [[plain(value) for value in row] for row in table.to_numpy(dtype=object)]
-    first = [plain(name) for name in table.columns]
-    rule = ["---"] + ["---:"] * (len(first) - 1)
-    return "".join(f"| {' | '.join(line)} |\n" for line in (first, rule, *texts))
-
-
-def plain(value: Any) -> str:
-    """A text for Markdown, in which what would be markup is none."""
-    text = " ".join(str(value).split())
-    for mark, instead in (("\\", "\\\\"), ("&", "&amp;"), ("<", "&lt;"), ("|", "\\|")):
-        text = text.replace(mark, instead)
-    return text

@@ -8,13 +8,16 @@ CAPTIONS = {
     "classifier that is trained along (online), and of the nearest neighbours where they were "
     "asked for.",
     "mass": "The share of the softmax mass of the negatives that the hardest of them carry. They "
-    "are ranked among all that were offered, before any of them was dropped.",
+    "are ranked among all that were offered, before any of them was dropped. Where a policy keeps "
+    "only the hardest (hardest_5, say), these carry 100 % by construction, and "
+    "where it drops them, 0 %.",
     "effective": "The effective number of negatives of a query: by how few, all equally similar, "
     "the loss would be spread in the same way.",
     "similarity": "Mean similarity of queries to their positives and to the negatives that were "
     "offered. Of one or two groups, the shade holds nine tenths of the similarities.",
     "histogram": "How similarities are spread in each epoch: the stronger the colour, the more. "
-    "The line is the median; nine tenths lie between the dotted ones.",
+    "The line is the median; nine tenths lie between the dotted ones. An epoch that was not "
+    "recorded has the shade of the nearest one that was.",
     "same_class": "How many negatives are of the query's class, from the easiest percentile to the "
     "hardest, in the last quarter of the recorded epochs.",
     "depth": "How near the negatives are to the query in meaning: the depth in WordNet of what "
@@ -26,6 +29,11 @@ CAPTIONS = {
     "images": "How often the same images are hard: for each image, the share of the queries that "
     "met it as a negative for which it was among the hardest 5 %, in the last quarter of the "
     "recorded epochs.",
+    "images_in_queue": "The share of the queries that met an image as a negative for which it was "
+    "among the hardest 5 %, in the last quarter of the recorded epochs. In a queue this says "
+    "little of the images themselves: young and old keys are not equally hard, and an image that "
+    "was met few times was mostly met at one age. For the images themselves, as in figure 6 of Cai "
+    "et al. 2020, see figure 6 of solo-hardneg analyze.",
     "figure4a": "How many of the hardest 5 % and of the easiest 95 % of the negatives are of the "
     "query's class (Cai et al. 2020, figure 4a).",
     "figure4b": "How near both are to the query in WordNet (Cai et al. 2020, figure 4b).",
@@ -36,6 +44,8 @@ CAPTIONS = {
     "figure6": "For which share of the queries each negative is hard, beside ranks that were dealt "
     "out at random (Cai et al. 2020, figure 6).",
     "tsne": "Features of images in two dimensions, by class (Dong et al. 2023, figure 6).",
+    "tsne_of_many": "Features of images in two dimensions. The ten classes with most images are "
+    "coloured; the others are grey (as Dong et al. 2023, figure 6, for ten classes).",
 }
 TERMS = {
     "query, positive, negatives": "A query is one view of an image, its positive another view of "
@@ -57,9 +67,10 @@ TERMS = {
     "online, linear, kNN": "Three ways to measure a representation by its accuracy on labelled "
     "images: a classifier that is trained along, one that is trained afterwards on the frozen "
     "features, and a vote of the nearest neighbours.",
-    "± and p": "± is the standard deviation between seeds; p is that of Welch's t-test, the "
-    "probability of so large a difference or a larger one if both were equally good, not "
-    "corrected for the number of comparisons.",
+    "± and p": "± is the standard deviation between seeds; p is the probability of so large a "
+    "difference or a larger one if there were none, not corrected for the number of comparisons. "
+    "Accuracies are compared by Welch's t-test, hard and easy negatives by Student's, which takes "
+    "both sides' spread for equal.",
     "seed": "The number from which all of a run's random choices follow; runs that differ in it "
     "alone show what chance does.",
 }
@@ -69,3 +80,11 @@ SETTINGS = (
     "here are smaller, compare the differences, not the accuracies."
 )
 TO_ALL = "Differences are to the group with all negatives of the same family."
+NO_LINEAR = (
+    "None of these runs has a linear evaluation, which the papers' numbers are of, so no numbers "
+    "of ours stand beside them; make some with: solo-hardneg linear."
+)
+TESTS = (
+    "Means over seeds, and p of Student's unpaired t-test, which takes both sides' spread for "
+    "equal (Cai et al. 2020, section 4)"
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ _SHOULD_MATCH = (
     "wandb.entity",
     "pretrained_feature_extractor",
 )
+_SHOWN = 10  # so many folders a message names
 
 
 class RunFolder(Checkpoint):
@@ -134,19 +136,40 @@ def read_checkpoint(key: str, path: Path) -> tuple[Path, dict[str, Any]]:
     """
     file = newest_checkpoint(path) if path.is_dir() else path
     if file is None or not file.is_file():
-        what = "no checkpoint (*.ckpt) in this folder" if path.is_dir() else "no such file"
-        raise CheckpointError(f"{key}={path}: there is {what}. Check the path.")
+        raise CheckpointError(f"{key}={path}: there is {_nothing(path)}")
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and torch have an error each
-        text = f"{key}={file}: can't be read; it is cut off, or no checkpoint ({error})"
-        raise CheckpointError(f"{text}. Take another checkpoint of the run.") from error
+        raise CheckpointError(f"{key}={file}: can't be read; {_reason(error)}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise CheckpointError(
             f"{key}={file}: holds no 'state_dict', so it is no checkpoint of a training run. "
             "Take one that pretraining wrote."
         )
     return file, checkpoint
+
+
+def _nothing(path: Path) -> str:
+    """What is said where there is no checkpoint: those below a folder are named."""
+    if not path.is_dir():
+        return "no such file. Check the path."
+    below = sorted({file.parent for file in path.rglob("*.ckpt")})
+    text = "no checkpoint (*.ckpt) in this folder"
+    if not below:
+        return f"{text}. Check the path."
+    shown = ", ".join(map(str, below[:_SHOWN])) + (", ..." if len(below) > _SHOWN else "")
+    return f"{text}, but below it, in: {shown}. Give the folder of a run."
+
+
+def _reason(error: Exception) -> str:
+    """Why a file can't be read, and what to do; torch's own words advise to execute it."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}. Check the path."
+    found = re.search(r"Unsupported class (\S+)|GLOBAL (\S+)", str(error))  # torch 2.1, and later
+    if found:
+        text = f"it asks for {found[1] or found[2]}, and only tensors and plain values are read"
+        return f"{text}. Take a checkpoint that pretraining wrote."
+    return "it is cut off, or no checkpoint. Take another checkpoint of the run."
 
 
 def load_backbone(backbone: nn.Module, state: dict[str, Tensor], key: str, path: Path) -> None:

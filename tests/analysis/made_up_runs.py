@@ -78,7 +78,13 @@ def write_metrics(folder: Path, accuracies: Sequence[float], **last: float) -> P
 
 
 def write_records(
-    folder: Path, args: dict[str, Any], epochs: int = 4, hard: float = 0.3, kept: float = 1.0
+    folder: Path,
+    args: dict[str, Any],
+    epochs: int = 4,
+    hard: float = 0.3,
+    kept: float = 1.0,
+    percentiles: int = 10,
+    queue: bool = True,
 ) -> Path:
     """Parquet files of two processes, with smooth curves of round numbers.
 
@@ -88,6 +94,8 @@ def write_records(
         epochs: how many files for each process.
         hard: the share of mass of the hardest 5 % in the first epoch.
         kept: the share of negatives that the policy keeps.
+        percentiles: how many.
+        queue: whether keys have an age.
     """
     for epoch in range(epochs):
         for rank in (0, 1):
@@ -95,10 +103,11 @@ def write_records(
             for name, value in _scalars(epoch, hard, kept).items():
                 # The second process has more queries, and other values.
                 rows.add(*place, "scalar", name, [-1], [value * (1 - 0.1 * rank)], [8.0 + 8 * rank])
-            bins = list(range(10))
+            bins, ones = list(range(percentiles)), [10.0] * percentiles
             same = [0.1 + 0.02 * b + 0.01 * epoch for b in bins]
-            rows.add(*place, "percentile", "same_class", bins, same, [10.0] * 10)
-            rows.add(*place, "percentile", "age", bins, [500.0 - 10 * b for b in bins], [10.0] * 10)
+            rows.add(*place, "percentile", "same_class", bins, same, ones)
+            if queue:
+                rows.add(*place, "percentile", "age", bins, [500.0 - 10 * b for b in bins], ones)
             for side, centre in (("negative", 110), ("positive", 160 + 5 * epoch)):
                 distance = np.abs(np.arange(200) - centre)
                 counts = np.where(distance < 20, 20 - distance, 0).astype(float).tolist()
@@ -132,8 +141,16 @@ def _scalars(epoch: int, hard: float, kept: float) -> dict[str, float]:
     }
 
 
-def make_study(names: Sequence[str] = ("cat", "dog", "truck"), shift: float = 0.0) -> Study:
-    """A study of fixed numbers, of 4 queries, 20 negatives and 10 percentiles."""
+def make_study(
+    names: Sequence[str] = ("cat", "dog", "truck"), shift: float = 0.0, **info: Any
+) -> Study:
+    """A study of fixed numbers, of 4 queries, 20 negatives and 10 percentiles.
+
+    Args:
+        names: of the classes.
+        shift: is added to the shares of the query's class.
+        info: what the study says of where it comes from, beside its settings.
+    """
     bins, classes = np.arange(10.0), len(names)
     mean = np.linspace(-0.2, 0.4, classes**2).reshape(classes, classes)
     scalars = {
@@ -160,7 +177,7 @@ def make_study(names: Sequence[str] = ("cat", "dog", "truck"), shift: float = 0.
         tsne_labels=np.arange(12) % classes,
         scalars=scalars,
         class_names=list(names),
-        info={"seed": 5},
+        info={"queries": 4, "negatives": 20, "split": "train", "views": "plain", **info},
         notes=["the depth in WordNet is missing in this made-up study."],
     )
 
@@ -183,7 +200,9 @@ def make_runs(root: Path) -> list[Path]:
             write_linear(root, folder / "epoch3.ckpt", accuracy, "imagenet")
             if seed < 2:
                 shift = 0.01 * seed + (0.1 if negatives else 0.0)
-                make_study(shift=shift).save(folder / "analysis" / "study.npz")
+                info = {"method": "mocov2_banded", "seed": seed, "epoch": 4}
+                study = make_study(shift=shift, checkpoint="/x/epoch3.ckpt", **info)
+                study.save(folder / "analysis" / "study.npz")
             folders.append(folder)
     for method, negatives, accuracy in (("simclr", None, 80.0), ("simclr_sscl", SSCL, 83.0)):
         args = changed(SIMCLR, method=method, negatives=negatives)

@@ -120,10 +120,11 @@ def test_one_checkpoint_is_studied_beside_itself(run: Callable[..., Path], pictu
     np.testing.assert_array_equal(again.tsne_labels, again.query_labels)
     assert again.class_names == [str(digit) for digit in range(10)]
     assert np.isnan(again.depth).all()
-    assert len(found.notes) == 2
     assert found.notes[0].startswith("Nearness in WordNet (figures 4b and 5b) is missing. synsets")
-    assert found.notes[1].startswith("One run: no error bars and no t-tests. Add runs that diff")
+    (_, second) = found.notes
+    assert second.startswith("One run: no error bars and no t-tests. Add runs that diff")
     text = (found.folder / "summary.md").read_text()
+    assert f"`{path}`. Compared: outputs of the projector.\n" in text
     for name in ("figure4a", "figure5a", "figure5c", "figure6", "tsne"):
         assert f"]({name}.png)" in text
         assert (found.folder / f"{name}.svg").read_text().startswith("<svg")
@@ -145,7 +146,7 @@ def test_embeddings_labels_and_images_belong_together(run: Callable[..., Path]) 
     ):
         assert [split.targets[i] for i in indexes] == labels.tolist()
         images = torch.stack([pipeline(read_image(split.images[i])) for i in indexes])
-        np.testing.assert_allclose(vectors, model(images).numpy(), atol=1e-6)
+        np.testing.assert_allclose(vectors, model(images, "").numpy(), atol=1e-6)
 
 
 def test_a_study_is_the_same_again_and_another_with_another_seed(run: Callable[..., Path]) -> None:
@@ -233,7 +234,7 @@ def test_equal_seeds_are_noted(run: Callable[..., Path], tmp_path: Path) -> None
 
 def test_class_means_of_seeds_count_each_pair_of_images_once(run: Callable[..., Path]) -> None:
     one, two = (analyze([run("a")], [*SMALL, f"seed={seed}"]).studies[0] for seed in (1, 2))
-    both = results._together([one, two])
+    both = results.together([one, two])
     for a, b in ((0, 1), (3, 3)):
         sums, number = 0.0, 0
         for study in (one, two):

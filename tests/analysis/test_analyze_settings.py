@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from hydra import compose, initialize_config_module
-from integration_helpers import PROJECT
+from integration_helpers import PROJECT, write_images
 from omegaconf import OmegaConf
+from PIL import Image
 
 from solo_hardneg.analysis import analyze as module
-from solo_hardneg.analysis import results
+from solo_hardneg.analysis import encoder, results
 from solo_hardneg.analysis.analyze import read_settings, told_apart
-from solo_hardneg.analysis.images import draw
+from solo_hardneg.analysis.images import draw, find_images, pipelines_of
 from solo_hardneg.errors import ConfigError, DataError
 
 CONFIGS = PROJECT / "configs"
@@ -100,6 +102,35 @@ def test_too_few_images_shrink_both_in_proportion() -> None:
     assert [len(part) for part in draw(4, 2000, 2, 0)[:2]] == [2, 2]
     with pytest.raises(DataError, match="There are 3 images; a study needs at least four."):
         draw(3, 1, 1, 0)
+
+
+@pytest.mark.parametrize("views", ["plain", "augmented"])
+def test_views_are_those_of_a_config_with_references(tmp_path: Path, views: str) -> None:
+    """solo-learn writes the ``args.json`` of its own methods before it resolves them."""
+    train = write_images(tmp_path / "images", per_class=6, classes=2)
+    data = {"dataset": "custom", "train_path": str(train), "suggest": {"crop_size": 24}}
+    view = {"crop_size": "${data.suggest.crop_size}", "num_crops": 2, "horizontal_flip": {}}
+    args = {"data": data, "augmentations": [view]}
+    cfg = read_settings(["queries=4", "negatives=8", f"views={views}"])
+
+    def pipelines() -> Any:
+        (tmp_path / "args.json").write_text(json.dumps(args))
+        config = encoder.run_config(tmp_path / "x.ckpt")
+        return pipelines_of(config, find_images(config, cfg, {}), cfg, tmp_path / "x.ckpt")
+
+    for pipeline in pipelines():
+        assert pipeline(Image.new("RGB", (40, 30))).shape == (3, 24, 24)
+    view["crop_size"] = "${oc.decode:'32'}"  # what others let it execute isn't filled in
+    with pytest.raises(ConfigError, match=r"crop_size.*(Add crop_size=224|must be a whole number)"):
+        pipelines()
+
+
+def test_which_vectors_are_compared() -> None:
+    assert results._compared({"projector": False}) == "features of the backbone"
+    assert results._compared({"projector": True}) == "outputs of the projector"
+    assert results._compared({"projector": True, "predicted": "queries"}) == (
+        "outputs of the projector, the queries through the predictor"
+    )
 
 
 # ---------------------------------------------------------------------- words

@@ -13,7 +13,7 @@ from integration_helpers import run_python, solo_learn_checkout
 from torch import Tensor, nn
 
 from solo_hardneg.analysis import encoder
-from solo_hardneg.analysis.encoder import Encoder, rebuild_projector
+from solo_hardneg.analysis.encoder import Encoder, rebuild
 from solo_hardneg.errors import CheckpointError, ConfigError
 
 WIDTH = 6
@@ -56,24 +56,25 @@ def trained(projector: nn.Sequential) -> nn.Sequential:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_rebuilt_projector_gives_what_the_original_gives(layout: str) -> None:
     original = trained(LAYOUTS[layout]())
-    rebuilt = rebuild_projector(state_of(original), WIDTH, FILE)
+    rebuilt, gives = rebuild("projector", state_of(original), WIDTH, FILE)
     assert rebuilt is not None
+    assert gives == 3
     features = torch.randn(16, WIDTH)
     torch.testing.assert_close(rebuilt.eval()(features), original(features), rtol=0, atol=0)
 
 
 def test_other_parts_of_the_state_are_no_projector() -> None:
     state = state_of(linear(WIDTH, 3), "momentum_projector.0.") | state_of(linear(3, 3), "head.")
-    assert rebuild_projector(state, WIDTH, FILE) is None
+    assert rebuild("projector", state, WIDTH, FILE) == (None, WIDTH)
 
 
 def test_the_one_method_with_another_activation_has_it() -> None:
     original = nn.Sequential(linear(WIDTH, 5), nn.GELU(), linear(5, 3))
     features = torch.randn(16, WIDTH)
-    rebuilt = rebuild_projector(state_of(original), WIDTH, FILE, "vibcreg")
+    rebuilt, _ = rebuild("projector", state_of(original), WIDTH, FILE, "vibcreg")
     assert rebuilt is not None
     torch.testing.assert_close(rebuilt(features), original(features))
-    other = rebuild_projector(state_of(original), WIDTH, FILE, "simclr")
+    other, _ = rebuild("projector", state_of(original), WIDTH, FILE, "simclr")
     assert other is not None
     assert not torch.allclose(other(features), original(features))
 
@@ -108,12 +109,13 @@ def test_the_one_method_with_another_activation_has_it() -> None:
     ],
 )
 def test_what_cannot_be_rebuilt_is_refused(projector: nn.Module, message: str) -> None:
-    with pytest.raises(CheckpointError) as error:
-        rebuild_projector(state_of(projector), WIDTH, FILE)
-    assert f"{message}" in str(error.value)
-    assert str(error.value).startswith(
-        "checkpoint=run/x.ckpt: its projector can't be rebuilt: layer "
-    )
+    for part in ("projector", "predictor"):
+        with pytest.raises(CheckpointError) as error:
+            rebuild(part, state_of(projector, f"{part}."), WIDTH, FILE)
+        text = str(error.value)
+        assert message in text
+        assert text.startswith(f"checkpoint=run/x.ckpt: its {part} can't be rebuilt: layer ")
+        assert f"a method whose {part} is a sequence of" in text
 
 
 def test_vectors_have_length_one_and_nothing_learns() -> None:
@@ -121,12 +123,12 @@ def test_vectors_have_length_one_and_nothing_learns() -> None:
     model = Encoder(backbone, nn.Sequential(linear(WIDTH, 3)))
     before = {key: value.clone() for key, value in model.state_dict().items()}
     images = torch.randn(10, 3, 2, 2)
-    features, vectors = encoder.embed(model, iter(images.split(4)), torch.device("cpu"))
+    features, vectors = encoder.embed(model, iter(images.split(4)), torch.device("cpu"), "queries")
     assert features.shape == (10, WIDTH)
     assert vectors.shape == (10, 3)
     torch.testing.assert_close(torch.from_numpy(vectors).norm(dim=1), torch.ones(10))
-    torch.testing.assert_close(model(images), torch.from_numpy(vectors))
-    plain = Encoder(backbone)(images)
+    torch.testing.assert_close(model(images, "queries"), torch.from_numpy(vectors))
+    plain = Encoder(backbone)(images, "negatives")
     expected = torch.from_numpy(features) / torch.from_numpy(features).norm(dim=1, keepdim=True)
     torch.testing.assert_close(plain, expected)
     for key, value in model.state_dict().items():
@@ -149,12 +151,20 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     return asked
 
 
-def write(folder: Path, config: Any = None, projector: bool = True, epoch: int = 7) -> Path:
+def write(
+    folder: Path,
+    config: Any = None,
+    projector: bool = True,
+    epoch: int = 7,
+    predictor: nn.Module | None = None,
+) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     backbone = nn.Sequential(nn.Flatten(), nn.Linear(12, WIDTH))
     state = {f"backbone.{key}": value for key, value in backbone.state_dict().items()}
     if projector:
         state |= state_of(LAYOUTS["moco, simclr"]())
+    if predictor is not None:
+        state |= state_of(predictor, "predictor.")
     torch.save({"state_dict": state, "epoch": epoch}, folder / f"x-ep={epoch}.ckpt")
     if config is not None:
         (folder / "args.json").write_text(json.dumps(config))
@@ -225,6 +235,56 @@ def test_without_a_projector_the_features_are_taken(tmp_path: Path, built: list[
     ]
 
 
+@pytest.mark.parametrize(("method", "predicted"), [("mocov3", "queries"), ("nnclr", "negatives")])
+def test_one_side_passes_the_predictor_where_the_loss_has_it_so(
+    tmp_path: Path, built: list[Any], method: str, predicted: str
+) -> None:
+    predictor = nn.Sequential(linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), linear(4, 3)).eval()
+    loaded = encoder.load(write(tmp_path, CONFIG | {"method": method}, predictor=predictor))
+    model, images = loaded.encoder, torch.randn(8, 3, 2, 2)
+    assert model.predicted == predicted
+    z = model.projector(model.backbone(images))
+    for what in ("queries", "negatives"):
+        expected = predictor(z) if what == predicted else z
+        expected = expected / expected.norm(dim=1, keepdim=True)
+        torch.testing.assert_close(model(images, what), expected)
+    nearest = (
+        "x-ep=7.ckpt: the loss of NNCLR compares a query's nearest neighbour in a queue with the "
+        "keys; here it is the query itself."
+    )
+    assert loaded.notes == ([nearest] if method == "nnclr" else [])
+
+
+def test_a_predictor_that_is_left_aside_or_missing_is_noted(
+    tmp_path: Path, built: list[Any]
+) -> None:
+    write(tmp_path / "byol", CONFIG | {"method": "byol"}, predictor=nn.Sequential(linear(3, 3)))
+    loaded = encoder.load(tmp_path / "byol")
+    assert (loaded.encoder.predictor, loaded.encoder.predicted) == (None, "")
+    assert loaded.notes == [
+        "x-ep=7.ckpt: its predictor is left aside (only mocov3 and nnclr contrast what it gives), "
+        "so the vectors of the projector are compared."
+    ]
+    write(tmp_path / "mocov3", CONFIG | {"method": "mocov3"})
+    loaded = encoder.load(tmp_path / "mocov3")
+    assert (loaded.encoder.predictor, loaded.encoder.predicted) == (None, "")
+    assert loaded.notes == [
+        "x-ep=7.ckpt: it lacks the predictor that mocov3 has, so the vectors of the projector are "
+        "compared."
+    ]
+
+
+def test_references_in_the_config_are_filled_in(tmp_path: Path, built: list[Any]) -> None:
+    suggest = {"backbone": "resnet18"}
+    unresolved = {
+        "backbone": {"name": "${data.suggest.backbone}", "kwargs": {}},
+        "data": {"dataset": "cifar10", "suggest": suggest},
+    }
+    loaded = encoder.load(write(tmp_path, CONFIG | unresolved))
+    assert loaded.config["backbone"]["name"] == "resnet18"
+    assert built[0][0] == "resnet18"
+
+
 def test_a_backbone_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, CONFIG | {"backbone": {"name": "resnet18", "kwargs": {}}})
     with pytest.raises(CheckpointError, match="its backbone doesn't fit backbone.name and data"):
@@ -238,8 +298,11 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path, built: list[Any]) -
 
     (tmp_path / "args.json").write_text(json.dumps(CONFIG))
     torch.save({"state_dict": Bomb()}, tmp_path / "x.ckpt")
-    with pytest.raises(CheckpointError, match="can't be read; it is cut off, or no checkpoint"):
+    text = r"x.ckpt: can't be read; it asks for \S*getattr, and only tensors and plain values are"
+    with pytest.raises(CheckpointError, match=text) as error:
         encoder.load(tmp_path / "x.ckpt")
+    assert "weights_only" not in str(error.value)
+    assert "\n" not in str(error.value)
     assert not (tmp_path / "executed").exists()
 
 
@@ -275,9 +338,11 @@ for number, (method, backbone) in enumerate(json.loads(sys.argv[2])):
     torch.save({"state_dict": model.state_dict(), "epoch": 0}, folder / "x-ep=0.ckpt")
     (folder / "args.json").write_text(json.dumps(OmegaConf.to_container(cfg)))
     with torch.no_grad():
-        expected = F.normalize(model(images)["z"], dim=1)
-    difference = (encoder.load(folder).encoder(images) - expected).abs().max().item()
-    print("DIFFERENCE", method, backbone, difference)
+        out = model(images)
+    passed = {"mocov3": ("q", "z"), "nnclr": ("z", "p")}.get(method, ("z", "z"))
+    for what, name in zip(("queries", "negatives"), passed):
+        difference = encoder.load(folder).encoder(images, what) - F.normalize(out[name], dim=1)
+        print("DIFFERENCE", method, backbone, difference.abs().max().item())
     (folder / "x-ep=0.ckpt").unlink()
 """
 
@@ -297,6 +362,7 @@ def test_checkpoints_of_the_hosts_methods_give_what_the_methods_give(tmp_path: P
     paths = {"PYTHONPATH": str(checkout)}
     result = run_python(script, tmp_path, json.dumps(pairs), cwd=tmp_path, env=paths).ok()
     lines = [line.split()[1:] for line in result.out.splitlines() if line.startswith("DIFFERENCE")]
-    assert [(method, backbone) for method, backbone, _ in lines] == pairs
+    both = [pair for pair in pairs for _ in ("queries", "negatives")]
+    assert [(method, backbone) for method, backbone, _ in lines] == both
     for method, backbone, difference in lines:
         assert float(difference) < 1e-5, (method, backbone)

@@ -121,7 +121,7 @@ def test_the_page_stands_alone_and_can_be_read_by_all(made: Path) -> None:
     assert levels.count(1) == 1
     assert all(after - before <= 1 for before, after in pairwise(levels))
     pictures = page.all("img")
-    assert len(pictures) == len(page.all("source")) == len(page.all("figcaption")) > 10
+    assert len(pictures) == len(page.all("source")) == len(page.all("figcaption")) >= 10
     assert all(len(str(picture["alt"])) > 40 for picture in pictures)
     assert all(re.search(r"\d", str(picture["alt"])) for picture in pictures)
     assert len(page.all("table")) == len(page.all("caption"))
@@ -214,10 +214,74 @@ def test_a_study_of_other_percentiles_does_not_stop_the_report(tmp_path: Path) -
 
     folders = make_runs(tmp_path)
     fewer = np.arange(5.0)
-    odd = replace(make_study(), similarity=fewer / 10, same_class=fewer / 10, depth=fewer)
+    odd = make_study(seed=1, method="mocov2_banded", epoch=4)
+    odd = replace(odd, similarity=fewer / 10, same_class=fewer / 10, depth=fewer)
     odd.save(folders[1] / "analysis" / "study.npz")
     text = report([tmp_path], tmp_path / "out").read_text(encoding="utf-8")
-    assert "the studies: their figures are left out. percentiles=[5, 10]" in text
+    why = "its study is left out, because it differs from those of other seeds: percentiles 5, not"
+    assert f"mocov2_banded/all1: {why} 10." in text
+    assert "Cai et al. 2020, figure 5a" in text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_classes_are_paired_over_all_seeds(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    folders = make_runs(tmp_path)
+    other = make_study(seed=1, method="mocov2_banded", epoch=4)
+    other = replace(other, class_mean=np.full((3, 3), -0.9))
+    other.save(folders[1] / "analysis" / "study.npz")
+    text = report([tmp_path], tmp_path / "out").read_text(encoding="utf-8")
+    # Of the first seed alone -0.125, of the second -0.9.
+    assert "<td>-0.512</td>" in text
+    assert "<td>-0.125</td>" in text.partition("MoCo v2: hardest_5</summary>")[2]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_published_numbers_without_ours(tmp_path: Path) -> None:
+    write_metrics(write_args(tmp_path / "a" / "b", MOCO), [1.0, 2.0])
+    file = report([tmp_path], tmp_path / "out")
+    text = file.read_text(encoding="utf-8").partition('id="published"')[2].partition("</section>")
+    assert Page(text[0]).all("th")
+    assert "here minus published" not in text[0]
+    assert "difference here" not in text[0]
+    assert text[0].count("None of these runs has a linear evaluation") == 1
+    make_runs(tmp_path / "more")
+    text_of_all = report([tmp_path], tmp_path / "out").read_text(encoding="utf-8")
+    assert "here minus published" in text_of_all
+    assert "None of these runs has a linear evaluation" not in text_of_all
+
+
+@pytest.mark.parametrize(("classes", "coloured"), [(10, False), (11, True)])
+def test_the_caption_of_a_tsne_says_who_is_coloured(
+    tmp_path: Path, classes: int, coloured: bool
+) -> None:
+    from dataclasses import replace
+
+    run = write_args(tmp_path / "a" / "b", MOCO)
+    points = np.random.default_rng(0).random((40, 2)).astype(np.float32)
+    one = make_study([f"class {number}" for number in range(classes)])
+    replace(one, tsne=points, tsne_labels=np.arange(40) % classes).save(
+        run / "analysis" / "study.npz"
+    )
+    text = report([tmp_path], tmp_path / "out").read_text(encoding="utf-8")
+    assert ("The ten classes with most images are coloured" in text) is coloured
+
+
+def test_each_test_is_named_where_it_stands(made: Path) -> None:
+    text = (made / "report.html").read_text(encoding="utf-8").replace("&#39;", "'")
+    (caption,) = re.findall(r"<caption>(Means over seeds[^<]*)", text)
+    assert "Student's unpaired t-test" in caption
+    (meaning,) = re.findall(r"<dt>± and p</dt><dd>([^<]*)", text)
+    assert "Accuracies are compared by Welch's" in meaning
+    assert "hard and easy negatives by Student's" in meaning
+
+
+def test_what_stands_out_is_a_list(made: Path) -> None:
+    text = (made / "report.html").read_text(encoding="utf-8")
+    items = text.partition('<ul class="lead">')[2].partition("</ul>")[0]
+    assert items.count("<li>") >= 5
+    assert "\n- The one difference" in (made / "report.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -252,6 +316,8 @@ def test_the_command(tmp_path: Path) -> None:
     result = CliRunner(env={"COLUMNS": "160"}).invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "55.5 ± 0.5" in result.output
+    note = "- simclr/one: its negatives were not recorded; hardness.enabled=true records them."
+    assert note in result.output.splitlines()
     assert f"The report: {out / 'report.html'}" in result.output
     assert "<title>Mine [bold]</title>" in (out / "report.html").read_text(encoding="utf-8")
     assert sorted(path.name for path in out.iterdir()) == sorted(FILES)

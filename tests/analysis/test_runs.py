@@ -168,7 +168,7 @@ def test_what_is_missing_is_noted(tmp_path: Path) -> None:
         "no online accuracy was logged",
         "there is no linear evaluation; make one with: solo-hardneg linear",
         "its negatives were not recorded; hardness.enabled=true",
-        "its checkpoint was not studied; make a study with: solo-hardneg analyze",
+        "there is no study of a checkpoint below its analysis/; make one with: solo-hardneg",
     ):
         assert f"simclr/one: {part}" in said
     write_metrics(run, [1.0, 2.0])

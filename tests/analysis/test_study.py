@@ -189,7 +189,7 @@ def test_pairs_of_classes_are_sorted_and_those_of_one_class_left_out() -> None:
     nan = np.nan
     one = with_means([[1.0, 0.5, -0.2], [0.5, 0.9, nan], [0.01, -0.7, 1.0]])
     found = {
-        name: [tuple(row) for row in table.itertuples(index=False)]
+        name: [tuple(row) for row in table.drop(columns="similarities").itertuples(index=False)]
         for name, table in class_pairs(one, 3).items()
     }
     assert found == {  # mean similarity, class of the negative, class of the query
@@ -199,10 +199,15 @@ def test_pairs_of_classes_are_sorted_and_those_of_one_class_left_out() -> None:
     }
     assert [*class_pairs(one)["correlated"].columns] == [
         "mean similarity",
+        "similarities",
         "class of the negative",
         "class of the query",
     ]
     assert len(class_pairs(one, 99)["correlated"]) == 5
+
+
+def of_class(labels: Any, wanted: int) -> int:
+    return sum(int(label) == wanted for label in labels)
 
 
 def test_pairs_of_classes_are_found_by_loops_too() -> None:
@@ -214,7 +219,11 @@ def test_pairs_of_classes_are_found_by_loops_too() -> None:
         if a != b and one.class_number[a, b]
     )
     table = class_pairs(one, 5)["correlated"]
-    expected = [(-mean, f"class {b}", f"class {a}") for mean, a, b in pairs[:5]]
+    expected = [
+        (-mean, of_class(one.query_labels, a) * of_class(one.negative_labels, b), *(b, a))
+        for mean, a, b in pairs[:5]
+    ]
+    expected = [(*values, f"class {b}", f"class {a}") for *values, b, a in expected]
     assert [tuple(row) for row in table.itertuples(index=False)] == expected
 
 

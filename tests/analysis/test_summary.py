@@ -3,21 +3,38 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_up_runs import HARDEST, MOCO, SIMCLR, changed, make_runs, write_args, write_linear
+from made_up_runs import (
+    HARDEST,
+    MOCO,
+    SIMCLR,
+    changed,
+    make_runs,
+    write_args,
+    write_linear,
+    write_metrics,
+    write_records,
+)
 
 from solo_hardneg.analysis import findings
+from solo_hardneg.analysis.courses import course
 from solo_hardneg.analysis.groups import baselines, group
 from solo_hardneg.analysis.runs import Run, find
 from solo_hardneg.analysis.summary import (
     Row,
     Summary,
     Value,
+    sampling_noise,
+    summarize,
+    welch,
+)
+from solo_hardneg.analysis.tables import (
     beside,
     markdown,
     numbers,
@@ -26,9 +43,6 @@ from solo_hardneg.analysis.summary import (
     percent,
     points,
     readable,
-    sampling_noise,
-    summarize,
-    welch,
 )
 
 FEW = st.lists(st.integers(0, 10_000).map(lambda n: n / 100), min_size=2, max_size=6)
@@ -230,6 +244,90 @@ def test_nothing_known_nothing_said(tmp_path: Path) -> None:
         "each group.",
         "No accuracy is known of any of them.",
     ]
+
+
+def write_groups(root: Path, epochs: dict[str, int], linear_epochs: int = 2) -> Summary:
+    """MoCo v2 on all negatives and on the hardest 5 %, each trained for so many of 4 epochs."""
+    for name, number in epochs.items():
+        args = changed(MOCO, negatives=HARDEST if name.startswith("hard") else {})
+        args = changed(args, seed=len(name), data__dataset="cifar10")
+        run = write_metrics(write_args(root / "mocov2" / name, args), [50.0 + number] * number)
+        linear = write_linear(root, run, 40.0 + 10 * number, "cifar10")
+        if name.startswith("hard"):
+            write_metrics(linear, [40.0 + 10 * number] * linear_epochs)
+    return summary_of(root)
+
+
+def test_runs_that_have_not_finished_make_no_headline(tmp_path: Path) -> None:
+    summary = write_groups(tmp_path, {"all": 4, "hard": 3})
+    hard = row(summary, "MoCo v2: hardest_5")
+    assert hard.unfinished["linear"] == hard.unfinished["online"] == "3 of 4 epochs"
+    assert row(summary, "MoCo v2: all").unfinished == {}
+    said = findings.sentences(summary, {})
+    assert said[1:] == [
+        "Nothing can be compared: no group and its baseline both have a linear accuracy that "
+        "counts.",
+        "What has not finished is not compared here: MoCo v2: hardest_5 (3 of 4 epochs).",
+    ]
+    assert readable(summary)["group"].tolist() == [
+        "MoCo v2: all",
+        "MoCo v2: hardest_5 (3 of 4 epochs)",
+    ]
+    assert numbers(summary)["unfinished"].tolist() == ["", "3 of 4 epochs"]
+
+
+def test_nothing_is_compared_to_a_baseline_that_has_not_finished(tmp_path: Path) -> None:
+    said = findings.sentences(write_groups(tmp_path, {"all": 3, "hard": 4}), {})
+    assert "Nothing can be compared" in said[1]
+    assert "not compared here: MoCo v2: all (3 of 4 epochs)." in said[2]
+
+
+def test_an_unfinished_linear_evaluation_leaves_the_online_accuracy(tmp_path: Path) -> None:
+    summary = write_groups(tmp_path, {"all": 4, "hard": 4}, linear_epochs=1)
+    text = " ".join(findings.sentences(summary, {}))
+    assert "The highest online accuracy" in text
+    assert "MoCo v2: hardest_5 (linear evaluation: 1 of 2 epochs)." in text
+
+
+def test_seeds_that_have_finished_count_alone(tmp_path: Path) -> None:
+    summary = write_groups(tmp_path, {"all": 4, "hard": 4, "hard2": 3})
+    hard = row(summary, "MoCo v2: hardest_5")
+    assert hard.values["linear"].values == (80.0,)
+    assert hard.unfinished == {}
+    (note,) = summary.notes
+    assert note.where == "mocov2/hard2"
+    assert note.text.startswith("not counted beside seeds that have finished: linear, ")
+
+
+def test_no_finished_run_at_all(tmp_path: Path) -> None:
+    said = findings.sentences(write_groups(tmp_path, {"hard": 3}), {})
+    assert said[1:] == [
+        "No accuracy is known of a finished run.",
+        "What has not finished is not compared here: MoCo v2: hardest_5 (3 of 4 epochs).",
+    ]
+
+
+def test_the_end_of_training_is_that_of_finished_runs(tmp_path: Path) -> None:
+    for name, epochs, hard in (("a", 4, 0.2), ("b", 3, 0.6)):
+        args = changed(MOCO, seed=len(name), negatives=HARDEST, max_epochs=4, name=name)
+        args["seed"] = epochs
+        write_records(write_args(tmp_path / "m" / name, args), args, epochs, hard)
+    groups = group(find([tmp_path]).runs, [])
+    summary = summarize(groups, baselines(groups))
+    courses = {g.label: [course(run) for run in g.runs] for g in groups}
+    (text,) = [s for s in findings.sentences(summary, courses) if "At the end of training" in s]
+    expected = (0.2 + 0.05 * 3) * (1 + 2 * 0.9) / 3
+    assert f"carry {100 * expected:.0f} % of the softmax mass" in text
+    alone = summarize(groups, baselines(groups))
+    only = [replace(r, group=replace(r.group, runs=r.group.runs[:1])) for r in alone.rows]
+    assert only[0].group.runs[0].unfinished
+    said = findings.sentences(replace(alone, rows=only), {k: c[:1] for k, c in courses.items()})
+    assert not any("At the end of training" in sentence for sentence in said)
+
+
+def test_columns_without_any_number_are_left_out(tmp_path: Path) -> None:
+    write_metrics(write_args(tmp_path / "a" / "b", MOCO), [1.0])
+    assert list(beside(summary_of(tmp_path))) == ["group", "published"]
 
 
 # ---------------------------------------------------------------------- texts

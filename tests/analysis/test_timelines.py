@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from made_up_runs import MOCO, changed, write_args, write_metrics, write_records
 
-from solo_hardneg.analysis import distributions, plots, timelines
-from solo_hardneg.analysis.courses import EDGES, Course, course, over_epochs
+from solo_hardneg.analysis import distributions, plots, timelines, words
+from solo_hardneg.analysis.courses import EDGES, Course, course, over_epochs, unlike
 from solo_hardneg.analysis.records import Rows
 from solo_hardneg.analysis.runs import find
 from solo_hardneg.errors import DataError
@@ -116,7 +116,7 @@ def test_every_figure_says_in_numbers_what_it_shows(one: Course, tmp_path: Path)
         "same_class",
         "age",
         "verbs",
-        "images",
+        "images_in_queue",
     ]
     expected = {
         "accuracy": "online: all from 20 in epoch 1 to 50 in epoch 4",
@@ -127,7 +127,7 @@ def test_every_figure_says_in_numbers_what_it_shows(one: Course, tmp_path: Path)
         "same_class": "all: easiest percentile 13, middle percentile 23, hardest percentile 31",
         "age": "all: easiest percentile 500, middle percentile 450, hardest percentile 410",
         "verbs": "dropped: all from 0 in epoch 1 to 0 in epoch 4; hardest 5 % from 887 in epoch 1",
-        "images": "all: 60 images, mean 4.75 %, median 4.50 %, standard deviation 3.17 points",
+        "images_in_queue": "all: 60 images, mean 4.75 %, median 4.50 %, standard deviation 3.17",
     }
     for name, text in expected.items():
         assert text in made[name].alt
@@ -182,16 +182,17 @@ def test_quantiles_of_histograms() -> None:
         assert found == pytest.approx([np.quantile(values, share)], abs=0.011)
 
 
-def test_what_chance_would_do_to_images_in_plain_loops() -> None:
+@pytest.mark.parametrize("rate", [0.05, 7 / 126])
+def test_what_chance_would_do_to_images_in_plain_loops(rate: float) -> None:
     met, edges = np.array([50.0, 50.0, 120.0]), np.arange(0, 31, 5.0)
     expected = [0.0] * 6
     for number in (50, 50, 120):
         for hits in range(number + 1):
-            probability = math.comb(number, hits) * 0.05**hits * 0.95 ** (number - hits)
+            probability = math.comb(number, hits) * rate**hits * (1 - rate) ** (number - hits)
             place = int(100 * hits / number + 1e-9) // 5
             if place < 6:
                 expected[place] += probability
-    assert distributions.chance(met, edges) == pytest.approx(expected, abs=1e-6)
+    assert distributions.chance(met, edges, rate) == pytest.approx(expected, abs=1e-6)
 
 
 def test_images_that_were_met_too_rarely_do_not_count(tmp_path: Path) -> None:
@@ -204,6 +205,71 @@ def test_images_that_were_met_too_rarely_do_not_count(tmp_path: Path) -> None:
     few = recorded(tmp_path / "c" / "d", *[row for row in rows if row[3] > 2])
     with pytest.raises(DataError, match="No run counted images that were met 50 times"):
         distributions.images({"it": [few]})
+
+
+def test_chance_has_the_rate_of_the_data(tmp_path: Path) -> None:
+    """Of 126 negatives, "the hardest 5 %" are 7, which are 5.56 %."""
+    rows = [(0, "image", "met", i, 126.0, 1.0) for i in range(9)]
+    rows += [(0, "image", "hard", i, 7.0, 1.0) for i in range(9)]
+    rows += [(0, "image", "met", 9, 10.0, 1.0), (0, "image", "hard", 9, 10.0, 1.0)]
+    found = recorded(tmp_path / "a" / "b", *rows)
+    one = distributions.count([found])
+    assert one is not None
+    assert one.rate == pytest.approx((9 * 7 + 10) / (9 * 126 + 10)), "those met rarely, too"
+    assert one.shares.tolist() == pytest.approx([100 * 7 / 126] * 9)
+    by_chance = 100 * math.sqrt(one.rate * (1 - one.rate) / 126)
+    assert f"(by chance: {by_chance:.2f})" in distributions.images({"it": [found]}).alt
+
+
+def test_images_in_a_queue_are_not_told_from_their_ages(one: Course, tmp_path: Path) -> None:
+    """An image that was met few times was mostly met while its key was young."""
+    without = course_of(tmp_path / "m" / "two", seed=1, queue=False)
+    made = distributions.figures({"MoCo": [one], "SimCLR": [without]})
+    for name, mine, other in (("images", "SimCLR", "MoCo"), ("images_in_queue", "MoCo", "SimCLR")):
+        assert f"{mine}: 60 images" in made[name].alt
+        assert other not in made[name].alt
+    queued = made["images_in_queue"]
+    assert "chance" not in queued.alt
+    assert "(if all images and ages were alike: " in queued.alt
+    mixed = "ages and images mixed"
+    assert mixed in " ".join(queued.figure.get_suptitle().split())
+    assert queued.alt.startswith(f"How often images in the queue are hard ({mixed})")
+    assert "figure 6 of solo-hardneg analyze" in words.CAPTIONS["images_in_queue"]
+    assert "(by chance: " in made["images"].alt
+    lines = [made[name].figure.axes[0].patches[0] for name in ("images", "images_in_queue")]
+    colours = [line.get_edgecolor() for line in lines]
+    assert colours[0] != colours[1], "each group has the colour that it has in the other figures"
+
+
+def test_shades_stand_at_their_epochs(tmp_path: Path) -> None:
+    bins = {0: 100, 1: 105, 2: 110, 9: 190}
+    rows = [(e, "histogram", "negative", b, 9.0, 1.0) for e, b in bins.items()]
+    plot = distributions.histograms({"it": [recorded(tmp_path / "a" / "b", *rows)]}, "it")
+    (image,) = plot.figure.axes[0].images
+    shown = np.asarray(image.get_array())
+    left, right, *_ = image.get_extent()
+    assert (left, right) == (0.5, 10.5)
+    assert shown.shape == (200, 10)
+    nearest = [100, 105, 110, 110, 110, 110, 190, 190, 190, 190]
+    assert shown.argmax(axis=0).tolist() == nearest
+
+
+def test_an_axis_of_depths_does_not_begin_at_nothing(tmp_path: Path) -> None:
+    rows = [(0, "percentile", "depth", b, 4.3 + 0.06 * b, 1.0) for b in range(10)]
+    rows += [(0, "percentile", "same_class", b, 0.1 + 0.001 * b, 1.0) for b in range(10)]
+    found = {"it": [recorded(tmp_path / "a" / "b", *rows)]}
+    assert distributions.depth(found).figure.axes[0].get_ylim()[0] > 4
+    assert distributions.same_class(found).figure.axes[0].get_ylim()[0] == 0
+
+
+def test_seeds_with_other_percentiles_are_noted(one: Course, tmp_path: Path) -> None:
+    other = course_of(tmp_path / "m" / "two", seed=1, percentiles=20)
+    assert unlike({"it": [one, one]}) == []
+    (note,) = unlike({"fine": [one], "it": [one, other]})
+    assert note.where == "it"
+    assert note.text.startswith("its seeds were recorded with 10 and 20 percentiles (hardness.perc")
+    made = distributions.figures({"fine": [one], "it": [one, other]})
+    assert "it: " not in made["same_class"].alt
 
 
 def test_an_axis_is_logarithmic_only_where_it_must_be(one: Course, tmp_path: Path) -> None:

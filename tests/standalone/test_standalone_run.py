@@ -166,6 +166,13 @@ def test_auto_resume_finds_the_run_of_the_same_settings(config, capsys):
     [
         ("gone", r"{key}=.*x\.ckpt: there is no such file\. Check the path"),
         ("empty folder", r"{key}=.*x\.ckpt: there is no checkpoint \(\*\.ckpt\) in this folder"),
+        (
+            "folder of runs",
+            r"{key}=.*x\.ckpt: there is no checkpoint \(\*\.ckpt\) in this folder, but below it, "
+            r"in: \S+x\.ckpt/run0, \S+run1\. Give the folder of a run\.$",
+        ),
+        ("many runs", r", \S+run9, \.\.\.\. Give the folder of a run\.$"),
+        ("no checkpoint", r"x\.ckpt: can't be read; it is cut off, or no checkpoint\. Take ano"),
         ("truncated", r"{key}=.*x\.ckpt: can't be read; it is cut off.*Take another checkpoint"),
         ("weights only", r"{key}=.*x\.ckpt: holds no 'state_dict'"),
         ("no backbone", r"{key}=.*x\.ckpt: holds no backbone"),
@@ -180,6 +187,13 @@ def test_useless_checkpoints(config, tmp_path, key, damage, message):
     path = tmp_path / "x.ckpt"
     if damage == "empty folder":
         path.mkdir()
+    elif "runs" in damage:
+        for number in range(2 if damage == "folder of runs" else 11):
+            run_folder = path / f"run{number:x}"
+            run_folder.mkdir(parents=True)
+            (run_folder / "y.ckpt").touch()
+    elif damage == "no checkpoint":
+        path.write_text("# Some text, such as a README.\n")
     elif damage == "truncated":
         torch.save({"state_dict": {"backbone.w": torch.zeros(1000)}}, path)
         path.write_bytes(path.read_bytes()[:2000])
