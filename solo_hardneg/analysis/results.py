@@ -16,6 +16,7 @@ from solo_hardneg.analysis.groups import group as groups_of
 from solo_hardneg.analysis.plots import Plot
 from solo_hardneg.analysis.runs import Run
 from solo_hardneg.analysis.study import QUANTITIES, Study, class_pairs, t_tests
+from solo_hardneg.analysis.tables import markdown as markdown_of
 from solo_hardneg.errors import DataError
 
 if TYPE_CHECKING:
@@ -238,15 +239,14 @@ def by_percentile(groups: Mapping[str, Sequence[Study]]) -> DataFrame:
 def markdown(table: DataFrame) -> str:
     """A table in Markdown; numbers have four significant digits, unknown ones are empty."""
 
-    def cell(value: Any) -> str:
+    def shown(value: Any) -> str:
         if value is None or value != value:
             return ""
-        text = f"{value:.4g}" if isinstance(value, float) else str(value)
-        return text.replace("|", "\\|")
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
 
-    lines = [[cell(name) for name in table.columns], ["---"] * len(table.columns)]
-    lines += [[cell(value) for value in row] for row in table.itertuples(index=False)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    # Column by column, for pandas would make floats of a row's whole numbers.
+    texts = {name: [shown(value) for value in table[name]] for name in table.columns}
+    return markdown_of(type(table)(texts))
 
 
 def show(results: Results, console: Console) -> None:

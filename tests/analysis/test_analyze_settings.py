@@ -139,5 +139,5 @@ def test_which_vectors_are_compared() -> None:
 def test_tables_in_markdown() -> None:
     table = pd.DataFrame({"a|b": ["x|y", None], "n": [0.123456, np.nan], "i": [1, 2]})
     assert results.markdown(table) == (
-        "| a\\|b | n | i |\n| --- | --- | --- |\n| x\\|y | 0.1235 | 1 |\n|  |  | 2 |\n"
+        "| a\\|b | n | i |\n| --- | ---: | ---: |\n| x\\|y | 0.1235 | 1 |\n|  |  | 2 |\n"
     )
