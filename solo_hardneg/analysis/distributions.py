@@ -47,13 +47,7 @@ def figures(groups: Groups) -> dict[str, Plot]:
         "images": images,
         "images_in_queue": images_in_queue,
     }
-    made = {}
-    for name, maker in makers.items():
-        try:
-            made[name] = maker(groups)
-        except DataError:
-            continue  # a run without it has a note that says why
-    return made
+    return plots.those_possible(makers, groups)
 
 
 # ---------------------------------------------------------------------- similarity

@@ -41,13 +41,7 @@ def figures(groups: Groups) -> dict[str, Plot]:
         "figure5c": figure5c,
         "figure6": figure6,
     }
-    made = {}
-    for name, maker in makers.items():
-        try:
-            made[name] = maker(groups)
-        except DataError:
-            continue  # the study's notes say why
-    return made
+    return plots.those_possible(makers, groups)
 
 
 # ---------------------------------------------------------------------- figure 4

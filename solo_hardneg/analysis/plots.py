@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
+
+from solo_hardneg.errors import DataError
 
 # The colours of Okabe and Ito (2008), which the colour-blind can tell apart, moved to a middle
 # lightness: each has a contrast of 3 or more to white and to the dark ground alike.
@@ -160,6 +162,15 @@ def mean_and_std(values: Sequence[float] | NDArray[Any]) -> tuple[Any, Any]:
 
 def _plain(value: Any) -> float:
     return float("nan") if value is np.ma.masked else float(value)
+
+
+def those_possible(makers: Mapping[str, Callable[[Any], Plot]], groups: Any) -> dict[str, Plot]:
+    """The figures that there are values for; of the others, notes elsewhere say why not."""
+    made = {}
+    for name, maker in makers.items():
+        with suppress(DataError):
+            made[name] = maker(groups)
+    return made
 
 
 def svg(figure: Figure, alt: str = "") -> str:

@@ -48,8 +48,7 @@ class Recorder(Callback):
         self._tap: Tap | None = None
         self._depths: Tensor | None = None
         self._images: np.ndarray | None = None  # (2, largest index + 1): met, hard
-        self._new_rows: Any = None  # records.Rows
-        self._rows: Any = None
+        self._rows: Any = None  # records.Rows
         self._validated = False
         self._open_step: int | None = None  # the step that is being recorded
         self._last_step = -1  # the last one that was
@@ -76,7 +75,6 @@ class Recorder(Callback):
             return
         from solo_hardneg.analysis.records import Rows  # a run that is not recorded needs no pandas
 
-        self._new_rows = Rows
         self._rows, self._images = Rows(), None
         self._config = json.dumps(OmegaConf.to_container(cfg, resolve=True), default=str)
         self.notes.clear()
@@ -141,7 +139,6 @@ class Recorder(Callback):
         trainer.strategy.barrier()  # all have looked
         if trainer.is_global_zero:
             records.drop_from(place, trainer.current_epoch)  # what will be trained once more
-        if trainer.is_global_zero:
             print(f"Hardness records: {place}")
         return place
 
@@ -231,7 +228,7 @@ class Recorder(Callback):
         if self._images is not None:
             self._keep_images(trainer, place)
         self._rows.write(self.folder, place[0], place[2], self._config, self.notes)
-        self._rows, self._validated = self._new_rows(), False
+        self._rows, self._validated = type(self._rows)(), False
 
     def _keep_images(self, trainer: Trainer, place: tuple[int, int, int]) -> None:
         """The images' counts of all processes go into the first one's file."""
