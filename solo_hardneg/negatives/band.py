@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from solo_hardneg.errors import ConfigError, bad_value
+from solo_hardneg.negatives.edge import edge, top
 from solo_hardneg.negatives.numbers import is_number
 from solo_hardneg.negatives.pool import Pool
 
@@ -90,23 +91,16 @@ def mask(pool: Pool, band: Band, key: str) -> tuple[Tensor, int | None]:
         EmptyBandError: all queries have the same number of negatives, and it holds none of so
             many. Where the numbers differ, with the data, a query may be left with none.
     """
-    similarity, present = pool.similarity.detach(), pool.present
-    width = similarity.shape[1]
     holds = None if pool.count is None else held(band, pool.count, key)
-
-    values, order = _by_difficulty(pool)
-    places = torch.arange(width, device=similarity.device).expand_as(order)
-    place = torch.empty_like(order).scatter_(1, order, places)
-    counts = pool.counts[:, None]
-    first_place = width - counts
-    lo, hi = ((b * counts.double() + GUARD).floor().long() for b in band)
-    inside = present & (place >= first_place + lo) & (place < first_place + hi)
-
+    values = _of_present(pool)
+    first, below = _at_or_above(values, pool, band[0])
+    past, above = _at_or_above(values, pool, band[1])
+    inside = pool.present if first is None else pool.present & first
+    if past is not None:
+        inside = inside & ~past
     if pool.reserve is not None:
-        padded = torch.cat([values, values.new_full((len(values), 1), torch.inf)], dim=1)
-        below = padded.gather(1, first_place + lo).masked_fill(lo == 0, -torch.inf)
-        above = padded.gather(1, first_place + hi)
-        inside |= pool.reserve & (similarity >= below) & (similarity < above)
+        similarity = pool.similarity.detach()
+        inside = inside | (pool.reserve & (similarity >= below) & (similarity < above))
     return inside, holds
 
 
@@ -115,13 +109,34 @@ def hardest(pool: Pool, number: int) -> Tensor:
 
     A row with fewer negatives has others at its end. Ties break as in bands.
     """
-    return _by_difficulty(pool)[1][:, -number:].flip(1)
+    return top(_of_present(pool), min(number, pool.similarity.shape[1]))
 
 
-def _by_difficulty(pool: Pool) -> tuple[Tensor, Tensor]:
-    """(N, M) similarities, ascending, and the columns they are of.
+def _of_present(pool: Pool) -> Tensor:
+    """(N, M) similarities; those of the absent come before all others."""
+    return pool.similarity.detach().masked_fill(~pool.present, -torch.inf)
 
-    The absent ones come first, so that the present ones have the last places.
+
+def _at_or_above(values: Tensor, pool: Pool, share: float) -> tuple[Tensor | None, Tensor | float]:
+    """Which candidates come at or after the rank ⌊share·M⌋ of the present ones, and its value.
+
+    Returns:
+        (N, M) bool, ``None`` for all; and (N, 1) or a number, the similarity at that rank: -inf
+        at the first one, +inf behind the last.
     """
-    similarity = pool.similarity.detach().masked_fill(~pool.present, -torch.inf)
-    return torch.sort(similarity, dim=1, stable=True)
+    if share == 0.0 or values.shape[1] == 0:
+        return None, -torch.inf
+    if pool.count is not None:
+        rank = math.floor(share * pool.count + GUARD)
+        if rank == 0:
+            return None, -torch.inf
+        if rank == pool.count:
+            return torch.zeros_like(pool.present), torch.inf
+        found = edge(values, pool.count - rank)
+        return found.at_or_above(values), found.value
+    counts = pool.counts
+    ranks = (share * counts.double() + GUARD).floor().long()
+    none, some = (ranks == counts)[:, None], (ranks == 0)[:, None]
+    found = edge(values, (counts - ranks).clamp(min=1))
+    after = some | (found.at_or_above(values) & ~none)
+    return after, found.value.masked_fill(some, -torch.inf).masked_fill(none, torch.inf)
