@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader
 from solo_hardneg import losses
 from solo_hardneg.distributed import gather
 from solo_hardneg.methods import MoCoV2Banded, SimCLRBanded
-from solo_hardneg.negatives import Pool, build, mix
+from solo_hardneg.negatives import Kept, build, mix
 
 Work = Callable[[int, int], dict[str, Any]]
 
@@ -95,14 +95,14 @@ def draws_by_identity(identity: Tensor) -> Iterator[None]:
         generator = torch.Generator().manual_seed(width)
         return torch.rand(64, kinds, width, generator=generator)[asking].transpose(0, 1)
 
-    def pairs(available: Tensor, width: int, _: Any) -> tuple[Tensor, Tensor, Tensor]:
-        first, second, alpha = uniform(3, width, available)
+    def pairs(available: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        first, second, alpha = uniform(3, drawn.shape[2], available)
         count = available[:, None]
         a = (first * count).long()
         return a, (a + 1 + (second * (count - 1)).long()) % count, alpha
 
-    def partners(available: Tensor, width: int, _: Any) -> tuple[Tensor, Tensor]:
-        first, gamma = uniform(2, width, available)
+    def partners(available: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
+        first, gamma = uniform(2, drawn.shape[2], available)
         return (first * available[:, None]).long(), gamma / 2
 
     with (
@@ -291,15 +291,15 @@ class _Watched:
         super().__init__(cfg)  # type: ignore[call-arg]
         self.losses: list[float] = []
         self.gradients: list[Tensor] = []
-        self.observed: list[tuple[int | None, list[str]]] = []
+        self.reported: list[tuple[set[int], list[str]]] = []
         for name in {"backbone", "momentum_backbone"} & set(dict(self.named_children())):
             torch.manual_seed(1)
             layers = nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, self.features_dim)
             setattr(self, name, nn.Sequential(*layers).requires_grad_(name == "backbone"))
 
-    def observe(self, pool: Pool) -> None:
-        self.observed.append((pool.count, sorted(pool.notes)))
-        super().observe(pool)  # type: ignore[misc]
+    def report(self, kept: Kept) -> None:
+        self.reported.append((set(kept.counts.tolist()), sorted(kept.notes)))
+        super().report(kept)  # type: ignore[misc]
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)  # type: ignore[misc]
@@ -381,7 +381,7 @@ def train(name: str, rank: int = 0, world: int = 1) -> dict[str, Any]:
         "losses": torch.tensor(model.losses, dtype=torch.float64),
         "first gradient": model.gradients[0],
         "last gradient": model.gradients[-1],
-        "observed": model.observed,
+        "reported": model.reported,
         "logged": dict(trainer.callback_metrics),
         "queue": {k: v for k, v in model.named_buffers() if k.startswith("queue")},
         "parameters": torch.cat([p.detach().flatten() for p in model.parameters()]),

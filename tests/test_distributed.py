@@ -246,17 +246,17 @@ def test_the_queue_holds_the_newest_keys_of_all_ranks_in_their_order(
 @pytest.mark.parametrize("name", TRAININGS)
 def test_what_is_logged_has_one_name_and_one_value_on_all_ranks(ranks: Ranks, name: str) -> None:
     alone, first = trained_alone(name), ranks[0]["train"][name]
-    names = [noted for _, noted in alone["observed"]]
+    names = [noted for _, noted in alone["reported"]]
     for found in (f["train"][name] for f in ranks):
-        assert [noted for _, noted in found["observed"]] == names
+        assert [noted for _, noted in found["reported"]] == names
         close(found["logged"], first["logged"], 0)
         close(found["logged"], alone["logged"], 1e-5)  # the trainer averages in float32
     assert {f"negatives/{n}" for noted in names for n in noted} <= first["logged"].keys()
 
 
 def test_a_rank_that_has_an_image_twice_logs_what_the_others_log(ranks: Ranks) -> None:
-    counts = [{count for count, _ in f["train"]["simclr twice"]["observed"]} for f in ranks]
-    assert counts[0] == {None}
-    assert all(None not in others and len(others) == 1 for others in counts[1:])
-    noted = {tuple(n) for f in ranks for _, n in f["train"]["simclr twice"]["observed"]}
+    counts = [[count for count, _ in f["train"]["simclr twice"]["reported"]] for f in ranks]
+    assert all(len(step) == 2 for step in counts[0])
+    assert all(len(step) == 1 for others in counts[1:] for step in others)
+    noted = {tuple(n) for f in ranks for _, n in f["train"]["simclr twice"]["reported"]}
     assert noted == {("floored", "mix_short", "synthetic")}

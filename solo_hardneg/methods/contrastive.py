@@ -14,6 +14,7 @@ from solo_hardneg.errors import ConfigError, DataError
 from solo_hardneg.host import BaseMethod
 from solo_hardneg.methods import fingerprint, rng, settings
 from solo_hardneg.negatives import Policy, Pool
+from solo_hardneg.negatives.kept import Kept
 
 # What to say, once, when a note of the pool holds for more than half of the queries.
 _WARNINGS = {
@@ -44,6 +45,8 @@ class ContrastiveMethod(BaseMethod):
         super().__init__(cfg)
         self.policy = settings.read_policy(self.cfg, self.default_negatives)
         self._rng_states: list[rng.State] | None = None
+        self.backend = str(self.cfg.get("backend", "auto"))
+        self._backends_said: set[str] = set()
         self.observers: list[Callable[[Pool], None]] = []  # shown what the policy left, each step
         self._warned: set[str] = set()
         self._labels_seen = False
@@ -60,7 +63,9 @@ class ContrastiveMethod(BaseMethod):
         OmegaConf.resolve(cfg)  # what is logged and stored with the checkpoint are values
         settings.check_method_kwargs(cfg, cls.known_method_kwargs)
         settings.check_number(cfg, "method_kwargs.temperature", float)
-        cls.check_family(cfg, settings.read_policy(cfg, cls.default_negatives))
+        policy = settings.read_policy(cfg, cls.default_negatives)
+        settings.check_backend(cfg, policy)
+        cls.check_family(cfg, policy)
         settings.check_folders(cfg)
         return cfg
 
@@ -77,21 +82,40 @@ class ContrastiveMethod(BaseMethod):
         share = batch_idx / self.trainer.num_training_batches
         return self.policy.at(self.current_epoch + share)
 
-    def observe(self, pool: Pool) -> None:
-        """Logs what the policy left, and warns once of what should not be."""
+    def loss_settings(self) -> dict[str, Any]:
+        """What both families' losses take beside the vectors and the policy.
+
+        Pools are made, at the cost of the dense backend, only if somebody wants to see them.
+        """
+        how: dict[str, Any] = {"report": self.report, "backend": self.backend}
+        return {**how, "observe": self._show} if self.observers else how
+
+    def _show(self, pool: Pool) -> None:
         for observer in self.observers:
             observer(pool)
-        self.log("negatives/present", pool.counts.float().mean(), on_epoch=True, sync_dist=True)
-        if pool.present.shape[1]:  # a queue that holds no key yet is nothing to warn of
-            pool = pool.note(none_left=(pool.counts == 0).float())
-        for name, values in pool.notes.items():
+
+    def report(self, kept: Kept) -> None:
+        """Logs what the policy left, and warns once of what should not be."""
+        self._say(kept.backend)
+        self.log("negatives/present", kept.counts.float().mean(), on_epoch=True, sync_dist=True)
+        notes = dict(kept.notes)
+        if kept.candidates:  # a queue that holds no key yet is nothing to warn of
+            notes["none_left"] = (kept.counts == 0).float()
+        for name, values in notes.items():
             self.log(f"negatives/{name}", values.mean(), on_epoch=True, sync_dist=True)
-        for name in _WARNINGS.keys() & pool.notes.keys() - self._warned:
-            share = float(pool.notes[name].mean())
+        for name in _WARNINGS.keys() & notes.keys() - self._warned:
+            share = float(notes[name].mean())
             if share > 0.5:
                 self._warned.add(name)
                 where = f"{share:.0%} of the queries at this step (logged as negatives/{name})."
                 warnings.warn(_WARNINGS[name].format(share=where), stacklevel=2)
+
+    def _say(self, backend: str) -> None:
+        """Says once which backend computes the loss; while a queue fills it may be another."""
+        if backend not in self._backends_said:
+            self._backends_said.add(backend)
+            if self.global_rank == 0:
+                print(f"Backend of the loss: {backend} (backend={self.backend})")
 
     def check_labels(self, targets: Tensor) -> None:
         """Refuses, at the first step, a dataset without the labels that the policy needs."""

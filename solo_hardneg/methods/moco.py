@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -14,11 +15,13 @@ from solo_hardneg import ring
 from solo_hardneg.distributed import gather
 from solo_hardneg.errors import bad_value
 from solo_hardneg.host import BaseMethod, MoCoV2Plus
+from solo_hardneg.kernels.eager import at_once
 from solo_hardneg.losses import mocov2plus_loss_func
 from solo_hardneg.methods import settings
 from solo_hardneg.methods.contrastive import ContrastiveMethod
 from solo_hardneg.methods.queue import QueueOfKeys
-from solo_hardneg.negatives import Policy, Pool
+from solo_hardneg.negatives import Policy
+from solo_hardneg.negatives.kept import Kept
 
 
 class MoCoV2Banded(ContrastiveMethod, QueueOfKeys, MoCoV2Plus):
@@ -77,26 +80,26 @@ class MoCoV2Banded(ContrastiveMethod, QueueOfKeys, MoCoV2Plus):
         policy = self.policy_at(batch_idx)
         shares: list[Tensor] = []
 
-        def observe(pool: Pool) -> None:
-            self.observe(pool)
-            if pool.hard_share is not None:
-                shares.append(pool.hard_share)
+        def report(kept: Kept) -> None:
+            self.report(kept)
+            if kept.hard_share is not None:
+                shares.append(kept.hard_share)
 
         # A query meets the queue of the view that its key is of.
         pairs = zip(queries, reversed(keys), reversed(range(len(keys))), strict=True)
-        losses = [
-            mocov2plus_loss_func(
-                query,
-                key,
+        losses = []
+        for query, key, view in pairs:
+            loss = partial(
+                mocov2plus_loss_func,
                 temperature=self.temperature,
                 policy=policy,
                 query_labels=targets,
                 query_indexes=indexes,
-                observe=observe,
                 **self._negatives(view, policy),
+                **{**self.loss_settings(), "report": report},
             )
-            for query, key, view in pairs
-        ]
+            # The queue is written to before the backward pass, so the gradient is taken now.
+            losses.append(at_once(loss, query, key))
         nce_loss = torch.stack(losses).mean()
         self.score_keys(shares, policy.retention)
         self.enqueue(
@@ -129,7 +132,7 @@ class MoCoV2Banded(ContrastiveMethod, QueueOfKeys, MoCoV2Plus):
             # nothing, and is no error. For the full queue that was checked before the run.
             usable = 0
         return {
-            "queue": self.queue[view, :, :usable].clone(),  # it is written to before the backward
+            "queue": self.queue[view, :, :usable],
             "queue_labels": self.queue_labels[:usable],
             "queue_indexes": self.queue_indexes[:usable],
             "queue_age": self.queue_ages(usable, policy.retention),

@@ -35,7 +35,8 @@ class QueueOfKeys(BaseMethod):
 
     def make_queue(self, views: int, dimensions: int, length: int, retains: bool) -> None:
         """Makes the buffers, empty. The host's ``queue`` starts as random vectors, no images."""
-        self.queue = torch.zeros(views, dimensions, length)
+        # Keys lie one after another, so that one is written, and read, in one piece.
+        self.queue = torch.zeros(views, length, dimensions).transpose(1, 2)
         self.register_buffer("queue_labels", torch.full((length,), -1, dtype=torch.long))
         self.register_buffer("queue_indexes", torch.full((length,), -1, dtype=torch.long))
         self.register_buffer("queue_filled", torch.zeros(1, dtype=torch.long))

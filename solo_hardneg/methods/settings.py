@@ -16,7 +16,7 @@ from solo_hardneg import ring
 from solo_hardneg.errors import ConfigError, DataError, bad_value, unknown_name
 from solo_hardneg.negatives import Policy, build
 
-OUR_GROUPS = ("negatives", "hardness")
+OUR_GROUPS = ("negatives", "hardness", "backend")
 
 
 def read_policy(cfg: DictConfig, default: dict[str, Any]) -> Policy:
@@ -84,6 +84,17 @@ def check_queue(cfg: DictConfig, policy: Policy) -> None:
     check_number(cfg, "method_kwargs.queue_size", int)
     ring.check_divisible(cfg.method_kwargs.queue_size, cfg.optimizer.batch_size)
     policy.check(cfg.method_kwargs.queue_size)
+
+
+def check_backend(cfg: DictConfig, policy: Policy) -> None:
+    """``backend`` must be known, and follow the policy in all its epochs; fills in ``auto``."""
+    from solo_hardneg.kernels.backends import check_plan
+    from solo_hardneg.kernels.plan import plan_of
+
+    if cfg.get("backend") is None:
+        cfg.backend = "auto"
+    for epoch in policy.moments:
+        check_plan(cfg.backend, plan_of(policy.at(epoch)))
 
 
 def check_folders(cfg: DictConfig) -> None:

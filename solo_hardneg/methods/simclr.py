@@ -64,7 +64,7 @@ class SimCLRBanded(ContrastiveMethod, SimCLR):
             self.temperature,
             policy=self.policy_at(batch_idx),
             query_labels=targets.repeat(self.num_crops),
-            observe=self.observe,
+            **self.loss_settings(),
         )
         self.log("train_nce_loss", nce_loss, on_epoch=True, sync_dist=True)
         return nce_loss + out["loss"]

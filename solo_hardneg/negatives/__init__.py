@@ -10,6 +10,7 @@ arguments are those of the config group ``negatives``.
 
 from solo_hardneg.negatives import mix, retain, select, weigh  # noqa: F401  (enter their verbs)
 from solo_hardneg.negatives.band import EmptyBandError, TooFewNegativesError
+from solo_hardneg.negatives.kept import Kept
 from solo_hardneg.negatives.policy import Policy, build
 from solo_hardneg.negatives.pool import Pool, full_pool
 from solo_hardneg.negatives.registry import Info, available, register
@@ -17,6 +18,7 @@ from solo_hardneg.negatives.registry import Info, available, register
 __all__ = [
     "EmptyBandError",
     "Info",
+    "Kept",
     "Policy",
     "Pool",
     "TooFewNegativesError",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -68,79 +70,116 @@ class Mix:
             )
         if len(pool.vectors) == 0:
             return pool
-        if pool.count is not None and 0 < pool.count < self.hardest:
+        self.check(pool.count)
+        columns = bands.hardest(pool, self.hardest)
+        uniform = self.uniform(len(pool.query), pool.query.device)
+        made, present = self.make(pool.query, pool.vectors, columns, pool.counts, uniform)
+        count = pool.count and pool.count + self.pairs + self.queries  # of none, none are made
+        return pool.plus(made, present, count).note(**self.notes(pool.counts, present))
+
+    def check(self, count: int | None) -> None:
+        """Refuses a pool in which each query has too few negatives, ``count`` of them.
+
+        Raises:
+            TooFewNegativesError: they are fewer than ``hardest``, and not by the data.
+        """
+        if count is not None and 0 < count < self.hardest:
             raise bands.TooFewNegativesError(
-                f"negatives.mix.hardest={self.hardest}: there are only M={pool.count} negatives to "
+                f"negatives.mix.hardest={self.hardest}: there are only M={count} negatives to "
                 "mix. Lower it (and pairs with it), or have more negatives (a longer queue, a "
                 "larger batch)."
             )
-        available = pool.counts.clamp(max=self.hardest)  # to be mixed, of each query
-        columns = bands.hardest(pool, self.hardest)
-        query, vectors = pool.query, pool.vectors
-        if self.detach:
-            query, vectors = query.detach(), vectors.detach()
-        similarity = torch.einsum(
-            "nd,nkd->nk", pool.query, self._make(query, vectors, columns, available)
-        )
-        least = torch.tensor([2] * self.pairs + [1] * self.queries, device=available.device)
-        present = available[:, None] >= least  # it takes two to make a pair
-        count = pool.count and pool.count + self.pairs + self.queries  # of none, none are made
-        # Noted in any case: what is noted must be the same on all ranks.
-        return pool.plus(similarity, present, count).note(
-            synthetic=present.float().sum(dim=1), mix_short=(available < self.hardest).float()
-        )
 
-    def _make(self, query: Tensor, vectors: Tensor, columns: Tensor, available: Tensor) -> Tensor:
-        """(N, pairs + queries, D) synthetic negatives of queries (N, D).
+    def uniform(self, queries: int, device: torch.device) -> Uniform:
+        """What is drawn in one step, for all queries of this rank."""
+        generator = _generator(device)
 
-        ``columns`` (N, s) says which of the ``vectors`` (M, D) are the hardest of each query, and
-        ``available`` (N,) how many of these there are.
+        def draw(number: int, width: int) -> Tensor:
+            return torch.rand(number, queries, width, generator=generator, device=device)
+
+        return Uniform(draw(3, self.pairs), draw(2, self.queries))
+
+    def make(
+        self, query: Tensor, vectors: Tensor, columns: Tensor, counts: Tensor, uniform: Uniform
+    ) -> tuple[Tensor, Tensor]:
+        """The synthetic negatives of some queries.
+
+        Args:
+            query: (n, D), and
+            vectors: (M, D) the candidates, unit vectors.
+            columns: (n, s) int, the hardest negatives of each query, hardest first.
+            counts: (n,) int, how many negatives each query has.
+            uniform: what was drawn for these queries.
+
+        Returns:
+            (n, pairs + queries) similarities, and which of them are there.
         """
-        generator = _generator(vectors.device)
+        available = self._available(counts)
+        ends = query
+        if self.detach:
+            ends, vectors = query.detach(), vectors.detach()
         made = []
         if self.pairs:
-            first, second, alpha = draw_pairs(available, self.pairs, generator)
-            one, other = vectors[columns.gather(1, first)], vectors[columns.gather(1, second)]
+            first, second, alpha = draw_pairs(available, uniform.pairs)
+            one, other = (
+                vectors[columns.gather(1, place)].to(query.dtype) for place in (first, second)
+            )
             made.append(torch.lerp(other, one, alpha[:, :, None].to(one.dtype)))
         if self.queries:
-            first, gamma = draw_partners(available, self.queries, generator)
-            one = vectors[columns.gather(1, first)]
-            made.append(torch.lerp(one, query[:, None], gamma[:, :, None].to(one.dtype)))
-        return normalize(torch.cat(made, dim=1), dim=2)
+            first, gamma = draw_partners(available, uniform.queries)
+            one = vectors[columns.gather(1, first)].to(query.dtype)
+            made.append(torch.lerp(one, ends[:, None], gamma[:, :, None].to(one.dtype)))
+        synthetic = normalize(torch.cat(made, dim=1), dim=2)
+        least = torch.tensor([2] * self.pairs + [1] * self.queries, device=available.device)
+        present = available[:, None] >= least  # it takes two to make a pair
+        return torch.einsum("nd,nkd->nk", query, synthetic), present
+
+    def notes(self, counts: Tensor, present: Tensor) -> dict[str, Tensor]:
+        """What is worth logging; in any case, for it must be the same on all ranks."""
+        short = self._available(counts) < self.hardest
+        return {"synthetic": present.float().sum(dim=1), "mix_short": short.float()}
+
+    def _available(self, counts: Tensor) -> Tensor:
+        return counts.clamp(max=self.hardest)
 
 
-def draw_pairs(
-    available: Tensor, pairs: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
+@dataclass(frozen=True)
+class Uniform:
+    """Numbers in [0, 1): (3, N, k) for the first kind, (2, N, k′) for the second."""
+
+    pairs: Tensor
+    queries: Tensor
+
+    def rows(self, which: slice) -> Uniform:
+        """Those of some of the queries."""
+        return Uniform(self.pairs[:, which], self.queries[:, which])
+
+
+def draw_pairs(available: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Draws which of its hardest negatives each query mixes, and how.
 
     Args:
         available: (N,) int, how many each query has to choose from.
-        pairs: k.
-        generator: where the random numbers come from.
+        uniform: (3, N, k) numbers in [0, 1), of which it is made.
 
     Returns:
         (N, k) places a and b, a ≠ b wherever there are two to choose from, all ordered pairs
         equally likely; and (N, k) α in [0, 1).
     """
-    first, second, alpha = _uniform(3, available, pairs, generator)
+    first, second, alpha = uniform
     count = available.clamp(min=1)[:, None]
     a = _below(first, count)
     step = 1 + _below(second, (count - 1).clamp(min=1))
     return a, (a + step) % count, alpha
 
 
-def draw_partners(
-    available: Tensor, queries: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Draws (N, k′) places a of the negatives that meet the query, and (N, k′) γ in [0, 0.5)."""
-    first, gamma = _uniform(2, available, queries, generator)
+def draw_partners(available: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Draws (N, k′) places a of the negatives that meet the query, and (N, k′) γ in [0, 0.5).
+
+    ``uniform`` is (2, N, k′) numbers in [0, 1).
+    """
+    first, gamma = uniform
     return _below(first, available.clamp(min=1)[:, None]), gamma / 2
-
-
-def _uniform(number: int, available: Tensor, width: int, generator: torch.Generator) -> Tensor:
-    shape = (number, len(available), width)
-    return torch.rand(shape, generator=generator, device=available.device)
 
 
 def _below(uniform: Tensor, count: Tensor) -> Tensor:

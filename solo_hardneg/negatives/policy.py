@@ -64,6 +64,7 @@ class Policy:
     Attributes:
         config: the mapping that it was built from, defaults filled in and numbers as floats:
             equal policies have equal configs, in the same order.
+        moments: epochs that between them show everything that it does; the first is 0.
         epoch: the epoch whose verbs it applies; see :meth:`at`.
         needs: what it needs beside the similarities, in any epoch: any of ``labels``,
             ``indexes``, ``queue``.
@@ -74,7 +75,7 @@ class Policy:
 
     def __init__(self, plans: Mapping[str, Plan]):
         self._plans = dict(plans)
-        self._moments = _moments(plans.values())
+        self.moments = _moments(plans.values())
         self.config = {name: plan.config for name, plan in self._plans.items()}
         self.moving_bands = {
             name for name, plan in plans.items() if schedule.inside(plan.arguments.get("band"))
@@ -84,7 +85,7 @@ class Policy:
         self.retains = False
         # Made for each of these epochs once, so that an impossible value is found now.
         for name, plan in self._plans.items():
-            made = [plan.at(epoch) for epoch in self._moments]
+            made = [plan.at(epoch) for epoch in self.moments]
             idle = [getattr(verb, "idle", None) for verb in made]
             if all(idle):
                 raise ConfigError(f"negatives.{name} {idle[0]}")
@@ -119,7 +120,7 @@ class Policy:
             TooFewNegativesError: a band holds nothing, or all, of so many negatives, there are
                 fewer than are to be mixed, or the verbs together leave none.
         """
-        for epoch in self._moments:
+        for epoch in self.moments:
             try_out(self.at(epoch), count)
 
     def fits(self, count: int) -> bool:
@@ -133,7 +134,7 @@ class Policy:
     @property
     def changes(self) -> bool:
         """Whether it is another one in some epochs than in others."""
-        return len(self._moments) > 1
+        return len(self.moments) > 1
 
     @property
     def retention(self) -> Retain | None:

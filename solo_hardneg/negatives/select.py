@@ -97,12 +97,21 @@ class Drop(Condition):
     def __call__(self, pool: Pool) -> Pool:
         mask, holds = self.mask(pool)
         left = None if holds is None or pool.count is None else pool.count - holds
-        if left == 0 and pool.count:
+        if left is not None:
+            self.check_left(pool.count or 0, left)
+        return pool.without(mask, count=left)
+
+    def check_left(self, count: int, left: int) -> None:
+        """Refuses to drop all of ``count`` negatives.
+
+        Raises:
+            EmptyBandError: there were some, and ``left`` is 0.
+        """
+        if left == 0 and count:
             raise bands.EmptyBandError(
-                f"negatives.drop.band={list(self.band or ())}: drops all M={pool.count} negatives. "
+                f"negatives.drop.band={list(self.band or ())}: drops all M={count} negatives. "
                 "Leave some."
             )
-        return pool.without(mask, count=left)
 
 
 @register(

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from solo_hardneg.host import SimCLR
 from solo_hardneg.methods import MoCoV2Banded, MoCoV2SSCL, SimCLRBanded, SimCLRSSCL
+from solo_hardneg.methods.contrastive import ContrastiveMethod
 from solo_hardneg.negatives import Pool
 
 BATCH, QUEUE, CLASSES, FEATURES = 4, 12, 3, 32
@@ -114,16 +115,14 @@ class Small:
         self.losses: list[float] = []
         self.batches: list[list[int]] = []
         self.pools: list[Pool] = []
+        if isinstance(self, ContrastiveMethod):
+            self.observers.append(self.pools.append)
 
     @property
     def counts(self) -> list[int]:
         """How many negatives the queries of each step had, where all had the same."""
         assert all(len(pool.counts.unique()) == 1 for pool in self.pools)
         return [int(pool.counts[0]) for pool in self.pools]
-
-    def observe(self, pool: Pool) -> None:
-        super().observe(pool)
-        self.pools.append(pool)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)

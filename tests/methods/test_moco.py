@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from solo_hardneg.errors import ConfigError, DataError
 from solo_hardneg.losses import mocov2plus_loss_func
 from solo_hardneg.negatives import EmptyBandError, full_pool
+from solo_hardneg.negatives.kept import kept_of
 
 Maker = Callable[..., Any]
 
@@ -64,7 +65,7 @@ def test_labels_indexes_and_keys_of_a_slot_are_of_one_image(model: Maker, fit: M
 def test_slots_that_hold_no_image_are_no_negatives(model: Maker, fit: Maker) -> None:
     moco = model("negatives=all")
     present: list[float] = []
-    moco.observe = lambda pool: present.extend(pool.counts.unique().tolist())
+    moco.report = lambda kept: present.extend(kept.counts.unique().tolist())
     fit(moco, epochs=2)
     assert present == [0, 4, 8, 12, 12, 12, 12, 12]
     assert moco.losses[0] != moco.losses[1]
@@ -74,7 +75,7 @@ def test_a_band_that_is_too_narrow_for_a_queue_that_fills_waits(model: Maker, fi
     # Of 4 negatives [0.5, 0.6] holds ranks 2 to 1, of 8 rank 4 to 3, of 12 rank 6.
     moco = model("negatives=band", "negatives.keep.band=[0.5,0.6]")
     present: list[float] = []
-    moco.observe = lambda pool: present.extend(pool.counts.unique().tolist())
+    moco.report = lambda kept: present.extend(kept.counts.unique().tolist())
     fit(moco, epochs=2)
     assert present == [0, 0, 0, 1, 1, 1, 1, 1]
 
@@ -204,28 +205,27 @@ def test_what_concerns_most_queries_is_said_once(
     ours, logged = model(method=method, negatives={}), []
     ours.log = lambda key, value, **how: logged.append((key, float(value), how))
 
-    def observe(concerned: int) -> list[str]:
+    def report(concerned: int) -> list[str]:
         recwarn.clear()
         rows = torch.arange(8) < concerned
-        ours.observe(
-            full_pool(torch.zeros(8, 3)).note(**{name: rows.float(), "synthetic": 4 * rows.float()})
-        )
+        notes = {name: rows.float(), "synthetic": 4 * rows.float()}
+        ours.report(kept_of(full_pool(torch.zeros(8, 3)).note(**notes)))
         return [str(w.message) for w in recwarn if w.category is UserWarning]
 
-    assert observe(3) == observe(4) == []
+    assert report(3) == report(4) == []
     where = f"62% of the queries at this step (logged as negatives/{name})."
-    assert observe(5) == [SAID[name].format(where)]
-    assert observe(8) == observe(5) == []
+    assert report(5) == [SAID[name].format(where)]
+    assert report(8) == report(5) == []
     how = {"on_epoch": True, "sync_dist": True}
     assert logged[:3] == [
         ("negatives/present", 3.0, how),
         (f"negatives/{name}", 3 / 8, how),
         ("negatives/synthetic", 4 * 3 / 8, how),
     ]
-    ours.observe(full_pool(torch.zeros(8, 3)).note(other=torch.ones(8)))
+    ours.report(kept_of(full_pool(torch.zeros(8, 3)).note(other=torch.ones(8))))
     for other in SAID.keys() - {name}:  # what was said is not all that is to be said
         with pytest.warns(UserWarning, match="100% of the queries"):
-            ours.observe(full_pool(torch.zeros(2, 3)).note(**{other: torch.ones(2)}))
+            ours.report(kept_of(full_pool(torch.zeros(2, 3)).note(**{other: torch.ones(2)})))
 
 
 def test_queries_without_negatives_are_said_once(
@@ -237,7 +237,7 @@ def test_queries_without_negatives_are_said_once(
     def said(*counts: int, width: int = 3) -> list[str]:
         recwarn.clear()
         left = torch.arange(width)[None, :] < torch.tensor(counts)[:, None]
-        moco.observe(full_pool(torch.zeros(len(counts), width)).only(left))
+        moco.report(kept_of(full_pool(torch.zeros(len(counts), width)).only(left)))
         return [str(w.message) for w in recwarn if w.category is UserWarning]
 
     assert said(0, 0, width=0) == []  # the queue holds no key yet

@@ -248,13 +248,16 @@ def test_impossible_arguments(arguments: dict[str, Any], message: str) -> None:
 # ---------------------------------------------------------------- drawing
 
 
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def uniform(number: int, queries: int, width: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(number, queries, width, generator=generator)
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=6), st.integers(1, 30), st.integers(0, 99))
 def test_pairs_are_of_two_and_in_range(available: list[int], pairs: int, seed: int) -> None:
-    first, second, alpha = mix.draw_pairs(torch.tensor(available), pairs, generator(seed))
+    first, second, alpha = mix.draw_pairs(
+        torch.tensor(available), uniform(3, len(available), pairs, seed)
+    )
     assert first.shape == second.shape == alpha.shape == (len(available), pairs)
     for count, a, b in zip(available, first, second, strict=True):
         assert 0 <= a.min() <= a.max() < max(count, 1)
@@ -266,7 +269,7 @@ def test_pairs_are_of_two_and_in_range(available: list[int], pairs: int, seed: i
 
 @pytest.mark.parametrize("count", [2, 3, 5])
 def test_all_ordered_pairs_are_equally_likely(count: int) -> None:
-    first, second, _ = mix.draw_pairs(torch.tensor([count]), 20_000, generator())
+    first, second, _ = mix.draw_pairs(torch.tensor([count]), uniform(3, 1, 20_000))
     seen = Counter(zip(first[0].tolist(), second[0].tolist(), strict=True))
     assert set(seen) == set(itertools.permutations(range(count), 2))
     expected = 20_000 / (count * (count - 1))
@@ -279,8 +282,8 @@ def correlation(a: Tensor, b: Tensor) -> float:
 
 def test_shares_are_uniform_and_independent() -> None:
     available = torch.full((4,), 50)
-    first, second, alpha = mix.draw_pairs(available, 5000, generator(1))
-    partner, gamma = mix.draw_partners(available, 5000, generator(2))
+    first, second, alpha = mix.draw_pairs(available, uniform(3, 4, 5000, seed=1))
+    partner, gamma = mix.draw_partners(available, uniform(2, 4, 5000, seed=2))
     for share, end in ((alpha, 1.0), (gamma, 0.5)):
         assert share.histc(10, 0, end).sub(2000).abs().max() < 250
         assert 0 <= share.min() < 0.001 * end
@@ -292,7 +295,7 @@ def test_shares_are_uniform_and_independent() -> None:
 
 
 def test_partners_are_in_range_and_equally_likely() -> None:
-    first, gamma = mix.draw_partners(torch.tensor([0, 1, 4]), 8000, generator())
+    first, gamma = mix.draw_partners(torch.tensor([0, 1, 4]), uniform(2, 3, 8000))
     assert first.shape == gamma.shape == (3, 8000)
     assert first[0].unique().tolist() == first[1].unique().tolist() == [0]
     assert (first[2].bincount() - 2000).abs().max() < 250

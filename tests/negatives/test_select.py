@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from solo_hardneg.candidates import QueueCandidates
 from solo_hardneg.errors import ConfigError
-from solo_hardneg.losses import _split_reserve
 from solo_hardneg.negatives import EmptyBandError, Pool, build, full_pool
 
 
@@ -128,14 +128,15 @@ def queue_pool(
     classes: list[int] | None = None,
     query_class: int = 0,
 ) -> Pool:
-    similarity = torch.tensor(sims)
-    pool = full_pool(
-        similarity,
+    candidates = QueueCandidates(
+        torch.zeros(len(sims), 1),
+        torch.zeros(len(ages), 1),
         age=torch.tensor(ages),
         query_labels=torch.full((len(sims),), query_class),
         labels=None if classes is None else torch.tensor(classes),
+        queue_size=size,
     )
-    return _split_reserve(pool, size)
+    return candidates.pool(torch.tensor(sims))
 
 
 def test_older_written_out() -> None:
