@@ -153,7 +153,7 @@ def test_baselines_have_the_same_settings(ours: str, baseline: str, settings: st
     differing = {key for key in one if one[key] != other.get(key)}
     one["method_kwargs"].pop("symmetric", None)
     assert one["method_kwargs"] == other["method_kwargs"]
-    assert differing <= {"name", "method", "negatives", "method_kwargs"}
+    assert differing <= {"name", "method", "negatives", "backend", "method_kwargs"}
     assert set(other) <= set(one)
 
 
