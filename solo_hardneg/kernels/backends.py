@@ -93,9 +93,9 @@ def check_plan(backend: str, plan: Plan) -> None:
 def kernel_maker(name: str) -> Callable[[Problem], Kernel]:
     """What makes the kernels of a backend; imports it now."""
     if name == "numba":
-        from solo_hardneg.kernels.numba_cpu import NumbaKernel
+        from solo_hardneg.kernels.numba_cpu import numba_kernel
 
-        return NumbaKernel
+        return numba_kernel
     if name == "triton":
         from solo_hardneg.kernels.triton_kernel import TritonKernel
 

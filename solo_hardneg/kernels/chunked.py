@@ -27,7 +27,7 @@ _NUMBERS = {"cpu": 2**22}  # of similarities in a block, if there are enough row
 _NUMBERS_ON_AN_ACCELERATOR = 2**23
 
 
-def chunked(problem: Problem) -> _Block:
+def chunked(problem: Problem) -> Block:
     """The kernel for a problem."""
     ranks, width = problem.ranks, len(problem.vectors)
     everything = problem.pool_of is None and ranks is None
@@ -40,7 +40,7 @@ def chunked(problem: Problem) -> _Block:
     return WeightsKernel(problem)
 
 
-class _Block:
+class Block:
     """What the three have in common.
 
     Attributes:
@@ -72,7 +72,7 @@ class _Block:
         return Sums(logs[0], logs[1] if len(logs) > 1 else None, counts, **more)
 
 
-class EverythingKernel(_Block):
+class EverythingKernel(Block):
     """All candidates are kept."""
 
     def __init__(self, problem: Problem) -> None:
@@ -84,7 +84,7 @@ class EverythingKernel(_Block):
 
     def reduce(self, rows: slice) -> Sums:
         query = self.query[rows]
-        state = [_Running(query, scale, self.problem.gradient) for scale in self.scales]
+        state = [Running(query, scale, self.problem.gradient) for scale in self.scales]
         for start in range(0, len(self.vectors), self.tile):
             tile = self.vectors[start : start + self.tile]
             similarity = query @ tile.T
@@ -100,7 +100,7 @@ class EverythingKernel(_Block):
         return torch.stack([derivative * pulled for derivative, pulled in parts]).sum(dim=0)
 
 
-class _Running:
+class Running:
     """log Σ exp(scale·s) and Σ softmax(scale·s)·n over tiles that come one after another."""
 
     def __init__(self, query: Tensor, scale: float, gradient: bool) -> None:
@@ -127,7 +127,7 @@ class _Running:
         return self.vector / self.sum
 
 
-class SparseKernel(_Block):
+class SparseKernel(Block):
     """A band whose lower end is near the hardest."""
 
     def __init__(self, problem: Problem) -> None:
@@ -158,7 +158,7 @@ class SparseKernel(_Block):
         return embedding_bag(self.columns, self.vectors, per_sample_weights=weight, mode="sum")
 
 
-class WeightsKernel(_Block):
+class WeightsKernel(Block):
     """Any selection: a weight for every candidate."""
 
     def reduce(self, rows: slice) -> Sums:
@@ -167,7 +167,7 @@ class WeightsKernel(_Block):
         if self.problem.partners is not None:
             # Before the selection, which overwrites similarities.
             logits = similarity.masked_fill(~self.problem.partners(rows), -torch.inf)
-            self.partners = _Weights(logits, 1 / self.problem.temperature)
+            self.partners = Weights(logits, 1 / self.problem.temperature)
             more["partners"] = self.partners.log
         if self.problem.pool_of is None:
             self._leave_ranks(similarity)
@@ -184,7 +184,7 @@ class WeightsKernel(_Block):
             more["hardest"] = edges.top(similarity, number)
         spare = [similarity.clone() for _ in self.scales[1:]]
         weights = zip([similarity, *spare], self.scales, strict=True)
-        self.weights = [_Weights(logits, scale) for logits, scale in weights]
+        self.weights = [Weights(logits, scale) for logits, scale in weights]
         return self._sums([part.log for part in self.weights], counts, **more)
 
     def _leave_ranks(self, similarity: Tensor) -> None:
@@ -222,7 +222,7 @@ class WeightsKernel(_Block):
         return weight @ self.vectors
 
 
-class _Weights:
+class Weights:
     """exp(scale·s) of candidates, up to a factor for each query.
 
     Attributes:
@@ -232,6 +232,8 @@ class _Weights:
     """
 
     def __init__(self, similarity: Tensor, scale: float) -> None:
+        if similarity.shape[1] == 0:
+            similarity = similarity.new_full((len(similarity), 1), -math.inf)
         top = similarity.amax(dim=1, keepdim=True)
         top = top.masked_fill(top == -math.inf, 0.0) * scale
         self.weight = torch.add(-top, similarity, alpha=scale, out=similarity).exp_()

@@ -1,0 +1,364 @@
+"""The fast way on a CPU, for what ranks alone decide.
+
+In column tiles that stay in the cache, similarities are made by PyTorch, and compiled loops list
+the few candidates of each query that may decide: those between two bounds that a sample gives.
+Among them the band is found exactly, by (similarity, column). A narrow band lies in its list; of a
+wide one the list holds what is *not* kept, and all others are summed up as they pass, as in
+:class:`~solo_hardneg.kernels.chunked.EverythingKernel`.
+
+Where a list turns out not to hold what it should (a sample can mislead), the block goes the
+chunked way. So the result never depends on luck.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+from solo_hardneg.kernels import numba_loops as loops
+from solo_hardneg.kernels.chunked import Block, Running, Weights, chunked
+from solo_hardneg.kernels.problem import Problem, Pulls, Ranks, Sums
+
+_LISTED = 0.2  # the largest share of the candidates that goes into lists
+_SIGMAS = 5.0  # how far from what the sample says the bounds lie
+_TILE = 2048
+_MANY = 2**22  # so many similarities are worth threads of our own
+
+
+def numba_kernel(problem: Problem) -> Block:
+    """The kernel for a problem; the chunked one where lists would be long."""
+    listing = listing_of(problem)
+    return chunked(problem) if listing is None else ListKernel(problem, listing)
+
+
+# ---------------------------------------------------------------------- what is listed
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Which ranks the lists must hold, and what becomes of them.
+
+    Attributes:
+        first, past: the ranks to be listed; none, if they are equal.
+        ranks: those among them that are kept, or dropped.
+        others: whether the candidates that are not listed are kept.
+    """
+
+    first: int
+    past: int
+    ranks: Ranks
+    others: bool
+
+
+def listing_of(problem: Problem) -> Listing | None:
+    """What to list; ``None`` where it would be too much."""
+    width, ranks = len(problem.vectors), problem.ranks
+    if ranks is not None and ranks.inside and ranks.past - ranks.first <= _LISTED * width:
+        return Listing(ranks.first, ranks.past, ranks, others=False)
+    hole = _hole(ranks, width)
+    if hole is None:
+        return None
+    first = hole.first
+    if problem.hardest:
+        if hole.past < width:
+            return None
+        first = max(0, hole.first - problem.hardest)
+    return Listing(first, hole.past, hole, True) if hole.past - first <= _LISTED * width else None
+
+
+def _hole(ranks: Ranks | None, width: int) -> Ranks | None:
+    """The ranks that are not kept; ``None`` if they are not one range."""
+    if ranks is None:
+        return Ranks(width, width, inside=False)
+    if not ranks.inside:
+        return ranks
+    if ranks.first == 0:
+        return Ranks(ranks.past, width, inside=False)
+    return Ranks(0, ranks.first, inside=False) if ranks.past == width else None
+
+
+# ---------------------------------------------------------------------- the kernel
+
+
+class ListKernel(Block):
+    """Bands by lists; each thread has some of the queries, and does all that there is to do."""
+
+    def __init__(self, problem: Problem, listing: Listing) -> None:
+        super().__init__(problem)
+        self.listing = listing
+        many = len(self.query) * len(self.vectors) >= _MANY
+        self.threads = torch.get_num_threads() if many else 1
+        self.block = min(len(self.query), 256 * self.threads)
+        self.parts: list[Part] = []
+        self.other: Block | None = None  # what a block is left to where lists fail
+
+    def reduce(self, rows: slice) -> Sums:
+        query = self.query[rows]
+        size = math.ceil(len(query) / self.threads)
+        self.parts = [
+            Part(replace(self.problem, query=some), self.listing, self.scales)
+            for some in query.split(size)
+        ]
+        held = _in_threads([part.reduce for part in self.parts])
+        if not all(held):
+            self.parts = []
+            self.other = chunked(replace(self.problem, query=query))
+            self.other.block = len(query)
+            return self.other.reduce(slice(0, len(query)))
+        logs = [torch.cat(of_parts) for of_parts in zip(*(p.logs for p in self.parts), strict=True)]
+        width = len(self.vectors)
+        kept = width if self.problem.ranks is None else self.problem.ranks.kept(width)
+        hardest = None
+        if self.problem.hardest:
+            hardest = torch.cat([part.hardest() for part in self.parts])
+        return self._sums(logs, torch.full((len(query),), kept), hardest=hardest)
+
+    def pull(self, rows: slice, pulls: Pulls, vectors_grad: Tensor | None = None) -> Tensor:
+        if not self.parts:
+            assert self.other is not None  # reduce() went one of the two ways
+            return self.other.pull(slice(0, self.other.block), pulls)
+        derivatives = self._derivatives(pulls)
+        sizes = [len(part.query) for part in self.parts]
+        of_parts = zip(*(derivative.split(sizes) for derivative in derivatives), strict=True)
+        pairs = zip(self.parts, of_parts, strict=True)
+        return torch.cat(_in_threads([partial(part.pull, some) for part, some in pairs]))
+
+
+class Part:
+    """Some of the queries, (n, D).
+
+    Attributes:
+        logs: (n,) A and, if β > 0, B.
+    """
+
+    def __init__(self, problem: Problem, listing: Listing, scales: Sequence[float]) -> None:
+        self.problem, self.listing, self.scales = problem, listing, scales
+        self.query, self.vectors = problem.query.contiguous(), problem.vectors
+        self.logs: list[Tensor] = []
+
+    def reduce(self) -> bool:
+        """Finds A and B, if each list holds what it should; says whether it does."""
+        listing, scales = self.listing, self.scales
+        self.lists = Lists(len(self.query), len(self.vectors), listing)
+        self.lists.bracket(self.query, self.vectors)
+        running = []
+        if listing.others:
+            running = [Running(self.query, scale, self.problem.gradient) for scale in scales]
+        self._pass(running)
+        if not self.lists.arrange():
+            return False
+        self.columns, values = self.lists.kept()
+        copies = [values.clone() for _ in scales[1:]]
+        self.sums = [
+            _Sum(Weights(of_list, scale), running[place] if running else None)
+            for place, (of_list, scale) in enumerate(zip([values, *copies], scales, strict=True))
+        ]
+        self.logs = [one.log for one in self.sums]
+        return True
+
+    def _pass(self, running: list[Running]) -> None:
+        """Goes once through all candidates."""
+        width = len(self.vectors)
+        tile = min(_TILE, width)
+        # Room for whole eights, which the loops look at together.
+        room = self.query.new_zeros(len(self.query), math.ceil(tile / 8) * 8)
+        similarity = room[:, :tile]
+        for start in range(0, width, tile):
+            # The last tile is as wide as the others, so that equal vectors have equal similarities
+            # wherever they stand; what it repeats is skipped.
+            at = min(start, width - tile)
+            vectors = self.vectors[at : at + tile]
+            torch.mm(self.query, vectors.T, out=similarity)
+            self.lists.add(room, tile, start - at, start, hide=bool(running))
+            for run in running[1:]:
+                run.add(similarity.clone(), vectors)
+            for run in running[:1]:
+                run.add(similarity, vectors)
+
+    def hardest(self) -> Tensor:
+        """(n, s) int64, the columns of the hardest kept ones, hardest first."""
+        return self.lists.hardest(self.problem.hardest)
+
+    def pull(self, derivatives: Sequence[Tensor]) -> Tensor:
+        """(n, D) the gradient, from (n, 1) what each softmax is multiplied by."""
+        listed: Tensor | None = None
+        pulled = torch.zeros_like(self.query)
+        for one, derivative in zip(self.sums, derivatives, strict=True):
+            weight = one.listed.weight.mul_(derivative * one.of_listed)
+            listed = weight if listed is None else listed.add_(weight)
+            if one.running is not None:
+                pulled += derivative * one.of_running * one.running.pulled()
+        assert listed is not None  # there is always A
+        return pulled + self._gathered(listed) if self.columns.shape[1] else pulled
+
+    def _gathered(self, weights: Tensor) -> Tensor:
+        """(n, D) Σ weight·vector over what is listed."""
+        if self.vectors.is_contiguous():
+            return embedding_bag(self.columns, self.vectors, per_sample_weights=weights, mode="sum")
+        pulled = torch.empty_like(self.query)
+        dimensions = self.vectors.T.contiguous()  # as a host keeps its queue, and nothing to do
+        arrays = self.columns, weights, dimensions, pulled
+        loops.gather(*(array.numpy() for array in arrays))
+        return pulled
+
+
+class _Sum:
+    """One exponent's sum over the listed and over the others.
+
+    Attributes:
+        log: (n,) the logarithm of both together.
+        of_listed: (n, 1) what makes the listed weights shares of that, and
+        of_running: (n, 1) the share of the others.
+    """
+
+    def __init__(self, listed: Weights, running: Running | None) -> None:
+        self.listed, self.running = listed, running
+        self.log, self.of_listed = listed.log, listed.share
+        if running is not None:
+            others = running.log()
+            self.log = torch.logaddexp(listed.log, others)
+            self.of_running = (others - self.log).exp()[:, None]
+            self.of_listed = listed.share * (listed.log - self.log).exp()[:, None]
+
+
+class Lists:
+    """The candidates of n queries that lie between two bounds of each.
+
+    Attributes:
+        keys: (n, capacity) uint64, see :mod:`~solo_hardneg.kernels.numba_loops`.
+        sizes, below: (n,) how many are listed, and how many are below them.
+    """
+
+    def __init__(self, queries: int, width: int, listing: Listing) -> None:
+        self.queries, self.width, self.listing = queries, width, listing
+        self.sample = min(width, max(512, min(2048, width // 8)))
+        low, high = listing.first / width, listing.past / width
+        # A bound is set aside from the rank that it is for, and lies elsewhere by chance itself.
+        off = self._off(low) + self._off(low - self._off(low))
+        off += self._off(high) + self._off(high + self._off(high))
+        room = high - low + off
+        capacity = 0 if self._is_empty else min(width, math.ceil(room * width) + 64)
+        self.keys = np.empty((queries, capacity), np.uint64)
+        self.sizes, self.below = np.zeros(queries, np.int64), np.zeros(queries, np.int64)
+
+    @property
+    def _is_empty(self) -> bool:
+        return self.listing.first == self.listing.past
+
+    @property
+    def _all(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self.keys, self.sizes, self.below
+
+    def _off(self, share: float) -> float:
+        """How far, as a share, a bound is set aside from the place ``share`` of the sample."""
+        if not 0.0 < share < 1.0 or self.sample == self.width:
+            return 0.0
+        return _SIGMAS * math.sqrt(share * (1 - share) / self.sample) + 2 / self.sample
+
+    def bracket(self, query: Tensor, vectors: Tensor) -> None:
+        """Sets the bounds (n,) from a sample of the candidates."""
+        if self._is_empty:
+            return
+        low, high = self.listing.first / self.width, self.listing.past / self.width
+        similarity = query @ vectors[_sample(self.width, self.sample)].T
+        lower = math.floor((low - self._off(low)) * self.sample)
+        upper = math.ceil((high + self._off(high)) * self.sample)
+        self.lower = _at_rank(similarity, lower, -math.inf)
+        self.upper = _at_rank(similarity, upper, math.inf)
+
+    def add(self, tile: Tensor, width: int, skip: int, start: int, hide: bool) -> None:
+        """Takes up a tile of similarities (n, w); ``hide`` puts -inf where one is listed."""
+        if self._is_empty:
+            tile[:, :skip] = -math.inf
+            return
+        bounds = self.lower, self.upper
+        loops.list_tile(tile.numpy(), width, skip, start, *bounds, *self._all, hide)
+
+    def arrange(self) -> bool:
+        """Whether each list holds all that it should; then its ranks are in their places."""
+        listing, ranks = self.listing, self.listing.ranks
+        if self._is_empty:
+            return True
+        if loops.select(*self._all, listing.first, listing.past):
+            return False
+        if (listing.first, listing.past) == (ranks.first, ranks.past):
+            return True
+        return not loops.select(*self._all, ranks.first, ranks.past)
+
+    def kept(self) -> tuple[Tensor, Tensor]:
+        """(n, k) the columns, int32, and similarities of what of the lists is kept.
+
+        Behind those of a query that keeps fewer: -inf, in column 0.
+        """
+        ranks = self.listing.ranks
+        named = ranks.past - ranks.first
+        width = named if ranks.inside else int(self.sizes.max(initial=0)) - named
+        columns = torch.empty(self.queries, width, dtype=torch.int32)
+        values = torch.empty(self.queries, width)
+        which = ranks.first, ranks.past, ranks.inside
+        loops.kept(*self._all, *which, columns.numpy(), values.numpy())
+        return columns, values
+
+    def hardest(self, number: int) -> Tensor:
+        """(n, s) int64, the columns of the hardest kept ones, hardest first."""
+        ranks = self.listing.ranks
+        past = ranks.past if ranks.inside else ranks.first
+        first = max(ranks.first if ranks.inside else 0, past - number)
+        columns = torch.empty(self.queries, past - first, dtype=torch.int64)
+        loops.select(*self._all, first, past)
+        loops.hardest(self.keys, self.below, first, past, columns.numpy())
+        return columns
+
+
+@cache
+def _sample(width: int, number: int) -> Tensor:
+    """(number,) int, columns at random, one of each of as many pieces; always the same ones."""
+    generator = torch.Generator().manual_seed(0)
+    edges = torch.arange(number + 1) * width // number
+    within = torch.rand(number, generator=generator, dtype=torch.float64)
+    return edges[:-1] + (within * edges.diff()).long()
+
+
+def _at_rank(sample: Tensor, rank: int, outside: float) -> np.ndarray:
+    """(n,) float32, the value at a rank of each row, or ``outside`` where there is no such rank."""
+    rows, width = sample.shape
+    if not 0 < rank < width:
+        return np.full(rows, outside, np.float32)
+    values = np.empty(rows, np.float32)
+    loops.at_rank(sample.numpy(), rank, values)
+    return values
+
+
+# ---------------------------------------------------------------------- threads
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "solo-hardneg", initializer=lambda: torch.set_num_threads(1))
+
+
+def _in_threads(works: Sequence[Callable[[], Any]]) -> list[Any]:
+    """Does each work in a thread of its own, in which PyTorch starts no others.
+
+    PyTorch's own threads would wait for their next turn at full speed, on the very cores that the
+    loops want.
+    """
+    if len(works) == 1:
+        return [works[0]()]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        pool = _pool(len(works) - 1)
+        others = [pool.submit(work) for work in works[1:]]
+        return [works[0](), *(other.result() for other in others)]
+    finally:
+        torch.set_num_threads(threads)

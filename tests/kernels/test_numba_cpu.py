@@ -1,0 +1,179 @@
+"""What only the lists of the numba kernel have: brackets that fail, and threads."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from loss_helpers import moco, unit
+from test_equal_to_dense import BANDS, moco_loss, named
+
+from solo_hardneg.kernels import numba_cpu, numba_loops
+from solo_hardneg.kernels.chunked import Block
+from solo_hardneg.kernels.problem import Problem, Ranks
+
+BANDS = {name: config for name, config in BANDS.items() if name != "holes"}
+
+
+@pytest.fixture
+def threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads, however small the problem."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    monkeypatch.setattr(numba_cpu, "_MANY", 0)
+    yield
+    torch.set_num_threads(before)
+
+
+@named(BANDS)
+def test_many_tiles_and_a_sample(
+    config: dict[str, Any], threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(numba_cpu, "_TILE", 61)  # of 1500, the last one overlaps
+    tensors = moco(9, 1500, 12)
+    moco_loss("numba", config, tensors).same_as(moco_loss("dense", config, tensors))
+    assert torch.get_num_threads() == 2
+
+
+@named({k: BANDS[k] for k in ("hardest", "middle", "without the hardest", "weighed")})
+@pytest.mark.parametrize("kind", ["misleading", "too high", "too low", "all equal"])
+def test_a_bracket_that_fails_changes_nothing(
+    config: dict[str, Any], kind: str, threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = moco(9, 6000, 8)
+    others: list[int] = []
+    if kind == "misleading":  # the sample has only the easiest of the first query
+        query, key, queue = tensors
+        order = (query[0] @ queue).argsort()
+        queue = queue[:, order]
+        monkeypatch.setattr(numba_cpu, "_sample", lambda width, number: torch.arange(number))
+        tensors = query, key, queue
+    elif kind == "all equal":
+        tensors = (*tensors[:2], tensors[2][:, :1].expand(-1, 6000).contiguous())
+    else:
+        off = 0.5 if kind == "too high" else -0.5
+        real = numba_cpu._at_rank
+
+        def at_rank(*args: Any) -> np.ndarray:
+            return real(*args) + np.float32(off)
+
+        monkeypatch.setattr(numba_cpu, "_at_rank", at_rank)
+    real_chunked = numba_cpu.chunked
+
+    def watched(problem: Problem) -> Block:
+        others.append(len(problem.query))
+        return real_chunked(problem)
+
+    monkeypatch.setattr(numba_cpu, "chunked", watched)
+    found = moco_loss("numba", config, tensors)
+    assert others == [9]
+    found.same_as(moco_loss("dense", config, tensors))
+
+
+@pytest.mark.parametrize("share", [0.001, 0.05, 0.1, 0.2])
+def test_a_sample_hardly_ever_misleads(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(problem: Problem) -> Block:
+        raise AssertionError("left to the chunked kernel")
+
+    monkeypatch.setattr(numba_cpu, "chunked", never)
+    width = 20_000
+    first = round(width * (1 - share))
+    query, vectors = unit(300, 16), unit(width, 16, seed=1)
+    for ranks in (Ranks(first, width), Ranks(first, width, inside=False)):
+        kernel = numba_cpu.numba_kernel(Problem(query, vectors, 0.2, ranks=ranks))
+        assert isinstance(kernel, numba_cpu.ListKernel)
+        counts = kernel.reduce(slice(0, 300)).counts
+        assert counts.tolist() == [ranks.kept(width)] * 300
+
+
+@pytest.mark.parametrize(
+    ("ranks", "hardest", "lists"),
+    [
+        (None, 0, True),
+        (None, 100, True),
+        (None, 500, False),
+        (Ranks(950, 1000), 0, True),
+        (Ranks(950, 1000), 20, True),
+        (Ranks(500, 1000), 0, False),
+        (Ranks(0, 900), 0, True),
+        (Ranks(0, 900), 50, True),
+        (Ranks(100, 1000), 0, True),
+        (Ranks(100, 1000), 5, False),
+        (Ranks(400, 600), 0, True),
+        (Ranks(400, 600, inside=False), 0, True),
+        (Ranks(300, 700, inside=False), 0, False),
+        (Ranks(300, 700), 0, False),
+    ],
+)
+def test_what_is_listed_is_little(ranks: Ranks | None, hardest: int, lists: bool) -> None:
+    problem = Problem(unit(4, 5), unit(1000, 5), 0.2, ranks=ranks, hardest=hardest)
+    listing = numba_cpu.listing_of(problem)
+    assert (listing is not None) == lists
+    if listing is not None:
+        assert listing.past - listing.first <= 200
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@named(BANDS)
+def test_what_is_no_similarity_ends(value: float, config: dict[str, Any]) -> None:
+    query, key, queue = moco(5, 3000, 8)
+    queue[:, 7] = value
+    assert moco_loss("numba", config, (query, key, queue)).loss.ndim == 0
+
+
+def test_the_same_each_time_and_from_two_threads(threads: None) -> None:
+    tensors = moco(64, 5000, 16)
+
+    def once(_: int) -> list[torch.Tensor]:
+        found = moco_loss("numba", BANDS["hardest"], tensors)
+        return [found.loss, found.grads[0]]
+
+    alone = [once(0) for _ in range(3)]
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(once, range(6)))
+    for loss, gradient in (*alone[1:], *together):
+        assert torch.equal(loss, alone[0][0])
+        assert torch.equal(gradient, alone[0][1])
+
+
+@settings(max_examples=200)
+@given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=400, unique=True), st.data())
+def test_parting_is_sorting_in_one_place(numbers: list[int], data: st.DataObject) -> None:
+    place = data.draw(st.integers(0, len(numbers) - 1))
+    keys = np.array(numbers, np.uint64)
+    numba_loops.part(keys, 0, len(keys), place)
+    expected = sorted(numbers)
+    assert int(keys[place]) == expected[place]
+    assert sorted(keys[:place].tolist()) == expected[:place]
+    assert sorted(keys.tolist()) == expected
+
+
+@pytest.mark.parametrize("order", ["up", "down", "organ pipe", "saw"])
+def test_parting_of_what_is_in_some_order(order: str) -> None:
+    count = 5000
+    up = np.arange(count, dtype=np.uint64)
+    keys = {
+        "up": up,
+        "down": up[::-1].copy(),
+        "organ pipe": np.concatenate([up[::2], up[1::2][::-1]]),
+        "saw": up.reshape(50, 100).T.ravel().copy(),
+    }[order]
+    for place in (0, 1, 17, 2500, 4998, 4999):
+        mine = keys.copy()
+        numba_loops.part(mine, 0, count, place)
+        assert mine[place] == place
+        assert mine[:place].max(initial=0) <= place
+
+
+def test_minus_zero_is_zero() -> None:
+    """Similarities of 0 and -0 are ties: the last columns are the hardest."""
+    query = torch.tensor([[1.0, 0.0]])
+    queue = torch.tensor([[0.0, -0.0, 0.0, -0.0, -1.0, -1.0, -1.0, -1.0, -1.0, -1.0]]).T
+    vectors = torch.cat([queue, torch.zeros_like(queue)], dim=1)
+    problem = Problem(query, vectors, 0.2, ranks=Ranks(8, 10), hardest=2)
+    assert numba_cpu.numba_kernel(problem).reduce(slice(0, 1)).hardest.tolist() == [[3, 2]]
