@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -27,7 +29,7 @@ class Case:
 
     Attributes:
         device, dtype: of query and candidates.
-        queries, candidates: N and M.
+        queries, candidates, dimensions: N, M and D.
         plan: what the policy does.
         by_rank: whether ranks alone say who is left: MoCo, no conditions, no reserve.
         constants: whether the candidates want no gradient.
@@ -37,6 +39,7 @@ class Case:
     dtype: torch.dtype
     queries: int
     candidates: int
+    dimensions: int
     plan: Plan
     by_rank: bool
     constants: bool
@@ -97,9 +100,9 @@ def kernel_maker(name: str) -> Callable[[Problem], Kernel]:
 
         return numba_kernel
     if name == "triton":
-        from solo_hardneg.kernels.triton_kernel import TritonKernel
+        from solo_hardneg.kernels.triton_kernel import triton_kernel
 
-        return TritonKernel
+        return triton_kernel
     from solo_hardneg.kernels.chunked import chunked
 
     return chunked
@@ -140,17 +143,25 @@ def _not_numba(case: Case) -> str | None:
 
 
 def _not_triton(case: Case) -> str | None:
-    from solo_hardneg.kernels.triton_kernel import unavailable
-
     if case.dtype == torch.float64:
         return "takes float32 and less, and this is torch.float64"
-    return unavailable(case.device)
+    if case.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return (
+            f"runs on a GPU, and these tensors are on {case.device.type} (TRITON_INTERPRET=1 "
+            "interprets it there, slowly)"
+        )
+    if case.dimensions > 1024:
+        return f"takes up to 1024 dimensions, and these are {case.dimensions}"
+    return _missing("triton")
 
 
 @cache
 def _missing(package: str) -> str | None:
     if importlib.util.find_spec(package) is None:
         return f"the package {package} is not installed"
+    found = version(package)
+    if package == "triton" and int(found.partition(".")[0]) < 3:
+        return f"needs triton 3, which comes with PyTorch from 2.4 on; this is triton {found}"
     return None
 
 

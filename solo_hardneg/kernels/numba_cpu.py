@@ -27,9 +27,9 @@ from torch.nn.functional import embedding_bag
 from solo_hardneg.kernels import numba_loops as loops
 from solo_hardneg.kernels.chunked import Block, Running, Weights, chunked
 from solo_hardneg.kernels.problem import Problem, Pulls, Ranks, Sums
+from solo_hardneg.kernels.sample import sample, set_aside
 
 _LISTED = 0.2  # the largest share of the candidates that goes into lists
-_SIGMAS = 5.0  # how far from what the sample says the bounds lie
 _TILE = 2048
 _MANY = 2**22  # so many similarities are worth threads of our own
 
@@ -259,17 +259,14 @@ class Lists:
         return self.keys, self.sizes, self.below
 
     def _off(self, share: float) -> float:
-        """How far, as a share, a bound is set aside from the place ``share`` of the sample."""
-        if not 0.0 < share < 1.0 or self.sample == self.width:
-            return 0.0
-        return _SIGMAS * math.sqrt(share * (1 - share) / self.sample) + 2 / self.sample
+        return 0.0 if self.sample == self.width else set_aside(share, self.sample)
 
     def bracket(self, query: Tensor, vectors: Tensor) -> None:
         """Sets the bounds (n,) from a sample of the candidates."""
         if self._is_empty:
             return
         low, high = self.listing.first / self.width, self.listing.past / self.width
-        similarity = query @ vectors[_sample(self.width, self.sample)].T
+        similarity = query @ vectors[sample(self.width, self.sample)].T
         lower = math.floor((low - self._off(low)) * self.sample)
         upper = math.ceil((high + self._off(high)) * self.sample)
         self.lower = _at_rank(similarity, lower, -math.inf)
@@ -317,15 +314,6 @@ class Lists:
         loops.select(*self._all, first, past)
         loops.hardest(self.keys, self.below, first, past, columns.numpy())
         return columns
-
-
-@cache
-def _sample(width: int, number: int) -> Tensor:
-    """(number,) int, columns at random, one of each of as many pieces; always the same ones."""
-    generator = torch.Generator().manual_seed(0)
-    edges = torch.arange(number + 1) * width // number
-    within = torch.rand(number, generator=generator, dtype=torch.float64)
-    return edges[:-1] + (within * edges.diff()).long()
 
 
 def _at_rank(sample: Tensor, rank: int, outside: float) -> np.ndarray:

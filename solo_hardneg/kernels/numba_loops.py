@@ -15,21 +15,19 @@ _SHORT = 48  # a piece of so many is sorted as it stands
 _SAMPLE = 24  # of a longer one, to find where to cut it
 
 
-def _compiled(function):  # type: ignore[no-untyped-def]
+def _compiled(function):
     return njit(function, nogil=True, cache=True, error_model="numpy")
 
 
 @_compiled
-def bits_of(key):  # type: ignore[no-untyped-def]
+def bits_of(key):
     """uint32, the bits of the similarity in a key."""
     flipped = uint32(key >> uint64(32))
     return flipped ^ _SIGN if flipped & _SIGN else ~flipped
 
 
 @_compiled
-def list_tile(  # type: ignore[no-untyped-def]
-    tile, width, skip, start, lower, upper, keys, sizes, below, hide
-):
+def list_tile(tile, width, skip, start, lower, upper, keys, sizes, below, hide):
     """Lists the candidates of a tile whose similarity lies in the bracket of its query.
 
     Args:
@@ -84,7 +82,7 @@ def list_tile(  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def sort_piece(keys, low, high):  # type: ignore[no-untyped-def]
+def sort_piece(keys, low, high):
     """Sorts ``keys[low:high]``, a few, by insertion."""
     for i in range(low + 1, high):
         key = keys[i]
@@ -96,7 +94,7 @@ def sort_piece(keys, low, high):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def part(keys, low, high, place):  # type: ignore[no-untyped-def]
+def part(keys, low, high, place):
     """Puts into ``keys[place]`` what would be there if ``keys[low:high]`` were sorted.
 
     What is less comes before it. All keys differ. As in Floyd and Rivest's selection (1975), a
@@ -136,7 +134,7 @@ def part(keys, low, high, place):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def at_rank(sample, rank, values):  # type: ignore[no-untyped-def]
+def at_rank(sample, rank, values):
     """Writes to ``values`` (n,) the value at a rank of each row of ``sample`` (n, S)."""
     width = sample.shape[1]
     bits = sample.view(np.uint32)
@@ -151,7 +149,7 @@ def at_rank(sample, rank, values):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def select(keys, sizes, below, named, past_named):  # type: ignore[no-untyped-def]
+def select(keys, sizes, below, named, past_named):
     """Arranges each list: before, in, and behind the ranks [named, past_named) of all candidates.
 
     Returns:
@@ -172,7 +170,7 @@ def select(keys, sizes, below, named, past_named):  # type: ignore[no-untyped-de
 
 
 @_compiled
-def hardest(keys, below, rank, past_rank, columns):  # type: ignore[no-untyped-def]
+def hardest(keys, below, rank, past_rank, columns):
     """Writes the columns of the ranks [rank, past_rank), the hardest first, to ``columns``.
 
     The lists are arranged so that these ranks are in their places, in any order.
@@ -185,9 +183,7 @@ def hardest(keys, below, rank, past_rank, columns):  # type: ignore[no-untyped-d
 
 
 @_compiled
-def kept(  # type: ignore[no-untyped-def]
-    keys, sizes, below, named, past_named, inside, columns, values
-):
+def kept(keys, sizes, below, named, past_named, inside, columns, values):
     """Writes the kept ones of each list, ``inside`` the ranks or outside, in any order.
 
     ``columns`` (N, k) int32 and ``values`` (N, k) float32, their similarities; behind them 0 and
@@ -208,7 +204,7 @@ def kept(  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def gather(columns, weights, dimensions, pulled):  # type: ignore[no-untyped-def]
+def gather(columns, weights, dimensions, pulled):
     """pulled (N, D) = Σ weight·vector, the vectors being the columns of ``dimensions`` (D, M)."""
     for d in range(dimensions.shape[0]):
         row = dimensions[d]

@@ -73,7 +73,8 @@ def loss_of(work: driver.Work) -> tuple[Tensor, Kept]:
 def _case(candidates: Candidates, dtype: torch.dtype, plan: Plan, by_rank: bool) -> Case:
     query, vectors = candidates.query, candidates.vectors
     constants = not (torch.is_grad_enabled() and vectors.requires_grad)
-    return Case(query.device, dtype, len(query), len(vectors), plan, by_rank, constants)
+    number, dimensions = query.shape
+    return Case(query.device, dtype, number, len(vectors), dimensions, plan, by_rank, constants)
 
 
 def _selected(candidates: Candidates, plan: Plan) -> driver.PoolOf:
