@@ -11,7 +11,15 @@ from torch import Tensor
 from solo_hardneg.formula import LogSums, losses_from
 from solo_hardneg.kernels.eager import Gradients, with_gradient
 from solo_hardneg.kernels.plan import Plan
-from solo_hardneg.kernels.problem import Kernel, Problem, Pulls, Sums, widened
+from solo_hardneg.kernels.problem import (
+    Kernel,
+    MixingKernel,
+    Mixture,
+    Problem,
+    Pulls,
+    Sums,
+    widened,
+)
 from solo_hardneg.negatives.kept import Kept
 from solo_hardneg.negatives.mix import Uniform
 from solo_hardneg.negatives.pool import Pool
@@ -82,13 +90,16 @@ class _Run:
         for rows in blocks(self.number, kernel.block):
             sums = kernel.reduce(rows)
             self._keep(sums, rows)
-            derivatives = self._formula(rows, sums, any(wanted), of_vectors)
+            mixture = self._mixture(kernel, rows, sums)
+            derivatives = self._formula(rows, sums, mixture, any(wanted), of_vectors)
             if of_query is not None:
                 weights, partners = derivatives.get("weights"), derivatives.get("partners")
                 pulls = Pulls(derivatives["total"], weights, partners)
                 of_query[rows] = kernel.pull(rows, pulls, of_vectors)
                 if "query" in derivatives:  # by way of synthetic negatives
                     of_query[rows] += derivatives["query"]
+                if mixture is not None:
+                    of_query[rows] += mixture.pull(derivatives["mixed"])
             if "positive" in derivatives:
                 of_positive.append(derivatives["positive"])
         gradients = [of_query if wanted[0] else None, of_vectors]
@@ -113,17 +124,29 @@ class _Run:
         for name, values in notes.items():
             self.notes.setdefault(name, []).append(values)
 
+    def _mixture(self, kernel: Kernel, rows: slice, sums: Sums) -> Mixture | None:
+        """The synthetic negatives of a block, where the kernel makes them."""
+        mix, uniform = self.plan.mix, self.uniform
+        if mix is None or uniform is None or not isinstance(kernel, MixingKernel):
+            return None
+        return kernel.mixture(rows, mix, sums, uniform.rows(rows)) if mix.detach else None
+
     # ------------------------------------------------------------------ the formula on a block
 
     def _formula(
-        self, rows: slice, sums: Sums, gradient: bool, of_vectors: Tensor | None
+        self,
+        rows: slice,
+        sums: Sums,
+        mixture: Mixture | None,
+        gradient: bool,
+        of_vectors: Tensor | None,
     ) -> dict[str, Tensor]:
         """Takes down the losses of a block; gives the mean's derivatives to what goes into them.
 
         That to synthetic negatives' ends is added to ``of_vectors`` (M, D).
         """
         size = self.number
-        if self.plan.mix is not None:
+        if self.plan.mix is not None and mixture is None:
             made = (self.plan.mix.pairs + self.plan.mix.queries) * self.width
             device = self.problem.query.device.type
             numbers = _NUMBERS_AT_A_TIME.get(device, _NUMBERS_ON_AN_ACCELERATOR)
@@ -131,13 +154,13 @@ class _Run:
         found: dict[str, list[Tensor]] = {}
         for part in blocks(rows.stop - rows.start, size):
             which = slice(rows.start + part.start, rows.start + part.stop)
-            leaves = self._leaves(which, part, sums)
+            leaves = self._leaves(which, part, sums, mixture)
             if of_vectors is not None and self.plan.mix is not None and not self.plan.mix.detach:
                 leaves["vectors"] = self.problem.vectors.detach()
             with torch.set_grad_enabled(gradient):
                 for leaf in leaves.values():
                     leaf.requires_grad_(gradient)
-                losses = self._losses(which, part, sums, leaves)
+                losses = self._losses(which, part, sums, mixture, leaves)
                 share = losses.sum() / self.number
             self.losses.append(losses.detach())
             if gradient:
@@ -148,7 +171,9 @@ class _Run:
                 of_vectors += derivative
         return {name: torch.cat(parts) for name, parts in found.items()}
 
-    def _leaves(self, which: slice, part: slice, sums: Sums) -> dict[str, Tensor]:
+    def _leaves(
+        self, which: slice, part: slice, sums: Sums, mixture: Mixture | None
+    ) -> dict[str, Tensor]:
         """What the losses of some queries depend on: rows ``which`` of all, ``part`` of the
         block."""
         leaves = {"total": sums.total[part]}
@@ -158,17 +183,28 @@ class _Run:
             leaves["partners"] = sums.partners[part]
         if self.work.positive is not None:
             leaves["positive"] = self.work.positive[which]
-        if self.plan.mix is not None:
+        if mixture is not None:
+            leaves["mixed"] = mixture.similarity[part]
+        elif self.plan.mix is not None:
             leaves["query"] = widened(self.problem.query[which])
         return {name: leaf.detach() for name, leaf in leaves.items()}
 
     def _losses(
-        self, which: slice, part: slice, sums: Sums, leaves: Mapping[str, Tensor]
+        self,
+        which: slice,
+        part: slice,
+        sums: Sums,
+        mixture: Mixture | None,
+        leaves: Mapping[str, Tensor],
     ) -> Tensor:
         """(p,) the losses of some queries, by the readable formula."""
         tau, plan = self.problem.temperature, self.plan
         log = LogSums(leaves["total"], leaves.get("weights"), sums.counts[part])
-        if plan.mix is not None and sums.hardest is not None and self.uniform is not None:
+        if plan.mix is not None and mixture is not None:
+            present = mixture.present[part]
+            self._note(plan.mix.notes(log.counts, present))
+            log = log.plus(leaves["mixed"], present, tau, plan.beta)
+        elif plan.mix is not None and sums.hardest is not None and self.uniform is not None:
             vectors = leaves.get("vectors", self.problem.vectors)
             columns, uniform = sums.hardest[part], self.uniform.rows(which)
             made, present = plan.mix.make(leaves["query"], vectors, columns, log.counts, uniform)

@@ -13,25 +13,22 @@ chunked way. So the result never depends on luck.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cache, partial
-from typing import Any
 
+import numba
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag
 
 from solo_hardneg.kernels import numba_loops as loops
 from solo_hardneg.kernels.chunked import Block, Running, Weights, chunked
+from solo_hardneg.kernels.numba_mix import NumbaMixture, weighted_sum
 from solo_hardneg.kernels.problem import Problem, Pulls, Ranks, Sums
 from solo_hardneg.kernels.sample import sample, set_aside
+from solo_hardneg.negatives.mix import Mix, Uniform
 
 _LISTED = 0.2  # the largest share of the candidates that goes into lists
 _TILE = 2048
-_MANY = 2**22  # so many similarities are worth threads of our own
 
 
 def numba_kernel(problem: Problem) -> Block:
@@ -90,125 +87,78 @@ def _hole(ranks: Ranks | None, width: int) -> Ranks | None:
 
 
 class ListKernel(Block):
-    """Bands by lists; each thread has some of the queries, and does all that there is to do."""
+    """Bands by lists."""
 
     def __init__(self, problem: Problem, listing: Listing) -> None:
         super().__init__(problem)
         self.listing = listing
-        many = len(self.query) * len(self.vectors) >= _MANY
-        self.threads = torch.get_num_threads() if many else 1
-        self.block = min(len(self.query), 256 * self.threads)
-        self.parts: list[Part] = []
+        self.block = min(len(self.query), 512)
         self.other: Block | None = None  # what a block is left to where lists fail
+        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
 
     def reduce(self, rows: slice) -> Sums:
-        query = self.query[rows]
-        size = math.ceil(len(query) / self.threads)
-        self.parts = [
-            Part(replace(self.problem, query=some), self.listing, self.scales)
-            for some in query.split(size)
-        ]
-        held = _in_threads([part.reduce for part in self.parts])
-        if not all(held):
-            self.parts = []
+        query = self.query[rows].contiguous()
+        lists = Lists(len(query), len(self.vectors), self.listing)
+        lists.bracket(query, self.vectors)
+        running = []
+        if self.listing.others:
+            running = [Running(query, scale, self.problem.gradient) for scale in self.scales]
+        self._pass(query, lists, running)
+        if not lists.arrange():
             self.other = chunked(replace(self.problem, query=query))
             self.other.block = len(query)
             return self.other.reduce(slice(0, len(query)))
-        logs = [torch.cat(of_parts) for of_parts in zip(*(p.logs for p in self.parts), strict=True)]
-        width = len(self.vectors)
-        kept = width if self.problem.ranks is None else self.problem.ranks.kept(width)
-        hardest = None
-        if self.problem.hardest:
-            hardest = torch.cat([part.hardest() for part in self.parts])
-        return self._sums(logs, torch.full((len(query),), kept), hardest=hardest)
-
-    def pull(self, rows: slice, pulls: Pulls, vectors_grad: Tensor | None = None) -> Tensor:
-        if not self.parts:
-            assert self.other is not None  # reduce() went one of the two ways
-            return self.other.pull(slice(0, self.other.block), pulls)
-        derivatives = self._derivatives(pulls)
-        sizes = [len(part.query) for part in self.parts]
-        of_parts = zip(*(derivative.split(sizes) for derivative in derivatives), strict=True)
-        pairs = zip(self.parts, of_parts, strict=True)
-        return torch.cat(_in_threads([partial(part.pull, some) for part, some in pairs]))
-
-
-class Part:
-    """Some of the queries, (n, D).
-
-    Attributes:
-        logs: (n,) A and, if β > 0, B.
-    """
-
-    def __init__(self, problem: Problem, listing: Listing, scales: Sequence[float]) -> None:
-        self.problem, self.listing, self.scales = problem, listing, scales
-        self.query, self.vectors = problem.query.contiguous(), problem.vectors
-        self.logs: list[Tensor] = []
-
-    def reduce(self) -> bool:
-        """Finds A and B, if each list holds what it should; says whether it does."""
-        listing, scales = self.listing, self.scales
-        self.lists = Lists(len(self.query), len(self.vectors), listing)
-        self.lists.bracket(self.query, self.vectors)
-        running = []
-        if listing.others:
-            running = [Running(self.query, scale, self.problem.gradient) for scale in scales]
-        self._pass(running)
-        if not self.lists.arrange():
-            return False
-        self.columns, values = self.lists.kept()
-        copies = [values.clone() for _ in scales[1:]]
+        self.other = None
+        self.columns, values = lists.kept()
+        copies = [values.clone() for _ in self.scales[1:]]
+        of_lists = zip([values, *copies], self.scales, strict=True)
         self.sums = [
             _Sum(Weights(of_list, scale), running[place] if running else None)
-            for place, (of_list, scale) in enumerate(zip([values, *copies], scales, strict=True))
+            for place, (of_list, scale) in enumerate(of_lists)
         ]
-        self.logs = [one.log for one in self.sums]
-        return True
+        width, ranks, hardest = len(self.vectors), self.problem.ranks, None
+        if self.problem.hardest:
+            hardest = lists.hardest(self.problem.hardest)
+        counts = torch.full((len(query),), width if ranks is None else ranks.kept(width))
+        return self._sums([one.log for one in self.sums], counts, hardest=hardest)
 
-    def _pass(self, running: list[Running]) -> None:
+    def _pass(self, query: Tensor, lists: Lists, running: list[Running]) -> None:
         """Goes once through all candidates."""
         width = len(self.vectors)
         tile = min(_TILE, width)
         # Room for whole eights, which the loops look at together.
-        room = self.query.new_zeros(len(self.query), math.ceil(tile / 8) * 8)
+        room = query.new_zeros(len(query), math.ceil(tile / 8) * 8)
         similarity = room[:, :tile]
         for start in range(0, width, tile):
             # The last tile is as wide as the others, so that equal vectors have equal similarities
             # wherever they stand; what it repeats is skipped.
             at = min(start, width - tile)
             vectors = self.vectors[at : at + tile]
-            torch.mm(self.query, vectors.T, out=similarity)
-            self.lists.add(room, tile, start - at, start, hide=bool(running))
+            torch.mm(query, vectors.T, out=similarity)
+            lists.add(room, tile, start - at, start, hide=bool(running))
             for run in running[1:]:
                 run.add(similarity.clone(), vectors)
             for run in running[:1]:
                 run.add(similarity, vectors)
 
-    def hardest(self) -> Tensor:
-        """(n, s) int64, the columns of the hardest kept ones, hardest first."""
-        return self.lists.hardest(self.problem.hardest)
-
-    def pull(self, derivatives: Sequence[Tensor]) -> Tensor:
-        """(n, D) the gradient, from (n, 1) what each softmax is multiplied by."""
-        listed: Tensor | None = None
-        pulled = torch.zeros_like(self.query)
-        for one, derivative in zip(self.sums, derivatives, strict=True):
+    def pull(self, rows: slice, pulls: Pulls, vectors_grad: Tensor | None = None) -> Tensor:
+        if self.other is not None:
+            return self.other.pull(slice(0, self.other.block), pulls)
+        weights: Tensor | None = None
+        pulled = torch.zeros_like(self.query[rows])
+        for one, derivative in zip(self.sums, self._derivatives(pulls), strict=True):
             weight = one.listed.weight.mul_(derivative * one.of_listed)
-            listed = weight if listed is None else listed.add_(weight)
+            weights = weight if weights is None else weights.add_(weight)
             if one.running is not None:
                 pulled += derivative * one.of_running * one.running.pulled()
-        assert listed is not None  # there is always A
-        return pulled + self._gathered(listed) if self.columns.shape[1] else pulled
+        assert weights is not None  # there is always A
+        return pulled + weighted_sum(self.vectors, self.columns, weights)
 
-    def _gathered(self, weights: Tensor) -> Tensor:
-        """(n, D) Σ weight·vector over what is listed."""
-        if self.vectors.is_contiguous():
-            return embedding_bag(self.columns, self.vectors, per_sample_weights=weights, mode="sum")
-        pulled = torch.empty_like(self.query)
-        dimensions = self.vectors.T.contiguous()  # as a host keeps its queue, and nothing to do
-        arrays = self.columns, weights, dimensions, pulled
-        loops.gather(*(array.numpy() for array in arrays))
-        return pulled
+    def mixture(self, rows: slice, mix: Mix, sums: Sums, uniform: Uniform) -> NumbaMixture:
+        """The synthetic negatives of the block that was reduced last."""
+        assert sums.hardest is not None  # asked for with the mix
+        query = self.query[rows].contiguous()
+        return NumbaMixture(query, self.vectors, sums.hardest, sums.counts, mix, uniform)
 
 
 class _Sum:
@@ -322,31 +272,5 @@ def _at_rank(sample: Tensor, rank: int, outside: float) -> np.ndarray:
     if not 0 < rank < width:
         return np.full(rows, outside, np.float32)
     values = np.empty(rows, np.float32)
-    loops.at_rank(sample.numpy(), rank, values)
+    loops.at_rank(sample.numpy().view(np.uint32), rank, values.view(np.uint32))
     return values
-
-
-# ---------------------------------------------------------------------- threads
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, "solo-hardneg", initializer=lambda: torch.set_num_threads(1))
-
-
-def _in_threads(works: Sequence[Callable[[], Any]]) -> list[Any]:
-    """Does each work in a thread of its own, in which PyTorch starts no others.
-
-    PyTorch's own threads would wait for their next turn at full speed, on the very cores that the
-    loops want.
-    """
-    if len(works) == 1:
-        return [works[0]()]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        pool = _pool(len(works) - 1)
-        others = [pool.submit(work) for work in works[1:]]
-        return [works[0](), *(other.result() for other in others)]
-    finally:
-        torch.set_num_threads(threads)

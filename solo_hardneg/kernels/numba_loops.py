@@ -2,13 +2,16 @@
 
 A candidate is one number here, its key: the similarity's bits, arranged so that they are in the
 similarity's order, and below them the column. So keys are in the order of bands, ties by column.
-They let go of Python's lock, so several can run at a time.
+Queries are shared out among OpenMP's threads; where PyTorch brings the library that Numba finds, these
+are the very threads that PyTorch uses, which would otherwise wait at full speed for their next turn.
 """
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
-from numba import njit, uint32, uint64
+from numba import njit, prange, uint32, uint64
 
 _SIGN = np.uint32(0x80000000)
 _SHORT = 48  # a piece of so many is sorted as it stands
@@ -19,6 +22,13 @@ def _compiled(function):
     return njit(function, nogil=True, cache=True, error_model="numpy")
 
 
+def _shared_out(function):
+    return njit(function, nogil=True, cache=True, error_model="numpy", parallel=True)
+
+
+_AT_A_TIME = 16  # queries that one thread takes, with the room that it needs for them
+
+
 @_compiled
 def bits_of(key):
     """uint32, the bits of the similarity in a key."""
@@ -26,7 +36,7 @@ def bits_of(key):
     return flipped ^ _SIGN if flipped & _SIGN else ~flipped
 
 
-@_compiled
+@_shared_out
 def list_tile(tile, width, skip, start, lower, upper, keys, sizes, below, hide):
     """Lists the candidates of a tile whose similarity lies in the bracket of its query.
 
@@ -42,43 +52,44 @@ def list_tile(tile, width, skip, start, lower, upper, keys, sizes, below, hide):
         hide: whether to put -inf in the place of what is listed, and of what is skipped.
     """
     padded, capacity = tile.shape[1], keys.shape[1]
-    inside = np.zeros(padded, np.uint8)
-    eights = inside.view(np.uint64)
-    found = np.empty(padded + 8, np.int32)
-    values = np.empty(padded, np.float32)
-    bits = values.view(np.uint32)
-    for query in range(len(tile)):
-        low, high = lower[query], upper[query]
-        row = tile[query]
-        for place in range(width):
-            inside[place] = np.uint8(not row[place] < low)  # NaN is listed
-        inside[:skip] = 0
-        above = 0
-        if high < np.inf:
-            for place in range(skip, width):
-                above += row[place] >= high
-                inside[place] &= np.uint8(not row[place] >= high)
-        hits = uint64(0)
-        for eight in range(padded // 8):
-            if eights[eight]:
-                for place in range(8 * eight, 8 * eight + 8):
-                    found[hits] = place
-                    hits += uint64(inside[place])
-        size, number = sizes[query], np.int64(hits)
-        room = min(number, max(0, capacity - size))
-        for i in range(room):
-            values[i] = row[found[i]] + np.float32(0)  # -0 is 0
-        for i in range(room):
-            # All bits of a negative number are turned, of others the sign's.
-            mask = uint32(np.int32(bits[i]) >> np.int32(31)) | _SIGN
-            column = uint64(start - skip + found[i])
-            keys[query, size + i] = (uint64(bits[i] ^ mask) << uint64(32)) | column
-        if hide:
-            for i in range(number):
-                row[found[i]] = -np.inf
-            row[:skip] = -np.inf
-        sizes[query] = size + number
-        below[query] += width - skip - number - above
+    for block in prange(-(-len(tile) // _AT_A_TIME)):
+        inside = np.zeros(padded, np.uint8)
+        eights = inside.view(np.uint64)
+        found = np.empty(padded + 8, np.int32)
+        values = np.empty(padded, np.float32)
+        bits = values.view(np.uint32)
+        for query in range(block * _AT_A_TIME, min(len(tile), (block + 1) * _AT_A_TIME)):
+            low, high = lower[query], upper[query]
+            row = tile[query]
+            for place in range(width):
+                inside[place] = np.uint8(not row[place] < low)  # NaN is listed
+            inside[:skip] = 0
+            above = 0
+            if high < np.inf:
+                for place in range(skip, width):
+                    above += row[place] >= high
+                    inside[place] &= np.uint8(not row[place] >= high)
+            hits = uint64(0)
+            for eight in range(padded // 8):
+                if eights[eight]:
+                    for place in range(8 * eight, 8 * eight + 8):
+                        found[hits] = place
+                        hits += uint64(inside[place])
+            size, number = sizes[query], np.int64(hits)
+            room = min(number, max(0, capacity - size))
+            for i in range(room):
+                values[i] = row[found[i]] + np.float32(0)  # -0 is 0
+            for i in range(room):
+                # All bits of a negative number are turned, of others the sign's.
+                mask = uint32(np.int32(bits[i]) >> np.int32(31)) | _SIGN
+                column = uint64(start - skip + found[i])
+                keys[query, size + i] = (uint64(bits[i] ^ mask) << uint64(32)) | column
+            if hide:
+                for i in range(number):
+                    row[found[i]] = -np.inf
+                row[:skip] = -np.inf
+            sizes[query] = size + number
+            below[query] += width - skip - number - above
 
 
 @_compiled
@@ -133,14 +144,12 @@ def part(keys, low, high, place):
     sort_piece(keys, low, high)
 
 
-@_compiled
-def at_rank(sample, rank, values):
-    """Writes to ``values`` (n,) the value at a rank of each row of ``sample`` (n, S)."""
-    width = sample.shape[1]
-    bits = sample.view(np.uint32)
-    found = values.view(np.uint32)
-    keys = np.empty(width, np.uint64)
-    for query in range(len(sample)):
+@_shared_out
+def at_rank(bits, rank, found):
+    """Writes to ``found`` (n,) uint32 what is at a rank of each row of ``bits`` (n, S), float32s'."""
+    width = bits.shape[1]
+    for query in prange(len(bits)):
+        keys = np.empty(width, np.uint64)
         for i in range(width):
             mask = uint32(np.int32(bits[query, i]) >> np.int32(31)) | _SIGN
             keys[i] = (uint64(bits[query, i] ^ mask) << uint64(32)) | uint64(i)
@@ -148,7 +157,7 @@ def at_rank(sample, rank, values):
         found[query] = bits_of(keys[rank])
 
 
-@_compiled
+@_shared_out
 def select(keys, sizes, below, named, past_named):
     """Arranges each list: before, in, and behind the ranks [named, past_named) of all candidates.
 
@@ -156,7 +165,7 @@ def select(keys, sizes, below, named, past_named):
         How many of the queries have a list that doesn't hold all of these ranks.
     """
     missed = 0
-    for query in range(len(keys)):
+    for query in prange(len(keys)):
         low, high = named - below[query], past_named - below[query]
         size = sizes[query]
         if low < 0 or high > size or size > keys.shape[1]:
@@ -169,20 +178,20 @@ def select(keys, sizes, below, named, past_named):
     return missed
 
 
-@_compiled
+@_shared_out
 def hardest(keys, below, rank, past_rank, columns):
     """Writes the columns of the ranks [rank, past_rank), the hardest first, to ``columns``.
 
     The lists are arranged so that these ranks are in their places, in any order.
     """
-    for query in range(len(keys)):
+    for query in prange(len(keys)):
         low, high = rank - below[query], past_rank - below[query]
         ordered = np.sort(keys[query, low:high])
         for i in range(high - low):
             columns[query, i] = uint32(ordered[high - low - 1 - i] & uint64(0xFFFFFFFF))
 
 
-@_compiled
+@_shared_out
 def kept(keys, sizes, below, named, past_named, inside, columns, values):
     """Writes the kept ones of each list, ``inside`` the ranks or outside, in any order.
 
@@ -190,7 +199,7 @@ def kept(keys, sizes, below, named, past_named, inside, columns, values):
     -inf.
     """
     bits = values.view(np.uint32)
-    for query in range(len(keys)):
+    for query in prange(len(keys)):
         low, high, size = named - below[query], past_named - below[query], sizes[query]
         number = 0
         for i in range(low if inside else 0, high if inside else size):
@@ -203,10 +212,75 @@ def kept(keys, sizes, below, named, past_named, inside, columns, values):
         values[query, number:] = -np.inf
 
 
-@_compiled
+@njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract"})
+def dot(one, other):
+    """float64, exact enough for what nearly cancels."""
+    total = 0.0
+    for d in range(len(one)):
+        total += np.float64(one[d]) * np.float64(other[d])
+    return total
+
+
+@_shared_out
+def mix(query, vectors, columns, first, second, alpha, partner, gamma, similarity, norms):
+    """Synthetic negatives (α·nₐ + (1-α)·n_b)/‖·‖ and (γ·q + (1-γ)·nₐ)/‖·‖, but not the vectors.
+
+    Args:
+        query, vectors: (N, D), (M, D).
+        columns: (N, s) the hardest of each query.
+        first, second, alpha: (N, k) places a, b among these, and α.
+        partner, gamma: (N, k′) places a, and γ.
+        similarity, norms: (N, k + k′), to be written: q·h, and ‖·‖ before it was divided by.
+    """
+    number, width = columns.shape[1], query.shape[1]
+    pairs = first.shape[1]
+    for i in prange(len(query)):
+        hardest = np.empty((number, width), np.float32)
+        products, squares = np.empty(number, np.float64), np.empty(number, np.float64)
+        for j in range(number):
+            hardest[j] = vectors[columns[i, j]]
+            products[j] = dot(query[i], hardest[j])
+            squares[j] = dot(hardest[j], hardest[j])
+        own = dot(query[i], query[i])
+        for k in range(pairs):
+            a, b, share = first[i, k], second[i, k], np.float64(alpha[i, k])
+            rest = 1 - share
+            both = 2 * share * rest * dot(hardest[a], hardest[b])
+            norm = math.sqrt(share * share * squares[a] + rest * rest * squares[b] + both)
+            norms[i, k] = norm
+            similarity[i, k] = (share * products[a] + rest * products[b]) / max(norm, 1e-12)
+        for k in range(partner.shape[1]):
+            a, share = partner[i, k], np.float64(gamma[i, k])
+            rest = 1 - share
+            both = 2 * share * rest * products[a]
+            norm = math.sqrt(share * share * own + rest * rest * squares[a] + both)
+            norms[i, pairs + k] = norm
+            similarity[i, pairs + k] = (share * own + rest * products[a]) / max(norm, 1e-12)
+
+
+@_shared_out
+def unmix(derivatives, norms, first, second, alpha, partner, gamma, weights, own):
+    """Σ ∂L/∂(q·h)·h as weights: ``weights`` (N, s) of the hardest, ``own`` (N,) of the query.
+
+    Both are added to; the other arguments are those of :func:`mix`.
+    """
+    pairs = first.shape[1]
+    for i in prange(len(derivatives)):
+        for k in range(pairs):
+            share, part = alpha[i, k], derivatives[i, k] / max(norms[i, k], np.float32(1e-12))
+            weights[i, first[i, k]] += part * share
+            weights[i, second[i, k]] += part * (1 - share)
+        for k in range(partner.shape[1]):
+            share = gamma[i, k]
+            part = derivatives[i, pairs + k] / max(norms[i, pairs + k], np.float32(1e-12))
+            weights[i, partner[i, k]] += part * (1 - share)
+            own[i] += part * share
+
+
+@_shared_out
 def gather(columns, weights, dimensions, pulled):
     """pulled (N, D) = Σ weight·vector, the vectors being the columns of ``dimensions`` (D, M)."""
-    for d in range(dimensions.shape[0]):
+    for d in prange(dimensions.shape[0]):
         row = dimensions[d]
         for query in range(len(columns)):
             total = np.float32(0)

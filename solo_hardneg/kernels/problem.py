@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from solo_hardneg.negatives.mix import Mix, Uniform
 from solo_hardneg.negatives.pool import Pool
 
 
@@ -108,6 +109,29 @@ class Pulls:
     total: Tensor
     weights: Tensor | None = None
     partners: Tensor | None = None
+
+
+class Mixture(Protocol):
+    """Synthetic negatives of a block of queries, constants but for the similarity.
+
+    Attributes:
+        similarity: (n, k) of the query to each of them, without gradient.
+        present: (n, k) bool, which of them are there.
+    """
+
+    similarity: Tensor
+    present: Tensor
+
+    def pull(self, derivatives: Tensor) -> Tensor:
+        """(n, D) the gradient of the queries, from (n, k) that of the similarities."""
+
+
+@runtime_checkable
+class MixingKernel(Protocol):
+    """A kernel that mixes by itself, and not by :meth:`Mix.make`."""
+
+    def mixture(self, rows: slice, mix: Mix, sums: Sums, uniform: Uniform) -> Mixture:
+        """The synthetic negatives of the block that was reduced last."""
 
 
 class Kernel(Protocol):

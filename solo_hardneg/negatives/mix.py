@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -114,25 +115,34 @@ class Mix:
         Returns:
             (n, pairs + queries) similarities, and which of them are there.
         """
-        available = self._available(counts)
         ends = query
         if self.detach:
             ends, vectors = query.detach(), vectors.detach()
         made = []
+        drawn = self.draw(counts, uniform)
         if self.pairs:
-            first, second, alpha = draw_pairs(available, uniform.pairs)
+            first, second, alpha = drawn.pairs
             one, other = (
                 vectors[columns.gather(1, place)].to(query.dtype) for place in (first, second)
             )
             made.append(torch.lerp(other, one, alpha[:, :, None].to(one.dtype)))
         if self.queries:
-            first, gamma = draw_partners(available, uniform.queries)
+            first, gamma = drawn.queries
             one = vectors[columns.gather(1, first)].to(query.dtype)
             made.append(torch.lerp(one, ends[:, None], gamma[:, :, None].to(one.dtype)))
         synthetic = normalize(torch.cat(made, dim=1), dim=2)
-        least = torch.tensor([2] * self.pairs + [1] * self.queries, device=available.device)
-        present = available[:, None] >= least  # it takes two to make a pair
-        return torch.einsum("nd,nkd->nk", query, synthetic), present
+        return torch.einsum("nd,nkd->nk", query, synthetic), self.present(counts)
+
+    def draw(self, counts: Tensor, uniform: Uniform) -> Drawn:
+        """Who is mixed, and how, of queries with so many negatives (n,)."""
+        available = self._available(counts)
+        pairs = draw_pairs(available, uniform.pairs) if self.pairs else None
+        return Drawn(pairs, draw_partners(available, uniform.queries) if self.queries else None)
+
+    def present(self, counts: Tensor) -> Tensor:
+        """(n, k + k′) bool, which synthetic negatives are there: it takes two to make a pair."""
+        least = torch.tensor([2] * self.pairs + [1] * self.queries, device=counts.device)
+        return self._available(counts)[:, None] >= least
 
     def notes(self, counts: Tensor, present: Tensor) -> dict[str, Tensor]:
         """What is worth logging; in any case, for it must be the same on all ranks."""
@@ -141,6 +151,13 @@ class Mix:
 
     def _available(self, counts: Tensor) -> Tensor:
         return counts.clamp(max=self.hardest)
+
+
+class Drawn(NamedTuple):
+    """What is drawn for n queries: places a, b among their hardest and shares α; a and γ."""
+
+    pairs: Any
+    queries: Any
 
 
 @dataclass(frozen=True)

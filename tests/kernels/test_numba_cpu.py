@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -21,11 +22,10 @@ BANDS = {name: config for name, config in BANDS.items() if name != "holes"}
 
 
 @pytest.fixture
-def threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two threads, however small the problem."""
+def threads() -> Iterator[None]:
+    """Two threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    monkeypatch.setattr(numba_cpu, "_MANY", 0)
     yield
     torch.set_num_threads(before)
 

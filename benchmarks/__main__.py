@@ -1,0 +1,164 @@
+"""``python -m benchmarks loss|step|loader|scaling|limits|recorder|plots|table``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from benchmarks.memory import returning
+
+app = typer.Typer(add_completion=False, help=__doc__, no_args_is_help=True)
+Threads = Annotated[int, typer.Option(help="PyTorch's; 0: as it is")]
+OUR_BACKENDS = ("auto", "dense", "chunked", "numba", "triton")
+
+
+def _numbers(text: str, name: str) -> list[int]:
+    try:
+        found = [int(part.replace("_", "")) for part in text.split(",")]
+    except ValueError:
+        found = [0]
+    if min(found) < 1:
+        raise typer.BadParameter(f"{name}={text}: must be whole numbers above 0, such as 64,256")
+    return found
+
+
+def _backends(text: str) -> tuple[str, ...]:
+    found = tuple(text.split(","))
+    unknown = [name for name in found if name not in OUR_BACKENDS]
+    if unknown:
+        known = ", ".join(OUR_BACKENDS)
+        raise typer.BadParameter(f"backends={text}: {unknown[0]} is none of {known}")
+    return found
+
+
+def _start(threads: int) -> None:
+    returning()
+    if threads:
+        torch.set_num_threads(threads)
+
+
+@app.command()
+def loss(
+    n: Annotated[str, typer.Option(help="N, with commas")] = "64,256,1024",
+    k: Annotated[str, typer.Option(help="K, with commas")] = "1024,4096,16384,65536,262144",
+    d: Annotated[str, typer.Option(help="D, with commas")] = "128,256",
+    backends: Annotated[str, typer.Option(help="of ours")] = "auto,dense,chunked,numba,triton",
+    rounds: Annotated[int, typer.Option(help="0: as many as are worth it")] = 0,
+    quick: Annotated[bool, typer.Option(help="one small size; writes no file")] = False,
+    threads: Threads = 0,
+) -> None:
+    """The loss alone, against the host's and other libraries'."""
+    queries, keys, dimensions = _numbers(n, "n"), _numbers(k, "k"), _numbers(d, "d")
+    chosen = _backends(backends)
+    _start(threads)
+    from benchmarks import loss as room
+
+    if quick:
+        room.run([(16, 512, 16)], chosen, rounds=2, file=None)
+        return
+    sizes = [(a, b, c) for c in dimensions for b in keys for a in queries]
+    room.run(sizes, chosen, rounds or None)
+
+
+@app.command()
+def scaling(
+    backends: Annotated[str, typer.Option(help="of ours")] = "chunked,numba", threads: Threads = 0
+) -> None:
+    """How time and memory grow with K and with N, with fitted exponents."""
+    chosen = _backends(backends)
+    _start(threads)
+    from benchmarks.scaling import run_scaling
+
+    print(run_scaling(chosen).to_string(index=False))
+
+
+@app.command()
+def step(
+    n: Annotated[int, typer.Option(help="batch size")] = 256,
+    k: Annotated[int, typer.Option(help="queue size")] = 65536,
+    backbone: Annotated[str, typer.Option()] = "resnet18",
+    pixels: Annotated[int, typer.Option(help="of a side")] = 32,
+    rounds: Annotated[int, typer.Option()] = 5,
+    backend: Annotated[str, typer.Option()] = "auto",
+    host: Annotated[str, typer.Option(help="solo or standalone; what there is by default")] = "",
+    threads: Threads = 0,
+) -> None:
+    """A whole training step against the host's MoCo v2+."""
+    if host:
+        os.environ["SOLO_HARDNEG_HOST"] = host
+    _backends(backend)
+    _start(threads)
+    from benchmarks.step import run_step
+
+    print(run_step(n, k, backbone, pixels, rounds, backend).iloc[:, :16].to_string(index=False))
+
+
+@app.command()
+def loader(
+    train_path: Annotated[Path, typer.Option(help="folder of cifar-100-python")] = Path("datasets"),
+    n: Annotated[int, typer.Option(help="batch size")] = 256,
+    workers: Annotated[str, typer.Option(help="with commas")] = "1,2",
+    batches: Annotated[int, typer.Option()] = 8,
+    threads: Threads = 0,
+) -> None:
+    """Images per second of the loader."""
+    numbers = _numbers(workers, "workers")
+    _start(threads)
+    from benchmarks.loader import run_loader
+
+    print(run_loader(train_path, n, numbers, batches).to_string(index=False))
+
+
+@app.command()
+def limits(threads: Threads = 0) -> None:
+    """What was measured beside what the machine would take at least."""
+    _start(threads)
+    from benchmarks.limits import run_limits
+
+    print(run_limits().to_string(index=False))
+
+
+@app.command()
+def recorder(
+    method: Annotated[str, typer.Option(help="a config's name")] = "mocov2_banded",
+    k: Annotated[int, typer.Option(help="queue size")] = 65536,
+    n: Annotated[int, typer.Option(help="batch size")] = 256,
+    pixels: Annotated[int, typer.Option(help="of a side")] = 32,
+    steps: Annotated[int, typer.Option(help="how many")] = 12,
+    backbone: Annotated[str, typer.Option()] = "resnet18",
+    negatives: Annotated[str, typer.Option(help="preset; of ours only")] = "all",
+    threads: Threads = 0,
+) -> None:
+    """What recording costs."""
+    _start(threads)
+    from benchmarks.recorder import run_recorder
+
+    table = run_recorder(method, k, n, pixels, steps, backbone, negatives)
+    print(table.to_string(index=False))
+
+
+@app.command()
+def plots() -> None:
+    """Draws the README's pictures from the CSVs."""
+    from benchmarks.figures import save_plots
+
+    for path in save_plots():
+        print(path)
+
+
+@app.command()
+def table() -> None:
+    """Prints the README's tables from the CSVs."""
+    from benchmarks import figures
+
+    print(figures.markdown(figures.target_table()))
+    print()
+    print(figures.markdown(figures.main_table()))
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,96 @@
+"""The loss alone: time and peak memory of one forward and backward pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from benchmarks.memory import peak
+from benchmarks.provenance import HERE, provenance
+from benchmarks.rivals import Data, candidates, in_the_hosts_layout
+from benchmarks.timing import Work, interleaved, summary
+
+QUERIES = (64, 256, 1024)
+KEYS = (1024, 4096, 16384, 65536, 262144)
+DIMENSIONS = (128, 256)
+_SECONDS = 25.0  # for the rounds of one comparison
+_LONG = 3.0  # seconds of a call, from which on a candidate is left out
+_BYTES = 3e9  # of the host's similarities
+
+
+def compare(
+    queries: int, keys: int, dimensions: int, backends: tuple[str, ...], rounds: int | None = None
+) -> pd.DataFrame:
+    """All candidates on one size; the first is the host's, to which ratios are."""
+    data = Data.make(queries, keys, dimensions)
+    works: dict[tuple[str, str], Work] = dict(candidates(data, backends))
+    if "numba" in backends:
+        works |= in_the_hosts_layout(data, "numba")
+    host = next(iter(works))
+    works = _quick_ones(works, host)
+    names = {" | ".join(key): key for key in works}
+    by_name = {name: works[key] for name, key in names.items()}
+    once = sum(min(times) for times in interleaved(by_name, 1).values())
+    number = rounds or max(5, min(60, math.ceil(_SECONDS / once)))
+    times = summary(interleaved(by_name, number, warm_up=0), " | ".join(host))
+    memory = {name: peak(work) for name, work in by_name.items()}
+    of_host = memory[" | ".join(host)]
+    return pd.DataFrame(
+        {
+            **{"candidate": names[name][0], "policy": names[name][1]},
+            **{"N": queries, "K": keys, "D": dimensions, "rounds": number},
+            **{key: round(value, 4) for key, value in times[name].items()},
+            **{"peak_MB": round(memory[name] / 1e6, 2)},
+            **{"memory_ratio": round(memory[name] / of_host, 4) if of_host else math.nan},
+        }
+        for name in by_name
+    )
+
+
+def _quick_ones(works: Mapping[tuple[str, str], Work], host: tuple[str, str]) -> dict[Any, Work]:
+    """Those that don't take too long; the host's in any case."""
+    kept = {}
+    for key, work in works.items():
+        work()
+        seconds = interleaved({"": work}, 1, warm_up=0)[""][0]
+        if seconds < _LONG or key == host:
+            kept[key] = work
+        else:
+            print(f"left out: {' | '.join(key)} takes {seconds:.1f} s")
+    return kept
+
+
+def run(
+    sizes: Iterable[tuple[int, int, int]],
+    backends: tuple[str, ...],
+    rounds: int | None = None,
+    file: Path | None = HERE / "loss.csv",
+) -> pd.DataFrame:
+    """Compares on all sizes and writes the rows, those of other sizes left as they are."""
+    tables = []
+    for size in sizes:
+        if 4 * size[0] * size[1] > _BYTES:
+            print(f"left out: N={size[0]}, K={size[1]}: the host would need several times "
+                  f"{4e-9 * size[0] * size[1]:.1f} GB")  # fmt: skip
+            continue
+        table = compare(*size, backends, rounds)
+        tables.append(table.assign(**provenance()))
+        columns = ["candidate", "policy", "ms", "ratio", "ratio_p20", "ratio_p80", "memory_ratio"]
+        print(f"\nN={size[0]} K={size[1]} D={size[2]}\n{table[columns].to_string(index=False)}")
+        if file is not None:
+            write(file, pd.concat(tables), ["N", "K", "D", "device"])
+    return pd.concat(tables) if tables else pd.DataFrame()
+
+
+def write(file: Path, new: pd.DataFrame, keys: list[str]) -> None:
+    """Puts rows into a CSV, in the place of those with the same keys."""
+    if file.exists():
+        old = pd.read_csv(file)
+        known = set(new[keys].astype(str).itertuples(index=False, name=None))
+        same = [row in known for row in old[keys].astype(str).itertuples(index=False, name=None)]
+        new = pd.concat([old[[not s for s in same]], new])
+    new.sort_values(keys, kind="stable").to_csv(file, index=False)

@@ -1,0 +1,77 @@
+"""A whole training step: ours against the host's MoCo v2+, same everything, in one process."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import torch
+
+from benchmarks import models
+from benchmarks.loss import write
+from benchmarks.memory import peak
+from benchmarks.provenance import HERE, provenance
+from benchmarks.timing import interleaved, summary
+
+HOSTS = "mocov2plus"
+OURS = {
+    "mocov2_banded, all": ["negatives=all"],
+    "mocov2_banded, hardest 5 %": ["negatives=hardest_5"],
+    "mocov2_banded, without the hardest 0.1 %": [
+        "negatives=drop_hardest_0.1",
+        "negatives.fill=null",
+    ],
+}
+
+
+def stepper(model: Any, batch: int, pixels: int) -> Callable[[], None]:
+    """One step: forward, backward, optimizer, momentum encoder, queue."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device).train()
+    models.fill_queue(model)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    views = [torch.randn(batch, 3, pixels, pixels, device=device) for _ in range(2)]
+    targets = torch.arange(batch, device=device) % models.CLASSES
+    indexes = torch.arange(batch, device=device)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss = model.training_step([indexes, views, targets], 0)
+        loss.backward()
+        optimizer.step()
+        for online, momentum in model.momentum_pairs:
+            model.momentum_updater.update(online, momentum)
+
+    return step
+
+
+def run_step(
+    batch: int, queue: int, backbone: str, pixels: int, rounds: int, backend: str = "auto"
+) -> pd.DataFrame:
+    """Interleaved steps; both directions and two queues, as the host has them."""
+    from solo_hardneg import host
+
+    warnings.filterwarnings("ignore", message=".*self.trainer.*reference is not registered")
+    steps = {}
+    for name, overrides in {HOSTS: [], **OURS}.items():
+        method = name.partition(",")[0]
+        ours = [] if name == HOSTS else ["method_kwargs.symmetric=true", f"backend={backend}"]
+        cfg = models.config(method, batch, queue, backbone, *overrides, *ours)
+        torch.manual_seed(0)
+        steps[name] = stepper(models.build(cfg), batch, pixels)
+    times = summary(interleaved(steps, rounds, warm_up=2), HOSTS)
+    memory = {name: peak(step) for name, step in steps.items()}
+    table = pd.DataFrame(
+        {
+            **{"candidate": name, "host": host.NAME, "N": batch, "K": queue, "backbone": backbone},
+            **{"pixels": pixels, "rounds": rounds},
+            **{key: round(value, 4) for key, value in times[name].items()},
+            **{"peak_MB": round(memory[name] / 1e6, 1)},
+            **{"memory_ratio": round(memory[name] / memory[HOSTS], 4)},
+        }
+        for name in steps
+    ).assign(**provenance())
+    write(HERE / "step.csv", table, ["host", "N", "K", "backbone", "pixels", "device"])
+    return table

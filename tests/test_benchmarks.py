@@ -1,0 +1,159 @@
+"""The benchmarks' own arithmetic, and one small run of each."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from benchmarks import figures, loss, memory, scaling, timing
+from benchmarks.__main__ import app
+from benchmarks.limits import needed
+from benchmarks.rivals import Data, candidates
+from solo_hardneg.losses import mocov2plus_loss_func
+from solo_hardneg.negatives import build
+
+HERE = Path(__file__).parent.parent
+
+
+class MadeUpClock:
+    """Time that only the candidates let pass."""
+
+    def __init__(self) -> None:
+        self.time, self.calls = 0.0, []
+
+    def work(self, name: str, *seconds: float):
+        turns = iter(seconds)
+
+        def call() -> None:
+            self.calls.append(name)
+            self.time += next(turns)
+
+        return call
+
+
+def test_rounds_are_interleaved_and_ratios_are_within_a_round() -> None:
+    clock = MadeUpClock()
+    works = {
+        "host": clock.work("host", 9, 1, 2, 4, 8, 16),
+        "half": clock.work("half", 9, 0.5, 1, 2, 4, 8),
+    }
+    seconds = timing.interleaved(works, rounds=5, warm_up=1, clock=lambda: clock.time)
+    assert seconds == {"host": [1, 2, 4, 8, 16], "half": [0.5, 1, 2, 4, 8]}
+    for start in range(0, 12, 2):
+        assert sorted(clock.calls[start : start + 2]) == ["half", "host"]
+    assert len({tuple(clock.calls[start : start + 2]) for start in range(0, 12, 2)}) == 2
+    found = timing.summary(seconds, "host")
+    assert found["half"]["ratio"] == found["half"]["ratio_p20"] == 0.5
+    assert found["host"]["ms"] == 4000
+    assert found["host"]["ms_p20"] == pytest.approx(1800)
+    assert found["half"]["ms_p80"] == pytest.approx(4800)
+
+
+@pytest.mark.skipif(not memory._CLEAR.exists(), reason="Linux tells")
+def test_the_peak_is_that_of_the_call(tmp_path: Path) -> None:
+    script = (
+        "import numpy as np, torch\n"
+        "from benchmarks.memory import peak, returning\n"
+        "returning()\n"
+        "def tensors():\n"
+        "    a = torch.ones(10_000_000); del a; b = torch.ones(5_000_000)\n"
+        "before = torch.ones(20_000_000)\n"
+        "peak(tensors)\n"
+        "print(peak(tensors), peak(lambda: np.ones(10_000_000)), peak(lambda: None))\n"
+    )
+    file = tmp_path / "script.py"
+    file.write_text(script)
+    run = subprocess.run(
+        [sys.executable, str(file)], capture_output=True, text=True, env={"PYTHONPATH": str(HERE)}
+    )
+    assert run.returncode == 0, run.stderr
+    of_torch, of_numpy, of_nothing = map(float, run.stdout.split())
+    assert of_torch == pytest.approx(40e6, rel=0.05)
+    assert of_numpy == pytest.approx(80e6, rel=0.05)
+    assert of_nothing < 1e6
+
+
+def test_a_power_law_is_found() -> None:
+    sizes = np.array([64, 256, 1024])
+    assert scaling.fit(sizes, 3 * sizes**1.5) == pytest.approx((1.5, 0), abs=1e-9)
+    assert np.isnan(scaling.fit(sizes[:1], sizes[:1])).all()
+    rows = pd.DataFrame({"candidate": "a", "policy": "p", "K": sizes, "ms": sizes**2.0})
+    rows["peak_MB"] = 7.0
+    found = scaling.exponents(rows, "K").set_index("of")
+    assert found.loc["time", "exponent"] == 2
+    assert found.loc["peak memory", "exponent"] == 0
+    assert found.loc["time", "points"] == 3
+
+
+def test_all_compute_the_same_loss() -> None:
+    data = Data.make(8, 512, 16)
+    works = candidates(data, ("dense", "chunked"))
+    gradients = {}
+    for (name, policy), work in works.items():
+        work()
+        gradients[name, policy] = data.query.grad.clone()
+    host = next(iter(works))
+    assert host[1] == "plain"
+    for name in (("dense", "plain"), ("chunked", "plain")):
+        torch.testing.assert_close(gradients[name], gradients[host], rtol=1e-4, atol=1e-7)
+    queue, key = data.ours, data.key
+    policy = build({"keep": {"band": [1 - 26 / 512, 1.0]}})  # topk rounds
+    expected = mocov2plus_loss_func(data.query, key, queue, 0.2, policy=policy)
+    (gradient,) = torch.autograd.grad(expected, data.query)
+    torch.testing.assert_close(gradients["topk", "hardest 5 %"], gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_rows_of_other_sizes_stay(tmp_path: Path) -> None:
+    file = tmp_path / "loss.csv"
+    keys = ["N", "K"]
+    loss.write(file, pd.DataFrame({"N": [1, 2], "K": [4, 4], "ms": [10.0, 20.0]}), keys)
+    loss.write(file, pd.DataFrame({"N": [2, 3], "K": [4, 4], "ms": [25.0, 30.0]}), keys)
+    found = pd.read_csv(file)
+    assert found.N.tolist() == [1, 2, 3]
+    assert found.ms.tolist() == [10, 25, 30]
+
+
+def test_what_cannot_be_saved() -> None:
+    need = needed(queries=2, keys=3, dimensions=5, kept=0.5)
+    assert need == {"flop": 2 * 2 * 3 * 5 * 1.5, "byte": 4 * 3 * 5}
+
+
+def test_a_small_run() -> None:
+    # In this process it would start again, to have freed memory returned.
+    command = [sys.executable, "-m", "benchmarks", "loss", "--quick", "--backends", "chunked"]
+    run = subprocess.run(command, cwd=HERE, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "N=16 K=512 D=16" in run.stdout
+    assert "chunked" in run.stdout
+    assert "sscl" in run.stdout  # left out: there are too few negatives
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["loss", "--n", "0"], "n=0: must be whole numbers above 0"),
+        (["loss", "--k", "some"], "k=some: must be whole numbers"),
+        (["loss", "--backends", "fast"], "fast is none of auto"),
+        (["loader", "--workers", "-1"], "workers=-1"),
+    ],
+)
+def test_impossible_options(arguments: list[str], message: str) -> None:
+    found = CliRunner().invoke(app, arguments)
+    assert found.exit_code == 2
+    assert message in " ".join(found.output.replace("│", " ").split())
+
+
+def test_the_readme_has_the_tables_of_the_files() -> None:
+    if not (figures.HERE / "loss.csv").exists():
+        pytest.skip("nothing has been measured")
+    readme = (HERE / "README.md").read_text()
+    for table in (figures.target_table(), figures.main_table()):
+        for line in figures.markdown(table).splitlines():
+            assert line in readme
