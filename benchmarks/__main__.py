@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-
-from benchmarks.memory import returning
 
 app = typer.Typer(add_completion=False, help=__doc__, no_args_is_help=True)
 Threads = Annotated[int, typer.Option(help="PyTorch's; 0: as it is")]
@@ -35,8 +34,7 @@ def _backends(text: str) -> tuple[str, ...]:
     return found
 
 
-def _start(threads: int) -> None:
-    returning()
+def _use(threads: int) -> None:
     if threads:
         torch.set_num_threads(threads)
 
@@ -54,7 +52,7 @@ def loss(
     """The loss alone, against the host's and other libraries'."""
     queries, keys, dimensions = _numbers(n, "n"), _numbers(k, "k"), _numbers(d, "d")
     chosen = _backends(backends)
-    _start(threads)
+    _use(threads)
     from benchmarks import loss as room
 
     if quick:
@@ -70,7 +68,7 @@ def scaling(
 ) -> None:
     """How time and memory grow with K and with N, with fitted exponents."""
     chosen = _backends(backends)
-    _start(threads)
+    _use(threads)
     from benchmarks.scaling import run_scaling
 
     print(run_scaling(chosen).to_string(index=False))
@@ -91,7 +89,7 @@ def step(
     if host:
         os.environ["SOLO_HARDNEG_HOST"] = host
     _backends(backend)
-    _start(threads)
+    _use(threads)
     from benchmarks.step import run_step
 
     print(run_step(n, k, backbone, pixels, rounds, backend).iloc[:, :16].to_string(index=False))
@@ -107,7 +105,7 @@ def loader(
 ) -> None:
     """Images per second of the loader."""
     numbers = _numbers(workers, "workers")
-    _start(threads)
+    _use(threads)
     from benchmarks.loader import run_loader
 
     print(run_loader(train_path, n, numbers, batches).to_string(index=False))
@@ -116,7 +114,7 @@ def loader(
 @app.command()
 def limits(threads: Threads = 0) -> None:
     """What was measured beside what the machine would take at least."""
-    _start(threads)
+    _use(threads)
     from benchmarks.limits import run_limits
 
     print(run_limits().to_string(index=False))
@@ -134,11 +132,27 @@ def recorder(
     threads: Threads = 0,
 ) -> None:
     """What recording costs."""
-    _start(threads)
+    _use(threads)
     from benchmarks.recorder import run_recorder
 
     table = run_recorder(method, k, n, pixels, steps, backbone, negatives)
     print(table.to_string(index=False))
+
+
+@app.command(hidden=True)
+def peaks(n: int, k: int, d: int, backends: str, names: str) -> None:
+    """Peak memory, for ``loss``, as JSON in the last line."""
+    from benchmarks.loss import peaks as room
+
+    print(json.dumps(room(n, k, d, _backends(backends), json.loads(names))))
+
+
+@app.command(hidden=True)
+def step_peaks(n: int, k: int, backbone: str, pixels: int, backend: str) -> None:
+    """Peak memory, for ``step``, as JSON in the last line."""
+    from benchmarks.step import step_peaks as room
+
+    print(json.dumps(room(n, k, backbone, pixels, backend)))
 
 
 @app.command()

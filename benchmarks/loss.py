@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.memory import peak
+from benchmarks.memory import elsewhere, peak
 from benchmarks.provenance import HERE, provenance
 from benchmarks.rivals import Data, candidates, in_the_hosts_layout
 from benchmarks.timing import Work, interleaved, summary
@@ -17,7 +18,7 @@ from benchmarks.timing import Work, interleaved, summary
 QUERIES = (64, 256, 1024)
 KEYS = (1024, 4096, 16384, 65536, 262144)
 DIMENSIONS = (128, 256)
-_SECONDS = 25.0  # for the rounds of one comparison
+_SECONDS = 12.0  # for the rounds of one comparison
 _LONG = 3.0  # seconds of a call, from which on a candidate is left out
 _BYTES = 3e9  # of the host's similarities
 
@@ -26,19 +27,17 @@ def compare(
     queries: int, keys: int, dimensions: int, backends: tuple[str, ...], rounds: int | None = None
 ) -> pd.DataFrame:
     """All candidates on one size; the first is the host's, to which ratios are."""
-    data = Data.make(queries, keys, dimensions)
-    works: dict[tuple[str, str], Work] = dict(candidates(data, backends))
-    if "numba" in backends:
-        works |= in_the_hosts_layout(data, "numba")
+    works = all_works(queries, keys, dimensions, backends)
     host = next(iter(works))
     works = _quick_ones(works, host)
-    names = {" | ".join(key): key for key in works}
+    names = {_name(key): key for key in works}
     by_name = {name: works[key] for name, key in names.items()}
     once = sum(min(times) for times in interleaved(by_name, 1).values())
     number = rounds or max(5, min(60, math.ceil(_SECONDS / once)))
-    times = summary(interleaved(by_name, number, warm_up=0), " | ".join(host))
-    memory = {name: peak(work) for name, work in by_name.items()}
-    of_host = memory[" | ".join(host)]
+    times = summary(interleaved(by_name, number, warm_up=0), _name(host))
+    sizes = [str(size) for size in (queries, keys, dimensions)]
+    memory = elsewhere(["peaks", *sizes, ",".join(backends), json.dumps(list(names))])
+    of_host = memory[_name(host)]
     return pd.DataFrame(
         {
             **{"candidate": names[name][0], "policy": names[name][1]},
@@ -51,6 +50,33 @@ def compare(
     )
 
 
+def all_works(
+    queries: int, keys: int, dimensions: int, backends: tuple[str, ...]
+) -> dict[tuple[str, str], Work]:
+    """(candidate, policy) → one forward and backward pass, the host's first."""
+    data = Data.make(queries, keys, dimensions)
+    works: dict[tuple[str, str], Work] = dict(candidates(data, backends))
+    if "numba" in backends:
+        works |= in_the_hosts_layout(data, "numba")
+    return works
+
+
+def peaks(
+    queries: int, keys: int, dimensions: int, backends: tuple[str, ...], names: list[str]
+) -> dict[str, float]:
+    """The peak memory of the second call of each candidate, bytes."""
+    found = {}
+    for key, work in all_works(queries, keys, dimensions, backends).items():
+        if _name(key) in names:
+            work()
+            found[_name(key)] = peak(work)
+    return found
+
+
+def _name(key: tuple[str, str]) -> str:
+    return " | ".join(key)
+
+
 def _quick_ones(works: Mapping[tuple[str, str], Work], host: tuple[str, str]) -> dict[Any, Work]:
     """Those that don't take too long; the host's in any case."""
     kept = {}
@@ -60,7 +86,7 @@ def _quick_ones(works: Mapping[tuple[str, str], Work], host: tuple[str, str]) ->
         if seconds < _LONG or key == host:
             kept[key] = work
         else:
-            print(f"left out: {' | '.join(key)} takes {seconds:.1f} s")
+            print(f"left out: {_name(key)} takes {seconds:.1f} s")
     return kept
 
 

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import models
 from benchmarks.loss import write
-from benchmarks.memory import peak
+from benchmarks.memory import elsewhere, peak
 from benchmarks.provenance import HERE, provenance
 from benchmarks.timing import interleaved, summary
 
@@ -47,13 +47,10 @@ def stepper(model: Any, batch: int, pixels: int) -> Callable[[], None]:
     return step
 
 
-def run_step(
-    batch: int, queue: int, backbone: str, pixels: int, rounds: int, backend: str = "auto"
-) -> pd.DataFrame:
-    """Interleaved steps; both directions and two queues, as the host has them."""
-    from solo_hardneg import host
-
-    warnings.filterwarnings("ignore", message=".*self.trainer.*reference is not registered")
+def all_steps(
+    batch: int, queue: int, backbone: str, pixels: int, backend: str
+) -> dict[str, Callable[[], None]]:
+    """One step of each method."""
     steps = {}
     for name, overrides in {HOSTS: [], **OURS}.items():
         method = name.partition(",")[0]
@@ -61,8 +58,31 @@ def run_step(
         cfg = models.config(method, batch, queue, backbone, *overrides, *ours)
         torch.manual_seed(0)
         steps[name] = stepper(models.build(cfg), batch, pixels)
+    return steps
+
+
+def step_peaks(
+    batch: int, queue: int, backbone: str, pixels: int, backend: str
+) -> dict[str, float]:
+    """The peak memory of the third step of each, bytes."""
+    found = {}
+    for name, step in all_steps(batch, queue, backbone, pixels, backend).items():
+        step()
+        step()
+        found[name] = peak(step)
+    return found
+
+
+def run_step(
+    batch: int, queue: int, backbone: str, pixels: int, rounds: int, backend: str = "auto"
+) -> pd.DataFrame:
+    """Interleaved steps; both directions and two queues, as the host has them."""
+    from solo_hardneg import host
+
+    warnings.filterwarnings("ignore", message=".*self.trainer.*reference is not registered")
+    steps = all_steps(batch, queue, backbone, pixels, backend)
     times = summary(interleaved(steps, rounds, warm_up=2), HOSTS)
-    memory = {name: peak(step) for name, step in steps.items()}
+    memory = elsewhere(["step-peaks", str(batch), str(queue), backbone, str(pixels), backend])
     table = pd.DataFrame(
         {
             **{"candidate": name, "host": host.NAME, "N": batch, "K": queue, "backbone": backbone},
