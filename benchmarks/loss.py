@@ -32,22 +32,37 @@ def compare(
     works = _quick_ones(works, host)
     names = {_name(key): key for key in works}
     by_name = {name: works[key] for name, key in names.items()}
-    once = sum(min(times) for times in interleaved(by_name, 1).values())
-    number = rounds or max(5, min(60, math.ceil(_SECONDS / once)))
-    times = summary(interleaved(by_name, number, warm_up=0), _name(host))
+    times, number = _times(by_name, _name(host), rounds)
     sizes = [str(size) for size in (queries, keys, dimensions)]
     memory = elsewhere(["peaks", *sizes, ",".join(backends), json.dumps(list(names))])
     of_host = memory[_name(host)]
     return pd.DataFrame(
         {
             **{"candidate": names[name][0], "policy": names[name][1]},
-            **{"N": queries, "K": keys, "D": dimensions, "rounds": number},
+            **{"N": queries, "K": keys, "D": dimensions, "rounds": number[name]},
             **{key: round(value, 4) for key, value in times[name].items()},
             **{"peak_MB": round(memory[name] / 1e6, 2)},
             **{"memory_ratio": round(memory[name] / of_host, 4) if of_host else math.nan},
         }
         for name in by_name
     )
+
+
+def _times(
+    works: Mapping[str, Work], host: str, rounds: int | None
+) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
+    """Times and numbers of rounds; what takes long has rounds of its own, with the host's."""
+    once = {name: min(seconds) for name, seconds in interleaved(works, 2).items()}
+    slow = {name for name, seconds in once.items() if seconds > 1.5 * once[host]}
+    times: dict[str, dict[str, float]] = {}
+    number: dict[str, int] = {}
+    for names in ([*slow, host], [name for name in works if name not in slow]):
+        group = {name: works[name] for name in names}
+        seconds = sum(once[name] for name in names)
+        count = rounds or max(5, min(60, math.ceil(_SECONDS / seconds)))
+        times |= summary(interleaved(group, count, warm_up=1), host)
+        number |= dict.fromkeys(names, count)
+    return {name: times[name] for name in works}, number
 
 
 def all_works(

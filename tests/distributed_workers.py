@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from solo_hardneg import losses
+from solo_hardneg import candidates, losses
 from solo_hardneg.distributed import gather
 from solo_hardneg.methods import MoCoV2Banded, SimCLRBanded
 from solo_hardneg.negatives import Kept, build, mix
@@ -155,7 +155,12 @@ CUTS = {"all": all_detached, "others": others_detached}
 
 
 def simclr_loss(
-    case: str, dtype: torch.dtype, rank: int = 0, world: int = 1, gather_by: Any = gather
+    case: str,
+    dtype: torch.dtype,
+    rank: int = 0,
+    world: int = 1,
+    gather_by: Any = gather,
+    backend: str = "dense",
 ) -> dict[str, Tensor]:
     """The loss of a rank's rows and its gradient with respect to them."""
     generator = torch.Generator().manual_seed(7)
@@ -167,13 +172,14 @@ def simclr_loss(
         indexes[-1] = 0
     mine = rows(rank, world, IMAGES)
     leaf = z[mine].to(dtype).requires_grad_()
-    with draws_by_identity(mine), mock.patch.object(losses, "gather", gather_by):
+    with draws_by_identity(mine), mock.patch.object(candidates, "gather", gather_by):
         loss = losses.simclr_loss_func(
             leaf,
             indexes.repeat(2)[mine],
             0.5,
             policy=build(CASES[case]),
             labels=(torch.arange(IMAGES) % 3).repeat(2)[mine],
+            backend=backend,
         )
         loss.backward()
     return {"loss": loss.detach(), "gradient": leaf.grad}
@@ -185,6 +191,7 @@ def simclr_losses(rank: int, world: int) -> dict[str, Any]:
     for case in CASES:
         for dtype in (torch.float64, torch.float32):
             found[case, str(dtype)] = simclr_loss(case, dtype, rank, world)
+        found[case, "chunked"] = simclr_loss(case, torch.float64, rank, world, backend="chunked")
         for cut, cut_gather in CUTS.items():
             found[case, cut] = simclr_loss(case, torch.float64, rank, world, cut_gather)
     return found
@@ -268,6 +275,7 @@ class Training:
     symmetric: bool = False
     twice: bool = False  # the first rank has an image twice
     broadcast: bool = True  # whether DDP copies rank 0's buffers to all before each step
+    backend: str = "auto"
 
 
 HARDEST = {"keep": {"band": [0.5, 1.0]}}
@@ -280,6 +288,8 @@ TRAININGS = {
     "moco mix": Training({**HARDEST, **MIX, **WEIGH}, symmetric=True),
     "simclr": Training(HARDEST, moco=False),
     "simclr label": Training({"drop": {"label": "same"}, **WEIGH}, moco=False),
+    "moco chunked": Training({**HARDEST, **MIX, **WEIGH}, symmetric=True, backend="chunked"),
+    "simclr chunked": Training({**HARDEST, **WEIGH}, moco=False, backend="chunked"),
     "simclr twice": Training({**HARDEST, **MIX, **WEIGH}, moco=False, twice=True),
 }
 
@@ -331,6 +341,7 @@ def config(training: Training, batch_size: int) -> DictConfig:
             "method": "mocov2_banded" if training.moco else "simclr_banded",
             "method_kwargs": sizes,
             "negatives": dict(training.negatives),
+            "backend": training.backend,
             "momentum": {"base_tau": 0.9, "final_tau": 1.0},
             "backbone": {"name": "resnet18"},
             "data": data,

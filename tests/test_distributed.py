@@ -130,6 +130,13 @@ def test_simclr_of_all_ranks_is_that_of_one_process(
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_in_blocks_too(ranks: Ranks, case: str) -> None:
+    alone = simclr_alone(case, torch.float64)
+    close(mean(ranks, "simclr", (case, "chunked"), "loss"), alone["loss"], 1e-9)
+    close(gradients_of_the_mean(ranks, case, "chunked"), alone["gradient"], 1e-9)
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_without_the_gradient_of_gather_it_would_not_be(ranks: Ranks, case: str) -> None:
     alone = simclr_alone(case, torch.float64)
     for cut in CUTS:

@@ -21,6 +21,7 @@ NAMES = ("auto", "dense", "chunked", "numba", "triton")
 _SMALL = 2**17  # so many similarities are had at once sooner than in blocks
 
 _log = logging.getLogger(__name__)
+_said: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,7 @@ def _missing(package: str) -> str | None:
     return None
 
 
-@cache
 def _say_once(name: str, why: str) -> None:
-    _log.info("solo-hardneg backend: %s (%s)", name, why)
+    if name not in _said:
+        _said.add(name)
+        _log.info("backend=%s (%s)", name, why)

@@ -22,8 +22,8 @@ from solo_hardneg.kernels.problem import Problem, Pulls, Ranks, Sums
 from solo_hardneg.negatives import edge as edges
 
 _SPARSE = 0.15  # up to this share, gathering what is kept beats a product with everything
-_LEAST_ROWS = 64  # fewer make matrix products slow
-_NUMBERS = {"cpu": 2**22}  # of similarities in a block, if there are enough rows
+_LEAST_ROWS = 48  # fewer make matrix products slow
+_NUMBERS = {"cpu": 3 * 2**20}  # of similarities in a block, if there are enough rows
 _NUMBERS_ON_AN_ACCELERATOR = 2**23
 
 
@@ -161,7 +161,11 @@ class SparseKernel(Block):
 class WeightsKernel(Block):
     """Any selection: a weight for every candidate."""
 
+    weights: list[Weights]
+    partners: Weights | None
+
     def reduce(self, rows: slice) -> Sums:
+        self.weights, self.partners = [], None  # those of the last block are not needed any more
         similarity = self.query[rows] @ self.vectors.T
         more: dict[str, Any] = {}
         if self.problem.partners is not None:
@@ -208,7 +212,7 @@ class WeightsKernel(Block):
     def pull(self, rows: slice, pulls: Pulls, vectors_grad: Tensor | None = None) -> Tensor:
         derivatives = self._derivatives(pulls)
         parts = list(zip(self.weights, derivatives, strict=True))
-        if pulls.partners is not None:
+        if self.partners is not None and pulls.partners is not None:
             scale = 1 / self.problem.temperature
             parts.append((self.partners, pulls.partners[:, None] * scale))
         (first, by_first), *others = parts

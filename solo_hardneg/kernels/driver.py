@@ -163,12 +163,13 @@ class _Run:
                 losses = self._losses(which, part, sums, mixture, leaves)
                 share = losses.sum() / self.number
             self.losses.append(losses.detach())
-            if gradient:
-                for name, derivative in _derivatives(share, leaves).items():
+            if not gradient:
+                continue
+            for name, derivative in _derivatives(share, leaves).items():
+                if name == "vectors" and of_vectors is not None:
+                    of_vectors += derivative
+                else:
                     found.setdefault(name, []).append(derivative)
-        if of_vectors is not None:
-            for derivative in found.pop("vectors", []):
-                of_vectors += derivative
         return {name: torch.cat(parts) for name, parts in found.items()}
 
     def _leaves(

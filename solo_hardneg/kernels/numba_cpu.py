@@ -94,7 +94,8 @@ class ListKernel(Block):
         self.listing = listing
         self.block = min(len(self.query), 512)
         self.other: Block | None = None  # what a block is left to where lists fail
-        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+        most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+        numba.set_num_threads(min(torch.get_num_threads(), most))
 
     def reduce(self, rows: slice) -> Sums:
         query = self.query[rows].contiguous()

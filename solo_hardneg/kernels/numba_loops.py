@@ -2,8 +2,7 @@
 
 A candidate is one number here, its key: the similarity's bits, arranged so that they are in the
 similarity's order, and below them the column. So keys are in the order of bands, ties by column.
-Queries are shared out among OpenMP's threads; where PyTorch brings the library that Numba finds, these
-are the very threads that PyTorch uses, which would otherwise wait at full speed for their next turn.
+Queries are shared out among Numba's threads.
 """
 
 from __future__ import annotations
@@ -146,7 +145,7 @@ def part(keys, low, high, place):
 
 @_shared_out
 def at_rank(bits, rank, found):
-    """Writes to ``found`` (n,) uint32 what is at a rank of each row of ``bits`` (n, S), float32s'."""
+    """Writes to ``found`` (n,) what is at a rank of each row of ``bits`` (n, S): float32's bits."""
     width = bits.shape[1]
     for query in prange(len(bits)):
         keys = np.empty(width, np.uint64)
