@@ -1,0 +1,193 @@
+"""Which backend is chosen, and what a choice that can't be had says."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from loss_helpers import moco, unit
+
+from solo_hardneg.errors import ConfigError
+from solo_hardneg.kernels import backends, work
+from solo_hardneg.kernels.backends import Case, choose
+from solo_hardneg.kernels.plan import Plan, plan_of
+from solo_hardneg.losses import mocov2plus_loss_func, simclr_loss_func
+from solo_hardneg.negatives import build
+from solo_hardneg.negatives.kept import Kept
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def case(**changed: Any) -> Case:
+    settings: dict[str, Any] = {
+        **{"device": CPU, "dtype": torch.float32, "queries": 256, "candidates": 65536},
+        **{"dimensions": 128, "plan": Plan(), "by_rank": True, "constants": True},
+    }
+    return Case(**{**settings, **changed})
+
+
+@pytest.mark.parametrize(
+    ("changed", "chosen"),
+    [
+        ({}, "numba"),
+        ({"candidates": 256}, "dense"),
+        ({"plan": Plan(obstacle="somebody else's")}, "dense"),
+        ({"by_rank": False}, "chunked"),
+        ({"constants": False}, "chunked"),
+        ({"dtype": torch.float64}, "chunked"),
+        ({"device": CUDA}, "chunked"),
+    ],
+)
+def test_the_automatic_choice(changed: dict[str, Any], chosen: str) -> None:
+    assert choose("auto", case(**changed)) == chosen
+
+
+@pytest.mark.parametrize("package", ["numba", "triton"])
+def test_a_package_that_is_not_there(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    backends._missing.cache_clear()
+    try:
+        assert choose("auto", case()) == "chunked"
+        with pytest.raises(ConfigError, match=f"backend={package}: the package {package} is not"):
+            choose(package, case())
+    finally:
+        backends._missing.cache_clear()
+
+
+def test_an_old_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(backends, "version", lambda name: "2.1.0")
+    backends._missing.cache_clear()
+    try:
+        with pytest.raises(ConfigError, match=r"needs triton 3, .* this is triton 2\.1\.0"):
+            choose("triton", case(device=CUDA))
+    finally:
+        backends._missing.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("backend", "changed", "message"),
+    [
+        ("numba", {"by_rank": False}, "backend=numba: follows bands of difficulty only"),
+        ("numba", {"device": CUDA}, "backend=numba: runs on a CPU, and these tensors are on cuda"),
+        ("numba", {"dtype": torch.float64}, "backend=numba: takes float32, and this is"),
+        ("numba", {"constants": False}, "backend=numba: gives no gradient to the queue"),
+        ("triton", {"by_rank": False}, "backend=triton: follows bands of difficulty only"),
+        ("triton", {}, "backend=triton: runs on a GPU, and these tensors are on cpu"),
+        ("triton", {"device": CUDA, "dimensions": 2048}, "takes up to 1024 dimensions"),
+        ("chunked", {"plan": Plan(obstacle="x can't")}, "backend=chunked: x can't. Set backend="),
+        ("fast", {}, "backend: unknown backend 'fast'"),
+    ],
+)
+def test_what_cannot_be_had(
+    backend: str, changed: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ConfigError, match=message):
+        choose(backend, case(**changed))
+
+
+def test_it_is_logged_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends, "_said", set())
+    query, key, queue = moco(4, 90, 5)
+    with caplog.at_level(logging.INFO, "solo_hardneg"):
+        for width in (90, 80, 70):
+            mocov2plus_loss_func(query, key, queue[:, :width], backend="chunked")
+            mocov2plus_loss_func(query, key, queue[:, :width])
+    assert [record.getMessage() for record in caplog.records] == [
+        "backend=chunked (as set)",
+        "backend=dense (chosen for cpu, N=4, M=90)",
+    ]
+
+
+def test_a_wrong_name_is_refused_whatever_the_size() -> None:
+    query, key, _ = moco()
+    with pytest.raises(ConfigError, match="Did you mean 'chunked'"):
+        mocov2plus_loss_func(query, key, torch.zeros(7, 0), backend="chunkd")
+    with pytest.raises(ConfigError, match="unknown backend"):
+        simclr_loss_func(unit(4, 5), torch.arange(2).repeat(2), backend="chunkd")
+
+
+def test_large_losses_choose_by_themselves() -> None:
+    kept: list[Kept] = []
+    query, key, queue = moco(64, 4096, 8)
+    labels = {"query_labels": torch.zeros(64).long(), "queue_labels": torch.arange(4096) % 7}
+    for config in ({}, {"keep": {"band": [0.95, 1.0]}}, {"drop": {"label": "same"}}):
+        mocov2plus_loss_func(query, key, queue, policy=build(config), report=kept.append, **labels)
+    simclr_loss_func(unit(512, 8), torch.arange(256).repeat(2), report=kept.append)
+    assert [found.backend for found in kept] == ["numba", "numba", "chunked", "chunked"]
+
+
+def test_an_empty_queue_is_the_dense_ways() -> None:
+    query, key, _ = moco()
+    loss = mocov2plus_loss_func(query, key, torch.zeros(7, 0), backend="chunked")
+    assert loss == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "obstacle"),
+    [
+        ({"mix": {"hardest": 4, "pairs": 1}, "keep": {"band": [0, 0.5]}}, "negatives.keep stands"),
+        ({"keep": {"band": [0, 0.5]}, "mix": {"hardest": 4, "pairs": 1}, "debias": 0.1}, None),
+        ({"reweight": 1.0, "drop": {"label": "same"}, "fill": "older"}, None),
+    ],
+)
+def test_what_a_plan_can_follow(config: dict[str, Any], obstacle: str | None) -> None:
+    found = plan_of(build(config)).obstacle
+    assert (found is None) if obstacle is None else found.startswith(obstacle)
+
+
+def test_nothing_is_imported_before_it_is_chosen() -> None:
+    code = (
+        "import sys, torch, solo_hardneg.losses, solo_hardneg.methods\n"
+        "from solo_hardneg.losses import mocov2plus_loss_func as loss\n"
+        "unit = torch.eye(8)\n"
+        "loss(unit, unit, unit, backend='chunked')\n"
+        "assert not {'numba', 'triton', 'llvmlite'} & set(sys.modules), 'too soon'\n"
+        "loss(unit, unit, unit, backend='numba')\n"
+        "assert 'numba' in sys.modules\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+def test_a_kernel_is_never_given_all_similarities(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks, and tiles, whatever the number of queries."""
+    largest: list[int] = []
+    real = torch.Tensor.__matmul__
+
+    def watched(self: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        found = real(self, other)
+        largest.append(found.numel())
+        return found
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", watched)
+    query, key, queue = moco(300, 20_000, 4)
+    for config in ({}, {"keep": {"band": [0.95, 1.0]}}, {"drop": {"band": [0.5, 0.6]}}):
+        largest.clear()
+        with torch.no_grad():
+            mocov2plus_loss_func(query, key, queue, policy=build(config), backend="chunked")
+        assert 0 < max(largest) <= 3 * 2**20 < 300 * 20_000
+
+
+def test_planned_ranks_are_those_that_the_policy_leaves() -> None:
+    assert work.plan_work is not None
+    similarity = torch.linspace(-1, 1, 200)[None, :]
+    from solo_hardneg.negatives import full_pool
+
+    for verbs in (
+        {"keep": {"band": [0.3, 0.9]}, "drop": {"band": [0.5, 1.0]}},
+        {"drop": {"band": [0.3, 0.9]}, "keep": {"band": [0.2, 0.7]}},
+        {"drop": {"band": [0.0, 0.4]}, "keep": {"band": [0.25, 1.0]}, "reweight": 1.0},
+    ):
+        policy = build(verbs)
+        present = policy(full_pool(similarity)).present[0].nonzero()[:, 0].tolist()
+        ranks = plan_of(policy).ranks(200)
+        assert [rank for first, past in ranks for rank in range(first, past)] == present
