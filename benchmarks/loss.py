@@ -18,7 +18,7 @@ from benchmarks.timing import Work, interleaved, summary
 QUERIES = (64, 256, 1024)
 KEYS = (1024, 4096, 16384, 65536, 262144)
 DIMENSIONS = (128, 256)
-_SECONDS = 12.0  # for the rounds of one comparison
+_SECONDS = 8.0  # for the rounds of one comparison
 _LONG = 8.0  # seconds of a call, from which on a candidate is left out
 _BYTES = 3e9  # of the host's similarities
 

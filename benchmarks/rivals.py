@@ -150,7 +150,7 @@ def _of_libraries(data: Data) -> dict[tuple[str, str], Callable[[], None]]:
         found["lightly", "plain"] = data.step(lambda: bank(data.query, data.key))
     except ImportError as error:
         print(f"left out: lightly ({error}). pip install 'solo-hardneg[bench]'")
-    if len(data.query) * keys > 2**22:  # it lists all pairs
+    if len(data.query) * keys > 2**18:  # it lists all pairs, and takes seconds
         return found
     try:
         from pytorch_metric_learning.losses import CrossBatchMemory
