@@ -246,6 +246,10 @@ def _check_length(name: str, known: Tensor | None, of: str, count: int) -> None:
 
 
 def _check_temperature(temperature: float) -> None:
+    if isinstance(temperature, Tensor) and temperature.requires_grad:
+        raise bad_value(
+            "temperature", "a tensor that wants a gradient", "must be a number", "Use its item()."
+        )
     if not 0 < temperature < math.inf:
         raise bad_value(
             "temperature", temperature, "must be a number above 0", "The papers use 0.07 to 0.5."

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
 from solo_hardneg.errors import ConfigError, unknown_name
-from solo_hardneg.kernels.plan import Plan
+from solo_hardneg.kernels.plan import KernelPlan, as_ranks
 from solo_hardneg.kernels.problem import Kernel, Problem
 
 NAMES = ("auto", "dense", "chunked", "numba", "triton")
@@ -32,7 +33,7 @@ class Case:
         device, dtype: of query and candidates.
         queries, candidates, dimensions: N, M and D.
         plan: what the policy does.
-        by_rank: whether ranks alone say who is left: MoCo, no conditions, no reserve.
+        not_by_rank: why more than one range of ranks says who is left; ``None`` if it is all.
         constants: whether the candidates want no gradient.
     """
 
@@ -41,8 +42,8 @@ class Case:
     queries: int
     candidates: int
     dimensions: int
-    plan: Plan
-    by_rank: bool
+    plan: KernelPlan
+    not_by_rank: str | None
     constants: bool
 
 
@@ -55,7 +56,8 @@ def choose(backend: str, case: Case) -> str:
     check_name(backend)
     if backend == "auto":
         name = _automatic(case)
-        _say_once(name, f"chosen for {case.device.type}, N={case.queries}, M={case.candidates}")
+        why = f"chosen for {case.device.type}, N={case.queries}, M={case.candidates}"
+        _say_once(name, f"{why}; {case.plan.obstacle}" if case.plan.obstacle else why)
         return name
     obstacle = _obstacle(backend, case)
     if obstacle is not None:
@@ -76,22 +78,47 @@ def check_name(backend: Any) -> None:
         raise unknown_name("backend", str(backend), NAMES, "backend")
 
 
-def check_plan(backend: str, plan: Plan) -> None:
+def check_plan(backend: str, plan: KernelPlan, keys: int | None, reserve: float) -> None:
     """Refuses, before a run, a backend that can't follow the policy or can't be had at all.
 
+    Args:
+        backend: the user's choice.
+        plan: what the policy does.
+        keys: how many negatives there will be in the queue; ``None`` for SimCLR.
+        reserve: how much longer the queue is, as a share.
+
     Raises:
-        ConfigError: it can't. What depends on device and size shows at the first step.
+        ConfigError: it can't. What depends on the device shows at the first step.
     """
     check_name(backend)
-    obstacle = None
-    if backend not in ("auto", "dense"):
-        obstacle = plan.obstacle
+    if backend in ("auto", "dense"):
+        return
+    obstacle = plan.obstacle
     if backend in ("numba", "triton"):
-        obstacle = obstacle or _missing(backend) or (None if plan.by_rank else _NOT_BY_RANK)
+        obstacle = obstacle or _missing(backend) or why_not_ranks(plan, keys, reserve > 0)
     if obstacle is not None:
         raise ConfigError(
             f"backend={backend}: {obstacle}. Set backend=auto, which takes the fastest that fits."
         )
+
+
+def why_not_ranks(plan: KernelPlan, keys: int | None, reserve: bool) -> str | None:
+    """Why not one range of ranks, inside or outside, says who is left; ``None`` if it does.
+
+    Args:
+        plan: what the policy does.
+        keys: how many candidates all queries have in common; ``None`` where they differ.
+        reserve: whether some of the candidates are no negatives yet.
+    """
+    if keys is None:
+        return "needs MoCo's queue, and SimCLR's negatives are the other images of the batch"
+    if reserve:
+        return "knows no reserve of older keys (negatives.fill=older)"
+    if not plan.by_rank:
+        return "follows bands of difficulty only, no labels, no images, no retain"
+    if plan.obstacle is None and not as_ranks(plan.ranks(keys), keys)[0]:
+        return "follows one band, and here several are left with gaps between them"
+    return None
 
 
 def kernel_maker(name: str) -> Callable[[Problem], Kernel]:
@@ -107,9 +134,6 @@ def kernel_maker(name: str) -> Callable[[Problem], Kernel]:
     from solo_hardneg.kernels.chunked import chunked
 
     return chunked
-
-
-_NOT_BY_RANK = "follows bands of difficulty only, no labels, images, reserve or retention"
 
 
 def _automatic(case: Case) -> str:
@@ -128,8 +152,8 @@ def _obstacle(name: str, case: Case) -> str | None:
         return case.plan.obstacle
     if name == "chunked":
         return None
-    if not case.by_rank:
-        return _NOT_BY_RANK
+    if case.not_by_rank is not None:
+        return case.not_by_rank
     if not case.constants:
         return "gives no gradient to the queue, and this one wants one (requires_grad)"
     return _not_numba(case) if name == "numba" else _not_triton(case)
@@ -160,7 +184,10 @@ def _not_triton(case: Case) -> str | None:
 def _missing(package: str) -> str | None:
     if importlib.util.find_spec(package) is None:
         return f"the package {package} is not installed"
-    found = version(package)
+    try:
+        found = version(package)
+    except PackageNotFoundError:  # from a distribution of another name
+        found = str(getattr(importlib.import_module(package), "__version__", "3"))
     if package == "triton" and int(found.partition(".")[0]) < 3:
         return f"needs triton 3, which comes with PyTorch from 2.4 on; this is triton {found}"
     return None

@@ -25,6 +25,7 @@ _SPARSE = 0.15  # up to this share, gathering what is kept beats a product with 
 _LEAST_ROWS = 48  # fewer make matrix products slow
 _NUMBERS = {"cpu": 3 * 2**20}  # of similarities in a block, if there are enough rows
 _NUMBERS_ON_AN_ACCELERATOR = 2**23
+_TERMS = 512  # so many are added one after another
 
 
 def chunked(problem: Problem) -> Block:
@@ -35,7 +36,7 @@ def chunked(problem: Problem) -> Block:
         return EverythingKernel(problem)
     if problem.pool_of is None and ranks is not None and ranks.inside:
         near = width - ranks.first <= _SPARSE * width
-        if near and not problem.hardest and problem.vectors.is_contiguous():
+        if near and problem.constants and not problem.hardest and problem.vectors.is_contiguous():
             return SparseKernel(problem)
     return WeightsKernel(problem)
 
@@ -152,10 +153,26 @@ class SparseKernel(Block):
     def pull(self, rows: slice, pulls: Pulls, vectors_grad: Tensor | None = None) -> Tensor:
         parts = zip(self._derivatives(pulls), self.weights, strict=True)
         weight = torch.stack([derivative * weight for derivative, weight in parts]).sum(dim=0)
-        if vectors_grad is not None:
-            outer = weight[:, :, None] * self.query[rows, None]
-            vectors_grad.index_add_(0, self.columns.flatten(), outer.flatten(0, 1))
-        return embedding_bag(self.columns, self.vectors, per_sample_weights=weight, mode="sum")
+        return weighted_sum(self.vectors, self.columns, weight)
+
+
+def weighted_sum(vectors: Tensor, columns: Tensor, weights: Tensor) -> Tensor:
+    """(n, D) Σ weight·vector over some (n, k) of the candidates (M, D), which lie row after row.
+
+    A few at a time, for thousands of like terms added one after another lose a digit.
+    """
+    rows, width = columns.shape
+    pieces = max(1, -(-width // _TERMS))
+    starts = width * torch.arange(rows, device=columns.device)[:, None]
+    starts = starts + _TERMS * torch.arange(pieces, device=columns.device)
+    summed = embedding_bag(
+        columns.flatten(),
+        vectors,
+        starts.flatten().to(columns.dtype),
+        per_sample_weights=weights.flatten(),
+        mode="sum",
+    )
+    return summed.view(rows, pieces, -1).sum(dim=1)
 
 
 class WeightsKernel(Block):

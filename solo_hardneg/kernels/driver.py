@@ -10,7 +10,7 @@ from torch import Tensor
 
 from solo_hardneg.formula import LogSums, losses_from
 from solo_hardneg.kernels.eager import Gradients, with_gradient
-from solo_hardneg.kernels.plan import Plan
+from solo_hardneg.kernels.plan import KernelPlan
 from solo_hardneg.kernels.problem import (
     Kernel,
     MixingKernel,
@@ -28,7 +28,7 @@ PoolOf = Callable[[slice, Tensor], Pool]
 
 # Synthetic vectors are made for so many numbers at a time: what stays in a processor's cache.
 _NUMBERS_AT_A_TIME = {"cpu": 2**19}
-_NUMBERS_ON_AN_ACCELERATOR = 2**25
+_NUMBERS_ON_AN_ACCELERATOR = 2**22
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Work:
     name: str
     make: Callable[[Problem], Kernel]
     problem: Problem
-    plan: Plan
+    plan: KernelPlan
     positive: Tensor | None
     positives: Tensor | float
 
@@ -231,6 +231,11 @@ def _derivatives(value: Tensor, leaves: Mapping[str, Tensor]) -> dict[str, Tenso
 
 
 def blocks(number: int, size: int) -> Iterator[slice]:
-    """0 … number-1, ``size`` at a time."""
-    for start in range(0, number, size):
-        yield slice(start, min(start + size, number))
+    """0 … number-1, at most ``size`` at a time, and about equally many.
+
+    Products with very few rows go another way in some libraries, and round otherwise, so that
+    similarities which are equal elsewhere would not be equal in a small remainder.
+    """
+    count = -(-number // size)
+    for i in range(count):
+        yield slice(number * i // count, number * (i + 1) // count)

@@ -29,7 +29,8 @@ class _GradientNow(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True
             raise RuntimeError(
                 "This loss took its gradient in the forward pass, so it has no second derivative "
-                "(create_graph=True). Call the loss function with backend='dense' for one."
+                "(create_graph=True). For one, call solo_hardneg.losses' function yourself, with "
+                "backend='dense'."
             )
         gradients = iter(context.saved_tensors)
         return None, *((upstream * next(gradients)) if w else None for w in context.wanted)

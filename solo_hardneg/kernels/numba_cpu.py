@@ -28,6 +28,7 @@ from solo_hardneg.kernels.sample import sample, set_aside
 from solo_hardneg.negatives.mix import Mix, Uniform
 
 _LISTED = 0.2  # the largest share of the candidates that goes into lists
+_FEW = 2048  # so many of each query go in any case
 _TILE = 2048
 
 
@@ -59,7 +60,8 @@ class Listing:
 def listing_of(problem: Problem) -> Listing | None:
     """What to list; ``None`` where it would be too much."""
     width, ranks = len(problem.vectors), problem.ranks
-    if ranks is not None and ranks.inside and ranks.past - ranks.first <= _LISTED * width:
+    most = max(_LISTED * width, min(_FEW, width // 2))
+    if ranks is not None and ranks.inside and ranks.past - ranks.first <= most:
         return Listing(ranks.first, ranks.past, ranks, others=False)
     hole = _hole(ranks, width)
     if hole is None:
@@ -69,7 +71,7 @@ def listing_of(problem: Problem) -> Listing | None:
         if hole.past < width:
             return None
         first = max(0, hole.first - problem.hardest)
-    return Listing(first, hole.past, hole, True) if hole.past - first <= _LISTED * width else None
+    return Listing(first, hole.past, hole, True) if hole.past - first <= most else None
 
 
 def _hole(ranks: Ranks | None, width: int) -> Ranks | None:

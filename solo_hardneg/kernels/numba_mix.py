@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from solo_hardneg.kernels import chunked
 from solo_hardneg.kernels import numba_loops as loops
 from solo_hardneg.negatives.mix import Mix, Uniform
 
@@ -51,9 +52,7 @@ def weighted_sum(vectors: Tensor, columns: Tensor, weights: Tensor) -> Tensor:
     if columns.shape[1] == 0:
         return weights.new_zeros(len(weights), vectors.shape[1])
     if vectors.is_contiguous():
-        return torch.nn.functional.embedding_bag(
-            columns, vectors, per_sample_weights=weights, mode="sum"
-        )
+        return chunked.weighted_sum(vectors, columns, weights)
     dimensions = vectors.T.contiguous()  # as a host keeps its queue, and then nothing to do
     out = weights.new_empty(len(weights), vectors.shape[1])
     loops.gather(*(array.numpy() for array in (columns, weights, dimensions, out)))

@@ -18,7 +18,7 @@ _SELECTING = (Keep, Drop, Fill, Retain)
 
 
 @dataclass(frozen=True)
-class Plan:
+class KernelPlan:
     """What the verbs of one epoch do.
 
     Attributes:
@@ -49,6 +49,11 @@ class Plan:
             isinstance(verb, Retain) or getattr(verb, "label", None) or getattr(verb, "image", None)
             for verb in self.selecting
         )
+
+    @property
+    def fills(self) -> bool:
+        """Whether older keys take the place of dropped ones, if there is a reserve."""
+        return any(isinstance(verb, Fill) and verb.kind == "older" for verb in self.selecting)
 
     def ranks(self, count: int) -> list[tuple[int, int]]:
         """Which of ``count`` negatives are left, as intervals of ranks; for a plan by rank.
@@ -96,25 +101,27 @@ def _between(intervals: list[tuple[int, int]], start: int, end: int) -> list[tup
     return found
 
 
-def plan_of(policy: Policy | None) -> Plan:
+def plan_of(policy: Policy | None) -> KernelPlan:
     """The plan of a policy, as it is in its epoch."""
     selecting: list[Transform] = []
     mix: Mix | None = None
     beta, tau_plus = 0.0, 0.0
     for name, verb in ({} if policy is None else policy.verbs).items():
-        if isinstance(verb, Reweight):
+        if type(verb) is Reweight:
             beta += verb.beta
-        elif isinstance(verb, Debias):
+        elif type(verb) is Debias:
             tau_plus = verb.tau_plus
         elif type(verb) is Mix and mix is None:
             mix = None if verb.idle else verb
         elif type(verb) not in _SELECTING:
-            return Plan(obstacle=f"negatives.{name} is a policy that only backend=dense can follow")
+            return KernelPlan(
+                obstacle=f"negatives.{name} is a policy that only backend=dense can follow"
+            )
         elif mix is not None:
-            return Plan(
+            return KernelPlan(
                 obstacle=f"negatives.{name} stands below negatives.mix, and only backend=dense can "
                 "choose among synthetic negatives"
             )
         else:
             selecting.append(verb)
-    return Plan(tuple(selecting), mix, beta, tau_plus)
+    return KernelPlan(tuple(selecting), mix, beta, tau_plus)

@@ -64,8 +64,8 @@ class ContrastiveMethod(BaseMethod):
         settings.check_method_kwargs(cfg, cls.known_method_kwargs)
         settings.check_number(cfg, "method_kwargs.temperature", float)
         policy = settings.read_policy(cfg, cls.default_negatives)
-        settings.check_backend(cfg, policy)
         cls.check_family(cfg, policy)
+        settings.check_backend(cfg, policy, cfg.method_kwargs.get("queue_size"))
         settings.check_folders(cfg)
         return cfg
 

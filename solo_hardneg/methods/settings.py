@@ -86,15 +86,18 @@ def check_queue(cfg: DictConfig, policy: Policy) -> None:
     policy.check(cfg.method_kwargs.queue_size)
 
 
-def check_backend(cfg: DictConfig, policy: Policy) -> None:
-    """``backend`` must be known, and follow the policy in all its epochs; fills in ``auto``."""
+def check_backend(cfg: DictConfig, policy: Policy, keys: int | None) -> None:
+    """``backend`` must be known, and follow the policy in all its epochs; fills in ``auto``.
+
+    ``keys`` is the queue's size, ``None`` where there is no queue.
+    """
     from solo_hardneg.kernels.backends import check_plan
     from solo_hardneg.kernels.plan import plan_of
 
     if cfg.get("backend") is None:
         cfg.backend = "auto"
     for epoch in policy.moments:
-        check_plan(cfg.backend, plan_of(policy.at(epoch)))
+        check_plan(cfg.backend, plan_of(policy.at(epoch)), keys, policy.reserve)
 
 
 def check_folders(cfg: DictConfig) -> None:

@@ -27,10 +27,12 @@ class Edge:
 
     def at_or_above(self, values: Tensor) -> Tensor:
         """(n, M) bool, which are the edge itself or come after it; ``values`` are those of it."""
+        # What is no number is above everything, as in sorting, and shows in the loss.
         if self.column is None:
-            return values >= self.value
+            return torch.lt(values, self.value).logical_not_()
         columns = torch.arange(values.shape[1], device=values.device)
-        return (values > self.value) | ((values == self.value) & (columns >= self.column))
+        above = torch.le(values, self.value).logical_not_()
+        return above | ((values == self.value) & (columns >= self.column))
 
 
 def edge(values: Tensor, from_top: int | Tensor) -> Edge:

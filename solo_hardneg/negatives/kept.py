@@ -30,7 +30,6 @@ class Kept:
     notes: Mapping[str, Tensor]
 
 
-def kept_of(pool: Pool, backend: str = "dense") -> Kept:
-    """The numbers of a pool."""
-    width = pool.present.shape[1]
-    return Kept(pool.counts, width, backend, pool.hard_share, pool.notes)
+def kept_of(pool: Pool) -> Kept:
+    """The numbers of a pool, which is the dense way."""
+    return Kept(pool.counts, pool.present.shape[1], "dense", pool.hard_share, pool.notes)

@@ -1,7 +1,7 @@
 """``reweight`` and ``debias``: how much each negative counts, and how many are false.
 
-They set the knobs β and τ⁺ of the one formula in :mod:`solo_hardneg.losses`, which uses them on the
-negatives that all verbs together leave, wherever these two stand among them.
+They set the knobs β and τ⁺ of the one formula in :mod:`solo_hardneg.formula`, which uses them on
+the negatives that all verbs together leave, wherever these two stand among them.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from loss_helpers import moco, unit
 from solo_hardneg.errors import ConfigError
 from solo_hardneg.kernels import backends, work
 from solo_hardneg.kernels.backends import Case, choose
-from solo_hardneg.kernels.plan import Plan, plan_of
+from solo_hardneg.kernels.plan import KernelPlan, plan_of
 from solo_hardneg.losses import mocov2plus_loss_func, simclr_loss_func
 from solo_hardneg.negatives import build
 from solo_hardneg.negatives.kept import Kept
@@ -25,7 +25,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 def case(**changed: Any) -> Case:
     settings: dict[str, Any] = {
         **{"device": CPU, "dtype": torch.float32, "queries": 256, "candidates": 65536},
-        **{"dimensions": 128, "plan": Plan(), "by_rank": True, "constants": True},
+        **{"dimensions": 128, "plan": KernelPlan(), "not_by_rank": None, "constants": True},
     }
     return Case(**{**settings, **changed})
 
@@ -35,8 +35,8 @@ def case(**changed: Any) -> Case:
     [
         ({}, "numba"),
         ({"candidates": 256}, "dense"),
-        ({"plan": Plan(obstacle="somebody else's")}, "dense"),
-        ({"by_rank": False}, "chunked"),
+        ({"plan": KernelPlan(obstacle="somebody else's")}, "dense"),
+        ({"not_by_rank": "because"}, "chunked"),
         ({"constants": False}, "chunked"),
         ({"dtype": torch.float64}, "chunked"),
         ({"device": CUDA}, "chunked"),
@@ -44,6 +44,24 @@ def case(**changed: Any) -> Case:
 )
 def test_the_automatic_choice(changed: dict[str, Any], chosen: str) -> None:
     assert choose("auto", case(**changed)) == chosen
+
+
+@pytest.mark.parametrize(
+    ("config", "keys", "reserve", "why"),
+    [
+        ({"keep": {"band": [0.9, 1.0]}}, 100, False, None),
+        ({"keep": {"band": [0.9, 1.0]}}, None, False, "needs MoCo's queue"),
+        ({"keep": {"band": [0.9, 1.0]}}, 100, True, "knows no reserve"),
+        ({"drop": {"label": "same"}}, 100, False, "follows bands of difficulty only"),
+        ({"retain": 1.0}, 100, False, "follows bands of difficulty only"),
+        ({"drop": {"band": [0.4, 0.6]}, "keep": {"band": [0.1, 0.9]}}, 100, False, "follows one"),
+    ],
+)
+def test_what_ranks_alone_decide(
+    config: dict[str, Any], keys: int | None, reserve: bool, why: str | None
+) -> None:
+    found = backends.why_not_ranks(plan_of(build(config)), keys, reserve)
+    assert found is None if why is None else found.startswith(why)
 
 
 @pytest.mark.parametrize("package", ["numba", "triton"])
@@ -73,14 +91,17 @@ def test_an_old_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("backend", "changed", "message"),
     [
-        ("numba", {"by_rank": False}, "backend=numba: follows bands of difficulty only"),
+        ("numba", {"not_by_rank": "no, because"}, "backend=numba: no, because. Set backend=auto"),
         ("numba", {"device": CUDA}, "backend=numba: runs on a CPU, and these tensors are on cuda"),
         ("numba", {"dtype": torch.float64}, "backend=numba: takes float32, and this is"),
         ("numba", {"constants": False}, "backend=numba: gives no gradient to the queue"),
-        ("triton", {"by_rank": False}, "backend=triton: follows bands of difficulty only"),
         ("triton", {}, "backend=triton: runs on a GPU, and these tensors are on cpu"),
         ("triton", {"device": CUDA, "dimensions": 2048}, "takes up to 1024 dimensions"),
-        ("chunked", {"plan": Plan(obstacle="x can't")}, "backend=chunked: x can't. Set backend="),
+        (
+            "chunked",
+            {"plan": KernelPlan(obstacle="x can't")},
+            "backend=chunked: x can't. Set backend=",
+        ),
         ("fast", {}, "backend: unknown backend 'fast'"),
     ],
 )
@@ -150,7 +171,8 @@ def test_nothing_is_imported_before_it_is_chosen() -> None:
         "from solo_hardneg.losses import mocov2plus_loss_func as loss\n"
         "unit = torch.eye(8)\n"
         "loss(unit, unit, unit, backend='chunked')\n"
-        "assert not {'numba', 'triton', 'llvmlite'} & set(sys.modules), 'too soon'\n"
+        "ours = {'solo_hardneg.kernels.triton_loops', 'solo_hardneg.kernels.numba_loops'}\n"
+        "assert not {'numba', 'llvmlite', *ours} & set(sys.modules), 'too soon'\n"
         "loss(unit, unit, unit, backend='numba')\n"
         "assert 'numba' in sys.modules\n"
     )

@@ -17,6 +17,8 @@ from solo_hardneg.errors import ConfigError
 from solo_hardneg.losses import mocov2plus_loss_func, simclr_loss_func
 from solo_hardneg.negatives import build
 from solo_hardneg.negatives.kept import Kept
+from solo_hardneg.negatives.pool import Pool
+from solo_hardneg.negatives.weigh import Reweight
 
 BACKENDS = ["chunked", *(["numba"] if importlib.util.find_spec("numba") else [])]
 if os.environ.get("TRITON_INTERPRET") == "1":  # see test_triton.py
@@ -43,6 +45,7 @@ CLASSES: dict[str, dict[str, Any]] = {
     "kept": {"keep": {"band": [0.5, 1.0], "label": "same"}, "debias": {"tau_plus": 0.1}},
     "filled": {"drop": {"band": [0.7, 1.0], "label": "same"}, "fill": "older"},
     "retained": {"keep": {"band": [0.3, 1.0]}, "retain": {"strength": 1.0}},
+    "none left": {"keep": {"label": "same"}, "reweight": 0.5, "debias": 0.1},
     "mixed": {"drop": {"label": "same"}, "mix": {"hardest": 3, "pairs": 4}},
 }
 
@@ -58,7 +61,7 @@ class Outcome:
             (loss * scale).backward()
         self.grads = [leaf.grad for leaf in leaves if leaf.requires_grad]
         (self.kept,) = kept
-        self.rounding = 3e-6 * abs(scale) / tau  # of parts that cancel
+        self.rounding = 3e-6 * abs(scale) / (tau * len(leaves[0]))  # of parts that cancel
 
     def same_as(self, other: Outcome, rtol: float = 1e-5) -> None:
         torch.testing.assert_close(self.loss, other.loss, rtol=rtol, atol=1e-7)
@@ -159,8 +162,10 @@ def test_classes_images_reserve_and_retention(
     monkeypatch.setattr("solo_hardneg.kernels.chunked._LEAST_ROWS", rows)
     monkeypatch.setattr("solo_hardneg.kernels.chunked._NUMBERS", {"cpu": 1})
     torch.manual_seed(1)
+    query_labels = torch.randint(3, (20,))
+    query_labels[4] = 9  # of whose class there is no key
     known = {
-        "query_labels": torch.randint(3, (20,)),
+        "query_labels": query_labels,
         "queue_labels": torch.randint(-1, 3, (90,)),
         "query_indexes": torch.arange(20),
         "queue_indexes": torch.randint(40, (90,)),
@@ -224,6 +229,61 @@ def test_any_band(
             moco_loss(backend, config, tensors, tau)
         return
     moco_loss(backend, config, tensors, tau).same_as(expected)
+
+
+@pytest.mark.parametrize("number", [49, 97])
+def test_a_remainder_of_one_query_rounds_as_the_others(number: int) -> None:
+    """Vectors of ±1/√D: many similarities are equal, if they are all rounded alike."""
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(2, (number + 3000, 12), generator=generator) * 2.0 - 1
+    query, queue = codes[:number] / 12**0.5, (codes[number:] / 12**0.5).T
+    for name in ("hardest", "middle", "easiest"):
+        tensors = query, query, queue
+        found = moco_loss("chunked", BANDS[name], tensors).grads[0]
+        expected = moco_loss("dense", BANDS[name], tensors).grads[0]
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_thousands_of_like_terms_lose_no_digit() -> None:
+    query, key, queue = moco(4, 60_000, 8)
+    queue = torch.nn.functional.normalize(queue + 3 * query[0][:, None], dim=0).T.contiguous().T
+    expected = moco_loss("dense", {}, tuple(t.double() for t in (query, key, queue)))
+    config = {"keep": {"band": [0.9, 1.0]}}
+    expected = moco_loss("dense", config, tuple(t.double() for t in (query, key, queue)))
+    for backend in BACKENDS:
+        found = moco_loss(backend, config, (query, key, queue))
+        error = (found.grads[0].double() - expected.grads[0]).abs().max()
+        assert error < 3e-6 * expected.grads[0].abs().max() + 3e-7
+
+
+def test_a_changed_verb_is_left_to_the_dense_way() -> None:
+    class Twice(Reweight):
+        def __call__(self, pool: Pool) -> Pool:
+            return super().__call__(super().__call__(pool))
+
+    policy = build({"reweight": 1.0})
+    policy.verbs = {"reweight": Twice(1.0)}
+    with pytest.raises(ConfigError, match="negatives.reweight is a policy that only backend=dense"):
+        mocov2plus_loss_func(*moco(), policy=policy, backend="chunked")
+
+
+def test_fill_without_ages_is_refused_by_all() -> None:
+    policy = build({"drop": {"band": [0.9, 1.0]}, "fill": "older"})
+    for backend in ("dense", "chunked"):
+        with pytest.raises(ConfigError, match="their age is not known here"):
+            mocov2plus_loss_func(*moco(), policy=policy, backend=backend)
+
+
+@named({name: BANDS[name] for name in ("all", "hardest", "middle", "easiest")})
+@EACH_BACKEND
+def test_a_key_that_is_no_number_shows(backend: str, config: dict[str, Any]) -> None:
+    query, key, queue = moco(5, 3000, 8)
+    queue[:, 7] = torch.nan
+    if config == BANDS["all"] or config == BANDS["hardest"]:
+        assert moco_loss("dense", config, (query, key, queue)).loss.isnan()
+        assert moco_loss(backend, config, (query, key, queue)).loss.isnan()
+    else:  # NaN is the hardest, and left out
+        moco_loss(backend, config, (query, key, queue))
 
 
 @named(BANDS)

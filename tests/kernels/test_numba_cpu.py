@@ -110,7 +110,10 @@ def test_a_sample_hardly_ever_misleads(share: float, monkeypatch: pytest.MonkeyP
         (Ranks(300, 700), 0, False),
     ],
 )
-def test_what_is_listed_is_little(ranks: Ranks | None, hardest: int, lists: bool) -> None:
+def test_what_is_listed_is_little(
+    ranks: Ranks | None, hardest: int, lists: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(numba_cpu, "_FEW", 0)
     problem = Problem(unit(4, 5), unit(1000, 5), 0.2, ranks=ranks, hardest=hardest)
     listing = numba_cpu.listing_of(problem)
     assert (listing is not None) == lists

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from solo_hardneg.errors import ConfigError
 from solo_hardneg.methods import moco as moco_module
-from solo_hardneg.negatives import register
+from solo_hardneg.negatives import registry
 from solo_hardneg.negatives.pool import Pool
 
 Maker = Callable[..., Any]
@@ -23,10 +23,14 @@ POLICIES: dict[str, dict[str, Any]] = {
 }
 
 
-@register("upside_down", summary="a policy of somebody else's")
-class UpsideDown:
-    def __call__(self, pool: Pool) -> Pool:
-        return pool
+@pytest.fixture(autouse=True)
+def somebody_elses_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_registry", dict(registry._registry))
+
+    @registry.register("upside_down", summary="a policy of somebody else's")
+    class UpsideDown:
+        def __call__(self, pool: Pool) -> Pool:
+            return pool
 
 
 @FAMILIES
@@ -145,6 +149,11 @@ def test_it_is_said_once_for_each(
         (
             ["backend=triton", "+negatives.keep.label=same"],
             r"backend=triton: .*\. Set backend=auto",
+        ),
+        (["backend=numba", "+negatives.fill=older"], "backend=numba: knows no reserve"),
+        (
+            ["backend=numba", "negatives.keep.band=[0.1,0.9]", "+negatives.drop.band=[0.4,0.6]"],
+            "backend=numba: follows one band",
         ),
         (["+bakend=chunked"], "bakend: is not read by anything. Did you mean 'backend'"),
     ],
