@@ -53,6 +53,7 @@ def main_table(keys: tuple[int, ...] = (4096, 16384, 65536)) -> pd.DataFrame:
     wide = rows.pivot_table(
         index=["policy", "candidate"], columns="K", values=["ratio", "memory_ratio"], sort=False
     )
+    wide = wide[wide["ratio"][list(keys)].notna().any(axis=1)]
     table = pd.DataFrame({f"K = {k:,}": wide["ratio"][k].map("{:.2f}".format) for k in keys})
     table["memory"] = wide["memory_ratio"][keys[-1]].map("{:.2f}".format)
     return table.replace("nan", "").reset_index()
@@ -98,6 +99,8 @@ def save_plots(folder: Path = DOCS) -> list[Path]:
     }
     paths = []
     for name, (of, over, value, which, title, up) in made.items():
+        if of[over].nunique() < 3:
+            continue
         with plots.style():
             plot = _lines(of, over, value, which, title, up)
         paths.append(folder / f"{name}.png")
