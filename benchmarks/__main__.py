@@ -1,9 +1,8 @@
-"""``python -m benchmarks loss|step|loader|scaling|limits|recorder|plots|table``."""
+"""``python -m benchmarks loss|simclr|step|loader|scaling|limits|recorder|plots|table``."""
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -46,6 +45,7 @@ def loss(
     d: Annotated[str, typer.Option(help="D, with commas")] = "128,256",
     backends: Annotated[str, typer.Option(help="of ours")] = "auto,dense,chunked,numba,triton",
     rounds: Annotated[int, typer.Option(help="0: as many as are worth it")] = 0,
+    libraries: Annotated[bool, typer.Option(help="compare other libraries, too")] = True,
     quick: Annotated[bool, typer.Option(help="one small size; writes no file")] = False,
     threads: Threads = 0,
 ) -> None:
@@ -56,10 +56,26 @@ def loss(
     from benchmarks import loss as room
 
     if quick:
-        room.run([(16, 512, 16)], chosen, rounds=2, file=None)
+        room.run([(16, 512, 16)], chosen, rounds=2, file=None, libraries=libraries)
         return
     sizes = [(a, b, c) for c in dimensions for b in keys for a in queries]
-    room.run(sizes, chosen, rounds or None)
+    room.run(sizes, chosen, rounds or None, libraries=libraries)
+
+
+@app.command()
+def simclr(
+    b: Annotated[str, typer.Option(help="images, with commas")] = "256,1024",
+    d: Annotated[int, typer.Option(help="D")] = 128,
+    backends: Annotated[str, typer.Option(help="of ours")] = "auto,dense,chunked",
+    rounds: Annotated[int, typer.Option(help="0: as many as are worth it")] = 0,
+    threads: Threads = 0,
+) -> None:
+    """SimCLR's loss alone, against the host's."""
+    batches, chosen = _numbers(b, "b"), _backends(backends)
+    _use(threads)
+    from benchmarks.simclr import run_simclr
+
+    run_simclr(batches, d, chosen, rounds or None)
 
 
 @app.command()
@@ -82,17 +98,22 @@ def step(
     pixels: Annotated[int, typer.Option(help="of a side")] = 32,
     rounds: Annotated[int, typer.Option()] = 5,
     backend: Annotated[str, typer.Option()] = "auto",
-    host: Annotated[str, typer.Option(help="solo or standalone; what there is by default")] = "",
+    host: Annotated[
+        str, typer.Option(help="solo or standalone; solo where there is a checkout")
+    ] = "",
     threads: Threads = 0,
 ) -> None:
     """A whole training step against the host's MoCo v2+."""
-    if host:
-        os.environ["SOLO_HARDNEG_HOST"] = host
+    if host not in ("", "solo", "standalone"):
+        raise typer.BadParameter(f"host={host}: is none of solo, standalone")
     _backends(backend)
+    from benchmarks.hosts import use_host
+
+    use_host(host)
     _use(threads)
     from benchmarks.step import run_step
 
-    print(run_step(n, k, backbone, pixels, rounds, backend).iloc[:, :16].to_string(index=False))
+    print(run_step(n, k, backbone, pixels, rounds, backend).iloc[:, :18].to_string(index=False))
 
 
 @app.command()
@@ -145,6 +166,14 @@ def peaks(n: int, k: int, d: int, backends: str, names: str) -> None:
     from benchmarks.loss import peaks as room
 
     print(json.dumps(room(n, k, d, _backends(backends), json.loads(names))))
+
+
+@app.command(hidden=True)
+def simclr_peaks(b: int, d: int, backends: str, names: str) -> None:
+    """Peak memory, for ``simclr``, as JSON in the last line."""
+    from benchmarks.simclr import peaks as room
+
+    print(json.dumps(room(b, d, _backends(backends), json.loads(names))))
 
 
 @app.command(hidden=True)

@@ -64,6 +64,7 @@ def run_limits(queries: int = 256, keys: int = 65536, dimensions: int = 128) -> 
                     **{"share_of_limit": round(limit / row.ms, 3)},
                     **{"gflop_s": round(rate["flops"] / 1e9), "GB_s": round(rate["bytes"] / 1e9)},
                     **{"N": queries, "K": keys, "D": dimensions, "device": mine},
+                    **{"commit": row.commit, "date": row.date},  # of the measured time
                 }
             )
     table = pd.DataFrame(rows)

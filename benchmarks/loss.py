@@ -12,7 +12,7 @@ import pandas as pd
 
 from benchmarks.memory import elsewhere, peak
 from benchmarks.provenance import HERE, provenance
-from benchmarks.rivals import Data, candidates, in_the_hosts_layout
+from benchmarks.rivals import LIBRARIES, OURS, Data, candidates, in_the_hosts_layout
 from benchmarks.timing import Work, interleaved, summary
 
 QUERIES = (64, 256, 1024)
@@ -24,22 +24,55 @@ _BYTES = 3e9  # of the host's similarities
 
 
 def compare(
-    queries: int, keys: int, dimensions: int, backends: tuple[str, ...], rounds: int | None = None
+    queries: int,
+    keys: int,
+    dimensions: int,
+    backends: tuple[str, ...],
+    rounds: int | None = None,
+    libraries: bool = True,
 ) -> pd.DataFrame:
     """All candidates on one size; the first is the host's, to which ratios are."""
-    works = all_works(queries, keys, dimensions, backends)
+    works = all_works(queries, keys, dimensions, backends, libraries)
+    sizes = {"N": queries, "K": keys, "D": dimensions}
+    table = measured(works, ["peaks", *map(str, sizes.values())], backends, sizes, rounds)
+    ours = table.candidate.str.partition(",")[0]
+    table["backend"] = ours.where(ours.isin(OURS), "")
+    # lightly and pytorch-metric-learning keep their own.
+    by_key = ours.isin(OURS) & ~table.candidate.str.endswith("host's queue")
+    table["layout"] = by_key.map({True: "key by key", False: "dimension by dimension"})
+    table.loc[ours.isin(LIBRARIES), "layout"] = "its own"
+    table["dtype"] = "float32"
+    return table
+
+
+def measured(
+    works: Mapping[tuple[str, str], Work],
+    peaks_command: list[str],
+    backends: tuple[str, ...],
+    sizes: Mapping[str, int],
+    rounds: int | None = None,
+) -> pd.DataFrame:
+    """Times and peak memory of (candidate, policy); ratios are to the first.
+
+    Args:
+        works: one forward and backward pass each.
+        peaks_command: what says their peak memory, given ``backends`` and names.
+        backends: of ours.
+        sizes: columns to put into all rows.
+        rounds: how many; ``None`` for as many as are worth it.
+    """
     host = next(iter(works))
     works = _quick_ones(works, host)
     names = {_name(key): key for key in works}
     by_name = {name: works[key] for name, key in names.items()}
     times, number = _times(by_name, _name(host), rounds)
-    sizes = [str(size) for size in (queries, keys, dimensions)]
-    memory = elsewhere(["peaks", *sizes, ",".join(backends), json.dumps(list(names))])
+    memory = elsewhere([*peaks_command, ",".join(backends), json.dumps(list(names))])
     of_host = memory[_name(host)]
     return pd.DataFrame(
         {
             **{"candidate": names[name][0], "policy": names[name][1]},
-            **{"N": queries, "K": keys, "D": dimensions, "rounds": number[name]},
+            **sizes,
+            "rounds": number[name],
             **{key: round(value, 4) for key, value in times[name].items()},
             **{"peak_MB": round(memory[name] / 1e6, 2)},
             **{"memory_ratio": round(memory[name] / of_host, 4) if of_host else math.nan},
@@ -66,11 +99,15 @@ def _times(
 
 
 def all_works(
-    queries: int, keys: int, dimensions: int, backends: tuple[str, ...]
+    queries: int,
+    keys: int,
+    dimensions: int,
+    backends: tuple[str, ...],
+    libraries: bool = True,
 ) -> dict[tuple[str, str], Work]:
     """(candidate, policy) → one forward and backward pass, the host's first."""
     data = Data.make(queries, keys, dimensions)
-    works: dict[tuple[str, str], Work] = dict(candidates(data, backends))
+    works: dict[tuple[str, str], Work] = dict(candidates(data, backends, libraries))
     if "numba" in backends:
         works |= in_the_hosts_layout(data, "numba")
     return works
@@ -79,9 +116,15 @@ def all_works(
 def peaks(
     queries: int, keys: int, dimensions: int, backends: tuple[str, ...], names: list[str]
 ) -> dict[str, float]:
-    """The peak memory of the second call of each candidate, bytes."""
+    """The peak memory of each candidate, bytes."""
+    libraries = any(name.startswith(LIBRARIES) for name in names)
+    return peaks_of(all_works(queries, keys, dimensions, backends, libraries), names)
+
+
+def peaks_of(works: Mapping[tuple[str, str], Work], names: list[str]) -> dict[str, float]:
+    """The peak memory of the second call of those with these names, bytes."""
     found = {}
-    for key, work in all_works(queries, keys, dimensions, backends).items():
+    for key, work in works.items():
         if _name(key) in names:
             work()
             found[_name(key)] = peak(work)
@@ -110,6 +153,7 @@ def run(
     backends: tuple[str, ...],
     rounds: int | None = None,
     file: Path | None = HERE / "loss.csv",
+    libraries: bool = True,
 ) -> pd.DataFrame:
     """Compares on all sizes and writes the rows, those of other sizes left as they are."""
     tables = []
@@ -118,7 +162,7 @@ def run(
             print(f"left out: N={size[0]}, K={size[1]}: the host would need several times "
                   f"{4e-9 * size[0] * size[1]:.1f} GB")  # fmt: skip
             continue
-        table = compare(*size, backends, rounds)
+        table = compare(*size, backends, rounds, libraries)
         tables.append(table.assign(**provenance()))
         columns = ["candidate", "policy", "ms", "ratio", "ratio_p20", "ratio_p80", "memory_ratio"]
         print(f"\nN={size[0]} K={size[1]} D={size[2]}\n{table[columns].to_string(index=False)}")

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("torch", "numpy", "numba", "triton", "lightly", "pytorch-metric-learning")
+PACKAGES = (
+    *("torch", "numpy", "numba", "triton", "lightly", "pytorch-metric-learning"),
+    "solo-hardneg",
+)
 HERE = Path(__file__).parent
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.hosts import hosts_loss
 from solo_hardneg.errors import ConfigError
 from solo_hardneg.losses import mocov2plus_loss_func
 from solo_hardneg.negatives import build
@@ -25,6 +24,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "band 90-95": {"keep": {"band": [0.9, 0.95]}},
     "sscl": {"mix": {"hardest": 1024, "pairs": 1024}, "reweight": {"beta": 0.2}},
 }
+LIBRARIES = ("lightly", "pytorch-metric-learning")
 OURS = ("auto", "dense", "chunked", "numba", "triton")
 
 
@@ -62,21 +62,6 @@ class Data:
         return work
 
 
-def hosts_loss() -> tuple[str, Callable[..., Tensor]]:
-    """solo-learn's loss, out of its file; the standalone host's where there is no solo-learn."""
-    root = Path(os.environ.get("SOLO_LEARN_DIR", Path.home() / "solo-learn"))
-    file = root / "solo" / "losses" / "mocov2plus.py"
-    if not file.is_file():
-        from solo_hardneg.standalone.mocov2plus import mocov2plus_loss_func as standalone
-
-        return "standalone host", standalone
-    spec = importlib.util.spec_from_file_location("solo_learns_mocov2plus", file)
-    assert spec is not None and spec.loader is not None  # noqa: PT018  (the file is there)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return "solo-learn", module.mocov2plus_loss_func
-
-
 def sort_and_mask(data: Data, share: float) -> Tensor:
     """What one writes first: sort, mask, log-sum-exp. Keeps the hardest ``share``."""
     similarity = data.query @ data.hosts
@@ -97,13 +82,16 @@ def _cross_entropy(data: Data, negatives: Tensor) -> Tensor:
     return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
 
 
-def candidates(data: Data, backends: tuple[str, ...]) -> dict[tuple[str, str], Callable[[], None]]:
+def candidates(
+    data: Data, backends: tuple[str, ...], libraries: bool = True
+) -> dict[tuple[str, str], Callable[[], None]]:
     """(candidate, policy) → one forward and backward pass. The first is the host's."""
     name, loss = hosts_loss()
     found = {(name, "plain"): data.step(lambda: loss(data.query, data.key, data.hosts, TAU))}
     for rival, function in (("sort and mask", sort_and_mask), ("topk", whole_topk)):
-        found[rival, "hardest 5 %"] = data.step(lambda f=function: f(data, 0.05))
-    found |= _of_libraries(data)
+        found[rival, "hardest 5 %"] = data.step(partial(function, data, 0.05))
+    if libraries:
+        found |= _of_libraries(data)
     for policy, config in POLICIES.items():
         for backend in backends:
             work = _ours(data, config, backend, data.ours)
@@ -157,14 +145,28 @@ def _of_libraries(data: Data) -> dict[tuple[str, str], Callable[[], None]]:
         from pytorch_metric_learning.losses import NTXentLoss as OfPairs
 
         memory = CrossBatchMemory(OfPairs(TAU), dimensions, keys)
-        labels = torch.arange(keys + len(data.query), device=data.query.device)
-        with torch.no_grad():
-            memory(data.ours.T, labels[:keys])  # fills it
-        both = labels[keys:].repeat(2)
-        mask = torch.arange(len(both), device=both.device) >= len(data.query)
-        found["pytorch-metric-learning", "plain"] = data.step(
-            lambda: memory(torch.cat([data.query, data.key]), both, enqueue_mask=mask)
-        )
+        found["pytorch-metric-learning", "plain"] = data.step(pairs_loss(data, memory))
     except ImportError as error:
         print(f"left out: pytorch-metric-learning ({error}). pip install 'solo-hardneg[bench]'")
     return found
+
+
+def pairs_loss(data: Data, memory: Any) -> Callable[[], Tensor]:
+    """pytorch-metric-learning's memory as MoCo has it: one positive for each query.
+
+    It stores the keys of each call. Were their labels those of the call before, each query would
+    have as many positives as the memory holds batches, and the loss as many times the work.
+    """
+    batch, keys, device = len(data.query), data.ours.shape[1], data.query.device
+    with torch.no_grad():
+        memory(data.ours.T, torch.arange(keys, device=device))  # fills it
+    store = torch.arange(2 * batch, device=device) >= batch
+    first = keys
+
+    def loss() -> Tensor:
+        nonlocal first
+        labels = torch.arange(first, first + batch, device=device).repeat(2)
+        first += batch
+        return memory(torch.cat([data.query, data.key]), labels, enqueue_mask=store)
+
+    return loss

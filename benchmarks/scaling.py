@@ -7,9 +7,10 @@ import pandas as pd
 from scipy.stats import linregress
 
 from benchmarks.loss import KEYS, QUERIES, run
-from benchmarks.provenance import HERE
+from benchmarks.provenance import HERE, provenance
 
 WHAT = {"ms": "time", "peak_MB": "peak memory"}
+_RANGE = 64  # from the largest size down; below, fixed costs of a call hide the growth
 
 
 def fit(sizes: np.ndarray, values: np.ndarray) -> tuple[float, float]:
@@ -25,13 +26,15 @@ def exponents(rows: pd.DataFrame, over: str) -> pd.DataFrame:
     found = []
     for (candidate, policy), group in rows.groupby(["candidate", "policy"], sort=False):
         for column, name in WHAT.items():
-            known = group[(group[column] > 0) & (group[over] >= group[over].max() / 64)]
+            known = group[(group[column] > 0) & (group[over] >= group[over].max() / _RANGE)]
             exponent, error = fit(known[over].to_numpy(float), known[column].to_numpy(float))
             found.append(
                 {
                     **{"candidate": candidate, "policy": policy, "over": over, "of": name},
                     **{"exponent": round(exponent, 3), "error": round(error, 3)},
                     **{"from": known[over].min(), "to": known[over].max(), "points": len(known)},
+                    # More than one: then the points are not of the same code.
+                    "commits": " ".join(sorted(known["commit"].unique())),
                 }
             )
     return pd.DataFrame(found)
@@ -42,5 +45,6 @@ def run_scaling(backends: tuple[str, ...], dimensions: int = 128) -> pd.DataFram
     over_keys = run([(256, keys, dimensions) for keys in KEYS], backends)
     over_queries = run([(queries, 65536, dimensions) for queries in QUERIES], backends)
     fitted = pd.concat([exponents(over_keys, "K"), exponents(over_queries, "N")])
+    fitted["D"], fitted["device"] = dimensions, provenance()["device"]
     fitted.to_csv(HERE / "scaling.csv", index=False)
     return fitted

@@ -1,15 +1,20 @@
-"""A whole training step: ours against the host's MoCo v2+, same everything, in one process."""
+"""A whole training step: ours against the host's MoCo v2+, same everything, in one process.
+
+The host's has the host's loss in any case; see :mod:`benchmarks.hosts`.
+"""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
 from benchmarks import models
+from benchmarks.hosts import hosts_loss, standalone_with_hosts_loss
 from benchmarks.loss import write
 from benchmarks.memory import elsewhere, peak
 from benchmarks.provenance import HERE, provenance
@@ -57,8 +62,22 @@ def all_steps(
         ours = [] if name == HOSTS else ["method_kwargs.symmetric=true", f"backend={backend}"]
         cfg = models.config(method, batch, queue, backbone, *overrides, *ours)
         torch.manual_seed(0)
-        steps[name] = stepper(models.build(cfg), batch, pixels)
+        step = stepper(models.build(cfg), batch, pixels)
+        steps[name] = _hosts(step) if name == HOSTS else step
     return steps
+
+
+def _hosts(step: Callable[[], None]) -> Callable[[], None]:
+    from solo_hardneg import host
+
+    if host.NAME != "standalone":
+        return step
+
+    def with_hosts_loss() -> None:
+        with standalone_with_hosts_loss():
+            step()
+
+    return with_hosts_loss
 
 
 def step_peaks(
@@ -74,7 +93,13 @@ def step_peaks(
 
 
 def run_step(
-    batch: int, queue: int, backbone: str, pixels: int, rounds: int, backend: str = "auto"
+    batch: int,
+    queue: int,
+    backbone: str,
+    pixels: int,
+    rounds: int,
+    backend: str = "auto",
+    file: Path | None = HERE / "step.csv",
 ) -> pd.DataFrame:
     """Interleaved steps; both directions and two queues, as the host has them."""
     from solo_hardneg import host
@@ -83,15 +108,18 @@ def run_step(
     steps = all_steps(batch, queue, backbone, pixels, backend)
     times = summary(interleaved(steps, rounds, warm_up=2), HOSTS)
     memory = elsewhere(["step-peaks", str(batch), str(queue), backbone, str(pixels), backend])
+    whose = "solo-learn" if host.NAME == "solo" else hosts_loss()[0]
     table = pd.DataFrame(
         {
             **{"candidate": name, "host": host.NAME, "N": batch, "K": queue, "backbone": backbone},
-            **{"pixels": pixels, "rounds": rounds},
+            **{"pixels": pixels, "backend": "" if name == HOSTS else backend},
+            **{"hosts_loss": whose, "rounds": rounds},
             **{key: round(value, 4) for key, value in times[name].items()},
             **{"peak_MB": round(memory[name] / 1e6, 1)},
             **{"memory_ratio": round(memory[name] / memory[HOSTS], 4)},
         }
         for name in steps
     ).assign(**provenance())
-    write(HERE / "step.csv", table, ["host", "N", "K", "backbone", "pixels", "device"])
+    if file is not None:
+        write(file, table, ["host", "N", "K", "backbone", "pixels", "device"])
     return table

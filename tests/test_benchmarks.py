@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +13,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from benchmarks import figures, loss, memory, scaling, timing
+from benchmarks import figures, hosts, loss, memory, scaling, simclr, step, timing
 from benchmarks.__main__ import app
 from benchmarks.limits import needed
-from benchmarks.rivals import Data, candidates
-from solo_hardneg.losses import mocov2plus_loss_func
+from benchmarks.provenance import provenance
+from benchmarks.rivals import TAU, Data, candidates, pairs_loss
+from solo_hardneg import host, kernels
+from solo_hardneg.losses import mocov2plus_loss_func, simclr_loss_func
 from solo_hardneg.negatives import build
 
 HERE = Path(__file__).parent.parent
@@ -83,11 +86,12 @@ def test_a_power_law_is_found() -> None:
     assert scaling.fit(sizes, 3 * sizes**1.5) == pytest.approx((1.5, 0), abs=1e-9)
     assert np.isnan(scaling.fit(sizes[:1], sizes[:1])).all()
     rows = pd.DataFrame({"candidate": "a", "policy": "p", "K": sizes, "ms": sizes**2.0})
-    rows["peak_MB"] = 7.0
+    rows["peak_MB"], rows["commit"] = 7.0, ["new", "old", "new"]
     found = scaling.exponents(rows, "K").set_index("of")
     assert found.loc["time", "exponent"] == 2
     assert found.loc["peak memory", "exponent"] == 0
     assert found.loc["time", "points"] == 3
+    assert found.loc["time", "commits"] == "new old"
 
 
 def test_all_compute_the_same_loss() -> None:
@@ -108,6 +112,82 @@ def test_all_compute_the_same_loss() -> None:
     torch.testing.assert_close(gradients["topk", "hardest 5 %"], gradient, rtol=1e-4, atol=1e-7)
 
 
+def test_the_hosts_loss_is_never_ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def ours(*_: object, **__: object) -> None:
+        raise AssertionError("the host's loss is ours")
+
+    data = Data.make(8, 32, 16)
+    (query,) = _gradient(data, mocov2plus_loss_func)
+    monkeypatch.setattr("solo_hardneg.kernels.plan_work", ours)
+    _, theirs = hosts.hosts_loss()
+    torch.testing.assert_close(_gradient(data, theirs)[0], query, rtol=1e-4, atol=1e-7)
+    monkeypatch.setenv("SOLO_LEARN_DIR", str(tmp_path))
+    name, written_out = hosts.hosts_loss()
+    assert name == hosts.WRITTEN_OUT
+    torch.testing.assert_close(_gradient(data, written_out)[0], query, rtol=1e-4, atol=1e-7)
+
+
+def _gradient(data: Data, loss) -> tuple[torch.Tensor, ...]:
+    return torch.autograd.grad(loss(data.query, data.key, data.hosts, TAU), data.query)
+
+
+@pytest.mark.skipif(host.NAME != "standalone", reason="solo-learn brings its own loss")
+def test_the_standalone_hosts_step_takes_the_hosts_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    plan = kernels.plan_work
+    monkeypatch.setattr(
+        "solo_hardneg.kernels.plan_work", lambda *given: asked.append(given) or plan(*given)
+    )
+    steps = step.all_steps(4, 64, "resnet18", 8, "auto")
+    steps[step.HOSTS]()
+    assert asked == []
+    steps["mocov2_banded, hardest 5 %"]()
+    assert len(asked) == 2  # so the check above could have failed
+
+
+def test_pairs_have_one_positive_however_often_they_are_asked() -> None:
+    losses = pytest.importorskip("pytorch_metric_learning.losses")
+    data = Data.make(8, 32, 16)
+    memory = losses.CrossBatchMemory(losses.NTXentLoss(TAU), 16, 32)
+    loss = pairs_loss(data, memory)
+    for _ in range(6):  # the memory goes round once in four
+        value = loss()
+    _, counts = memory.label_memory.unique(return_counts=True)
+    assert counts.tolist() == [1] * 32
+    # All that it holds now are copies of the keys; the query's own is no negative.
+    similarity = data.query @ data.key.T / TAU
+    together = similarity.exp().sum(dim=1) * 4
+    expected = (together.log() - similarity.diagonal()).mean()
+    torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(hosts.checkout() is None, reason="no checkout of solo-learn")
+def test_simclr_is_the_hosts() -> None:
+    works = simclr.all_works(8, 16, ("dense", "chunked"))
+    assert list(works) == [
+        ("solo-learn", "plain"),
+        *[(backend, policy) for policy in simclr.POLICIES for backend in ("dense", "chunked")],
+    ]
+    assert "solo" not in sys.modules or hasattr(sys.modules["solo"], "__path__")  # no stub is left
+    _, theirs = hosts.hosts_simclr_loss()
+    z, indexes = torch.randn(16, 16), torch.arange(8).repeat(2)
+    torch.testing.assert_close(theirs(z, indexes, TAU), simclr_loss_func(z, indexes, TAU))
+
+
+def test_columns_say_whose_and_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss, "elsewhere", lambda given: dict.fromkeys(json.loads(given[-1]), 8e6))
+    table = loss.compare(8, 512, 16, ("chunked", "numba"), rounds=1, libraries=False).set_index(
+        ["candidate", "policy"]
+    )
+    assert table.loc[("chunked", "plain"), "layout"] == "key by key"
+    assert table.loc[("chunked", "plain"), "backend"] == "chunked"
+    assert table.loc[("topk", "hardest 5 %"), "layout"] == "dimension by dimension"
+    of_host = table.loc[("numba, the host's queue", "hardest 5 %")]
+    assert (of_host.backend, of_host.layout) == ("numba", "dimension by dimension")
+    assert {"N", "K", "D", "rounds", "ms_p20", "ratio_p80", "peak_MB", "dtype"} <= set(table)
+    assert {"device", "threads", "commit", "solo-hardneg"} <= set(provenance())
+
+
 def test_rows_of_other_sizes_stay(tmp_path: Path) -> None:
     file = tmp_path / "loss.csv"
     keys = ["N", "K"]
@@ -124,7 +204,8 @@ def test_what_cannot_be_saved() -> None:
 
 
 def test_a_small_run() -> None:
-    command = [sys.executable, "-m", "benchmarks", "loss", "--quick", "--backends", "chunked"]
+    options = ["--quick", "--no-libraries", "--backends", "chunked"]
+    command = [sys.executable, "-m", "benchmarks", "loss", *options]
     run = subprocess.run(command, cwd=HERE, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "N=16 K=512 D=16" in run.stdout
@@ -139,6 +220,8 @@ def test_a_small_run() -> None:
         (["loss", "--k", "some"], "k=some: must be whole numbers"),
         (["loss", "--backends", "fast"], "fast is none of auto"),
         (["loader", "--workers", "-1"], "workers=-1"),
+        (["step", "--host", "other"], "host=other: is none of solo, standalone"),
+        (["simclr", "--b", "x"], "b=x: must be whole numbers"),
     ],
 )
 def test_impossible_options(arguments: list[str], message: str) -> None:

@@ -23,7 +23,7 @@ def queries_of(query, rows, number, stride_n, stride_d, D: tl.constexpr, PADDED:
 def vectors_of(vectors, columns, end, stride_m, stride_d, D: tl.constexpr, PADDED: tl.constexpr):
     """(PADDED, BM) the vectors of some candidates, 0 where there are none."""
     dims = tl.arange(0, PADDED)
-    places = columns[None, :].to(tl.int64) * stride_m + dims[:, None] * stride_d
+    places = columns[None, :].to(tl.int64) * stride_m + dims[:, None].to(tl.int64) * stride_d
     return tl.load(vectors + places, mask=(columns < end)[None, :] & (dims < D)[:, None], other=0.0)
 
 
