@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from benchmarks.provenance import HERE
 from solo_hardneg.analysis import plots
@@ -75,6 +76,9 @@ def _lines(
         axes.plot(same[over], same[value], label=f"{candidate}: {policy}", **look)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
     if value.endswith("ratio"):
         axes.axhline(1.0, color=plots.NEUTRAL, linewidth=1)
     plots.below(figure, axes, columns=1)
