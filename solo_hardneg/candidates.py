@@ -7,6 +7,7 @@ similarities here.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -21,7 +22,7 @@ ALL = slice(None)
 
 
 @dataclass(frozen=True)
-class Candidates:
+class Candidates(ABC):
     """N queries and M candidates.
 
     Attributes:
@@ -39,13 +40,13 @@ class Candidates:
     indexes: Tensor | None = None
 
     @property
+    @abstractmethod
     def all_are_negatives(self) -> bool:
         """Whether every candidate is a negative of every query, before any policy."""
-        raise NotImplementedError
 
+    @abstractmethod
     def pool(self, similarity: Tensor, rows: slice = ALL) -> Pool:
         """The pool of some queries (n,), from their similarities (n, M), before any policy."""
-        raise NotImplementedError
 
     @property
     def positives(self) -> Tensor | float:

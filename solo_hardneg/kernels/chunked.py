@@ -12,6 +12,7 @@ Three ways, by what the policy leaves:
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ def chunked(problem: Problem) -> Block:
     return WeightsKernel(problem)
 
 
-class Block:
+class Block(ABC):
     """What the three have in common.
 
     Attributes:
@@ -58,11 +59,13 @@ class Block:
         numbers = _NUMBERS.get(self.query.device.type, _NUMBERS_ON_AN_ACCELERATOR)
         self.block = max(_LEAST_ROWS, numbers // max(1, len(self.vectors)))
 
+    @abstractmethod
     def reduce(self, rows: slice) -> Sums:
-        raise NotImplementedError
+        """A and B of a block of queries; see :class:`~solo_hardneg.kernels.problem.Kernel`."""
 
+    @abstractmethod
     def pull(self, rows: slice, pulls: Pulls, vectors_grad: Tensor | None = None) -> Tensor:
-        raise NotImplementedError
+        """The gradient of the block that was reduced last."""
 
     def _derivatives(self, pulls: Pulls) -> list[Tensor]:
         """(n, 1) what each exponent's normalised weights are multiplied by."""
