@@ -10,11 +10,11 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from loss_helpers import POLICIES, moco, unit
+from loss_helpers import POLICIES, moco
 from torch import Tensor
 
 from solo_hardneg.errors import ConfigError
-from solo_hardneg.losses import mocov2plus_loss_func, simclr_loss_func
+from solo_hardneg.losses import mocov2plus_loss_func
 from solo_hardneg.negatives import build
 from solo_hardneg.negatives.kept import Kept
 from solo_hardneg.negatives.pool import Pool
@@ -99,18 +99,6 @@ def moco_loss(
         query, key, queue, tau, policy=build(config), backend=backend, report=kept.append, **more
     )
     return Outcome(loss, [query, key, queue], kept, scale, tau)
-
-
-def simclr_loss(
-    backend: str, config: dict[str, Any], z: Tensor, indexes: Tensor, tau: float = 0.5, **more: Any
-) -> Outcome:
-    z = z.clone().requires_grad_()
-    kept: list[Kept] = []
-    torch.manual_seed(0)
-    loss = simclr_loss_func(
-        z, indexes, tau, policy=build(config), backend=backend, report=kept.append, **more
-    )
-    return Outcome(loss, [z], kept, 1.0, tau)
 
 
 EACH_BACKEND = pytest.mark.parametrize("backend", BACKENDS)
@@ -320,39 +308,6 @@ def test_double_precision_agrees_with_finite_differences(config: dict[str, Any])
         return mocov2plus_loss_func(*tensors, 0.3, policy=policy, backend="chunked")
 
     assert torch.autograd.gradcheck(function, (query, key, queue))
-
-
-# ---------------------------------------------------------------- SimCLR
-
-
-SIMCLR = {**BANDS, **{k: v for k, v in POLICIES.items() if k != "kept after the mixing"}}
-
-
-@named(SIMCLR)
-@pytest.mark.parametrize("images", ["pairs", "three views", "one image twice"])
-def test_simclr(config: dict[str, Any], images: str) -> None:
-    indexes = torch.arange(12).repeat(3 if images == "three views" else 2)
-    if images == "one image twice":
-        indexes[indexes == 3] = 4
-    z = 2 * unit(len(indexes), 6)
-    simclr_loss("chunked", config, z, indexes).same_as(simclr_loss("dense", config, z, indexes))
-
-
-@pytest.mark.parametrize("kind", ["pairs", "queries"])
-def test_simclr_through_synthetic_ends(kind: str) -> None:
-    config = {"mix": {"hardest": 5, kind: 7, "detach": False}, "debias": {"tau_plus": 0.1}}
-    args = config, unit(24, 6), torch.arange(12).repeat(2)
-    simclr_loss("chunked", *args).same_as(simclr_loss("dense", *args))
-
-
-def test_simclr_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("solo_hardneg.kernels.chunked._LEAST_ROWS", 5)
-    monkeypatch.setattr("solo_hardneg.kernels.chunked._NUMBERS", {"cpu": 1})
-    for config in (BANDS["weighed"], POLICIES["sscl"], {"drop": {"label": "same"}}):
-        labels = torch.arange(24) % 3
-        args = config, unit(24, 6), torch.arange(12).repeat(2)
-        expected = simclr_loss("dense", *args, query_labels=labels)
-        simclr_loss("chunked", *args, query_labels=labels).same_as(expected)
 
 
 # ---------------------------------------------------------------- gradients, or none
