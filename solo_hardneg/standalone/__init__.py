@@ -6,13 +6,19 @@ only solo-learn has (DALI, multi-crop, fine-tuning, more methods) is refused by 
 """
 
 from solo_hardneg.standalone.base import BaseMethod, BaseMomentumMethod
+from solo_hardneg.standalone.byol import BYOL
 from solo_hardneg.standalone.linear import LinearModel
 from solo_hardneg.standalone.mocov2plus import MoCoV2Plus
 from solo_hardneg.standalone.simclr import SimCLR
 
-METHODS: dict[str, type[BaseMethod]] = {"mocov2plus": MoCoV2Plus, "simclr": SimCLR}
+METHODS: dict[str, type[BaseMethod]] = {
+    "byol": BYOL,
+    "mocov2plus": MoCoV2Plus,
+    "simclr": SimCLR,
+}
 
 __all__ = [
+    "BYOL",
     "METHODS",
     "BaseMethod",
     "BaseMomentumMethod",

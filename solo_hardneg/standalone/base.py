@@ -30,6 +30,10 @@ MOMENTUM_RULES: Rules = {
     "momentum.final_tau": (1.0, SHARE),
     "momentum.classifier": (False, bool),
 }
+PROJECTOR_SIZES: Rules = {
+    "method_kwargs.proj_hidden_dim": (REQUIRED, COUNT),
+    "method_kwargs.proj_output_dim": (REQUIRED, COUNT),
+}
 
 
 class BaseMethod(TrainedModule):
@@ -229,6 +233,43 @@ class BaseMomentumMethod(BaseMethod):
             self.log("tau", self.momentum_updater.cur_tau)
             self._set_tau()
         self.last_step = self.trainer.global_step
+
+
+class ProjectedMomentumMethod(BaseMomentumMethod):
+    """The same with a projector on each backbone, one of which follows the other as well."""
+
+    def __init__(self, cfg: DictConfig) -> None:
+        super().__init__(cfg)
+        self.projector = self.make_projector(cfg.method_kwargs)
+        self.momentum_projector = frozen_copy(self.projector)
+
+    def make_projector(self, method_kwargs: DictConfig) -> nn.Module:
+        """An untrained head (B, features_dim) -> (B, proj_output_dim)."""
+        raise NotImplementedError
+
+    @property
+    def learnable_params(self) -> list[dict[str, Any]]:
+        """The parent's groups and the projector."""
+        return [
+            *super().learnable_params,
+            {"name": "projector", "params": self.projector.parameters()},
+        ]
+
+    @property
+    def momentum_pairs(self) -> list[tuple[Any, Any]]:
+        """The parent's pairs and the projectors."""
+        return [*super().momentum_pairs, (self.projector, self.momentum_projector)]
+
+    def forward(self, X: Tensor) -> dict[str, Any]:
+        """As the parent's, and the projections ``z`` (B, D), not normalized."""
+        out = super().forward(X)
+        return {**out, "z": self.projector(out["feats"])}
+
+    @torch.no_grad()
+    def momentum_forward(self, X: Tensor) -> dict[str, Any]:
+        """As the parent's, and the projections ``z`` (B, D), not normalized, without gradient."""
+        out = super().momentum_forward(X)
+        return {**out, "z": self.momentum_projector(out["feats"])}
 
 
 def frozen_copy(module: nn.Module) -> nn.Module:

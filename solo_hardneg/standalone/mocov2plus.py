@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from solo_hardneg.distributed import gather
 from solo_hardneg.losses import mocov2plus_loss_func
 from solo_hardneg.ring import check_divisible
-from solo_hardneg.standalone.base import BaseMomentumMethod, frozen_copy
+from solo_hardneg.standalone.base import PROJECTOR_SIZES, ProjectedMomentumMethod
 from solo_hardneg.standalone.checks import COUNT, POSITIVE, REQUIRED, Rules, settle
 
 PROJECTOR_RULES: Rules = {
-    "method_kwargs.proj_hidden_dim": (REQUIRED, COUNT),
-    "method_kwargs.proj_output_dim": (REQUIRED, COUNT),
+    **PROJECTOR_SIZES,
     "method_kwargs.temperature": (REQUIRED, POSITIVE),
 }
 
@@ -32,7 +31,7 @@ def build_projector(features_dim: int, method_kwargs: DictConfig) -> nn.Sequenti
     )
 
 
-class MoCoV2Plus(BaseMomentumMethod):
+class MoCoV2Plus(ProjectedMomentumMethod):
     """Each view's queries against the other view's keys, and a queue of earlier keys per view."""
 
     queue: Tensor  # (2, D, K): unit vectors
@@ -42,8 +41,6 @@ class MoCoV2Plus(BaseMomentumMethod):
         super().__init__(cfg)
         self.temperature: float = cfg.method_kwargs.temperature
         self.queue_size: int = cfg.method_kwargs.queue_size
-        self.projector = build_projector(self.features_dim, cfg.method_kwargs)
-        self.momentum_projector = frozen_copy(self.projector)
         queue = torch.randn(2, cfg.method_kwargs.proj_output_dim, self.queue_size)
         self.register_buffer("queue", F.normalize(queue, dim=1))
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
@@ -55,18 +52,9 @@ class MoCoV2Plus(BaseMomentumMethod):
         settle(cfg, {**PROJECTOR_RULES, "method_kwargs.queue_size": (65536, COUNT)})
         return cfg
 
-    @property
-    def learnable_params(self) -> list[dict[str, Any]]:
-        """The parent's groups and the projector."""
-        return [
-            *super().learnable_params,
-            {"name": "projector", "params": self.projector.parameters()},
-        ]
-
-    @property
-    def momentum_pairs(self) -> list[tuple[Any, Any]]:
-        """The parent's pairs and the projectors."""
-        return [*super().momentum_pairs, (self.projector, self.momentum_projector)]
+    def make_projector(self, method_kwargs: DictConfig) -> nn.Module:
+        """The projector of MoCo, which is SimCLR's as well."""
+        return build_projector(self.features_dim, method_kwargs)
 
     def setup(self, stage: str) -> None:
         """Checks, once the number of processes is known, that whole batches fill the queue."""
@@ -76,13 +64,13 @@ class MoCoV2Plus(BaseMomentumMethod):
     def forward(self, X: Tensor) -> dict[str, Any]:
         """As the parent's, and the queries ``z`` (B, D), unit vectors."""
         out = super().forward(X)
-        return {**out, "z": F.normalize(self.projector(out["feats"]), dim=-1)}
+        return {**out, "z": F.normalize(out["z"], dim=-1)}
 
     @torch.no_grad()
     def momentum_forward(self, X: Tensor) -> dict[str, Any]:
         """As the parent's, and the keys ``z`` (B, D), unit vectors without gradient."""
         out = super().momentum_forward(X)
-        return {**out, "z": F.normalize(self.momentum_projector(out["feats"]), dim=-1)}
+        return {**out, "z": F.normalize(out["z"], dim=-1)}
 
     @torch.no_grad()
     def _dequeue_and_enqueue(self, keys: Tensor) -> None:

@@ -25,6 +25,7 @@ Losses = tuple[dict[str, Any], dict[str, Any], Path]
 MODELS = {
     "mocov2plus": ["mocov2plus", "method_kwargs.queue_size=16"],
     "simclr": ["simclr"],
+    "byol": ["byol", "method_kwargs.pred_hidden_dim=16"],
     "mocov2_banded_symmetric": [
         *("mocov2_banded", "method_kwargs.queue_size=16", "method_kwargs.symmetric=true"),
         "negatives.keep.band=[0.5,1.0]",

@@ -42,6 +42,7 @@ def config(name, *overrides):
              "+enable_progress_bar=false", "+enable_model_summary=false",
              f"checkpoint.dir={root}/runs", "method_kwargs.proj_hidden_dim=8"]
     small = small[:-1] if name == "linear" else small
+    small += ["method_kwargs.pred_hidden_dim=8"] if name == "byol" else []
     with initialize_config_module("solo_hardneg.configs", version_base="1.2"):
         cfg = compose(name, [*small, *overrides])
     OmegaConf.set_struct(cfg, False)
@@ -52,7 +53,7 @@ def quiet(model):
     return model
 
 # ---- configs, steps and gradients
-for name in ("mocov2plus", "simclr"):
+for name in ("byol", "mocov2plus", "simclr"):
     cfg = config(name, "data=cifar10", f"data.train_path={root}", f"data.val_path={root}",
                  "data.suggest.queue_size=64")
     host_cfg, our_cfg = parse_cfg(copy.deepcopy(cfg)), parse_pretrain(cfg)
@@ -75,16 +76,23 @@ for name in ("mocov2plus", "simclr"):
     grads = [torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
              for model in (host, mine)]
     found[f"{name}: gradient"] = ((grads[0] - grads[1]).norm() / grads[0].norm()).item()
+    states = [model.state_dict() for model in (host, mine)]  # batch statistics, above all
+    found[f"{name}: state"] = max((value - states[1][key]).abs().max().item()
+                                  for key, value in states[0].items())
     if name == "mocov2plus":
         found["queue"] = (host.queue - mine.queue).abs().max().item()
+    if name != "simclr":
         for model in (host, mine):
             with torch.no_grad():
-                for p in model.backbone.parameters():
-                    p.add_(0.1)
+                for group in model.learnable_params:
+                    for p in group["params"]:
+                        p.add_(0.1)
             for pair in model.momentum_pairs:
                 model.momentum_updater.update(*pair)
-        found["momentum"] = max((a - b).abs().max().item() for a, b in zip(
-            host.momentum_backbone.parameters(), mine.momentum_backbone.parameters()))
+        averages = [[p for _, momentum in model.momentum_pairs for p in momentum.parameters()]
+                    for model in (host, mine)]
+        found[f"{name}: momentum"] = max((a - b).abs().max().item() for a, b in zip(
+            *averages, strict=True))
 
 # ---- schedule, LARS and transformations
 parameter = torch.nn.Parameter(torch.ones(2, 2))
@@ -150,6 +158,17 @@ found["ours in theirs"] = model.queue_ptr.item()
 resumer = AutoResumer(f"{root}/runs/mocov2plus", max_hours=1)
 cfg = theirs["mocov2plus"].add_and_assert_specific_cfg(parse_cfg(cfg))
 found["resumer"] = str(resumer.find_checkpoint(cfg)[0]) == str(run.checkpoint)
+
+for methods, others in ((theirs, ours), (ours, theirs)):
+    seam.METHODS = dict(methods)
+    run = pretrain(config("byol", *paths))
+    result = linear(config("linear", *paths, f"pretrained_feature_extractor={run.folder}"))
+    args = OmegaConf.create(json.load(open(run.folder / "args.json")))
+    model = others["byol"].load_from_checkpoint(run.checkpoint, cfg=args)
+    state = torch.load(run.checkpoint, weights_only=True)["state_dict"]
+    same = all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+    place = "ours in theirs" if methods is ours else "theirs in ours"
+    found[f"byol: {place}"] = [same, type(model).__module__, result.metrics["val_knn_acc1"]]
 json.dump(found, open(f"{root}/found.json", "w"))
 """
 
@@ -171,7 +190,7 @@ def found(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.host
-@pytest.mark.parametrize("method", ["mocov2plus", "simclr"])
+@pytest.mark.parametrize("method", ["byol", "mocov2plus", "simclr"])
 class TestMethods:
     def test_the_config_is_parsed_alike(self, found, method):
         assert found[f"{method}: config"] == []
@@ -187,6 +206,9 @@ class TestMethods:
     def test_the_gradient_is_equal(self, found, method):
         assert found[f"{method}: gradient"] < 1e-4
 
+    def test_the_state_after_the_step_is_equal(self, found, method):
+        assert found[f"{method}: state"] < 1e-5
+
 
 @pytest.mark.slow
 @pytest.mark.host
@@ -194,7 +216,8 @@ class TestMethods:
     ("name", "bound"),
     [
         ("queue", 1e-6),
-        ("momentum", 1e-6),
+        ("mocov2plus: momentum", 1e-6),
+        ("byol: momentum", 1e-6),
         ("schedule", 1e-12),
         ("lars False", 1e-6),
         ("lars True", 1e-6),
@@ -213,3 +236,16 @@ def test_checkpoints_move_between_the_hosts(found):
     assert found["theirs in ours"] == 2
     assert found["ours in theirs"] == 0  # two batches of four filled the queue of eight
     assert found["resumer"] is True
+
+
+@pytest.mark.slow
+@pytest.mark.host
+@pytest.mark.parametrize(
+    ("place", "module"),
+    [("ours in theirs", "solo.methods.byol"), ("theirs in ours", "solo_hardneg.standalone.byol")],
+)
+def test_byols_checkpoints_move_both_ways(found, place, module):
+    same, where, accuracy = found[f"byol: {place}"]
+    assert same is True
+    assert where == module
+    assert 0 <= accuracy <= 100

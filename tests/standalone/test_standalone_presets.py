@@ -16,7 +16,8 @@ pytestmark = pytest.mark.usefixtures("tiny")
 
 def loss_of(cfg):
     result = pretrain(cfg)
-    loss = result.metrics["train_nce_loss_epoch"]
+    name = "train_neg_cos_sim" if cfg.method == "byol" else "train_nce_loss"
+    loss = result.metrics[f"{name}_epoch"]
     assert math.isfinite(loss)
     return loss, result.metrics
 
@@ -37,7 +38,7 @@ def test_simclr_refuses_what_needs_a_queue_before_the_run(config, preset):
         pretrain(config("simclr_banded", f"negatives={preset}"))
 
 
-@pytest.mark.parametrize("method", [*OUR_METHODS, "mocov2plus", "simclr"])
+@pytest.mark.parametrize("method", [*OUR_METHODS, "byol", "mocov2plus", "simclr"])
 def test_every_method_trains_from_its_config(config, method):
     small_enough = []
     if method in OUR_METHODS and method.endswith("sscl"):
@@ -47,6 +48,7 @@ def test_every_method_trains_from_its_config(config, method):
     loss_of(config(method, *small_enough, "checkpoint.enabled=false"))
 
 
-def test_byol_is_solo_learns(config):
-    with pytest.raises(ConfigError, match=r"unknown method 'byol'.*needs solo-learn"):
-        pretrain(config("byol"))
+def test_other_methods_are_solo_learns(config):
+    message = r"unknown method 'barlow_twins'.*Known: byol, .*needs solo-learn"
+    with pytest.raises(ConfigError, match=message):
+        pretrain(config("byol", "method=barlow_twins"))
