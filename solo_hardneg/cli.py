@@ -149,6 +149,88 @@ def report(
     console.print(f"The report: {escape(str(made.html.resolve()))}", soft_wrap=True)
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": False})
+def reproduce(
+    context: typer.Context,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="an experiment (configs/paper), or a YAML file of your own"),
+    ] = None,
+    scale: Annotated[
+        str, typer.Option(help="paper, day, hour, minute (configs/scale), or a YAML file")
+    ] = "minute",
+    rows: Annotated[str, typer.Option(help="run these only, with commas between")] = "",
+    seeds: Annotated[int | None, typer.Option(min=1, help="how many")] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="where to; by default reproduced/NAME-DATASET-SCALE")
+    ] = None,
+    run: Annotated[bool, typer.Option(help="--no-run: only write the table again")] = True,
+) -> None:
+    """Make a table of the papers again, beside what was published: reproduce NAME [KEY=VALUE ...].
+
+    KEY=VALUE are settings of the runs (data=cifar100 data.train_path=... accelerator=gpu), of the
+    linear evaluation alone (linear.KEY=VALUE), or of Hydra's sweep (hydra/launcher=joblib). What
+    has a result is not run again.
+    """
+    from solo_hardneg.reproduce.command import reproduce as again
+    from solo_hardneg.reproduce.show import show, show_experiments
+
+    console = Console()
+    if name is None:
+        show_experiments(console)
+        return
+    chosen = [row for row in rows.split(",") if row]
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    try:
+        outcome, page = again(name, scale, context.args, chosen, seeds, folder, run, say)
+    except HardnegError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    show(outcome, page, console)
+    if outcome.failed:
+        sys.exit(1)
+
+
+@app.command()
+def folders(
+    dataset: Annotated[str, typer.Argument(help="tinyimagenet or imagenet100")],
+    path: Annotated[Path, typer.Argument(help="the folder that holds train and val")],
+    split: Annotated[
+        Path | None,
+        typer.Option(help="a new folder: train and val of a split of the training images"),
+    ] = None,
+    held_out: Annotated[int, typer.Option(help="images of that val; SSCL has 10,000")] = 10_000,
+    seed: Annotated[int, typer.Option(help="of the draw")] = 0,
+) -> None:
+    """Check a dataset's folders, and hold out validation images of the training set, as SSCL did.
+
+    The images are linked, not copied. Then: data=tinyimagenet data.train_path=SPLIT/train
+    data.val_path=SPLIT/val.
+    """
+    from solo_hardneg import folders as known
+
+    console = Console()
+    try:
+        layout = known.check(dataset, path)
+        made = None if split is None else known.split(path, split, held_out, seed)
+    except HardnegError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    lines = [
+        f"{path}: {len(layout.classes)} classes, {sum(layout.train.values()):,} training and "
+        f"{sum(layout.val.values()):,} validation images."
+    ]
+    if made is not None:
+        state = "is there already" if made.existing else f"was written ({made.way})"
+        lines.append(
+            f"{split}: the split of seed {made.seed} {state}: {made.train:,} training and "
+            f"{made.val:,} validation images. SHA-256 of the held-out names: {made.sha256}"
+        )
+    for line in (*lines, *layout.notes):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 def _hydra(program: str, arguments: list[str]) -> None:
     from solo_hardneg.runner import start
 

@@ -24,8 +24,9 @@ _command: list[str] | None = None
 
 def config_names() -> list[str]:
     """The configs of this package, for pretraining and linear evaluation."""
-    found = {file.name for file in files("solo_hardneg.configs").iterdir()} - {"analyze.yaml"}
-    return sorted(name.removesuffix(".yaml") for name in found if name.endswith(".yaml"))
+    found = {file.name for file in files("solo_hardneg.configs").iterdir()}
+    ours = {name for name in found if name.endswith(".yaml")} - {"analyze.yaml", "reproduce.yaml"}
+    return sorted(name.removesuffix(".yaml") for name in ours)
 
 
 def start(program: str, arguments: list[str] | None = None) -> None:

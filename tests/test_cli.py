@@ -146,3 +146,23 @@ def test_an_unreadable_image_is_named_in_one_line(tmp_path: Path) -> None:
     assert only_checkpoint(tmp_path / "trained_models") == earlier
     assert earlier.read_bytes() == b"weights"
     assert list(earlier.parent.iterdir()) == [earlier]
+
+
+def test_folders_checks_and_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from solo_hardneg.folders import EXPECTED, Expected
+
+    monkeypatch.setitem(EXPECTED, "tinyimagenet", Expected(6, PER_CLASS, PER_CLASS, PER_CLASS))
+    for part in ("train", "val"):
+        write_images(tmp_path / "tiny" / part, PER_CLASS)
+    arguments = ["folders", "tinyimagenet", str(tmp_path / "tiny"), "--split", str(tmp_path / "s")]
+    arguments += ["--held-out", "9", "--seed", "1"]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    assert "6 classes, 24 training and 24 validation images" in result.stdout
+    assert "15 training and 9 validation images" in result.stdout
+    assert len(list((tmp_path / "s" / "val").glob("*/*.png"))) == 9
+    again = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert "is there already" in again.stdout
+    wrong = CliRunner().invoke(app, ["folders", "tinyimagenet", str(tmp_path / "nothing")])
+    assert wrong.exit_code == 1
+    assert "there is no such folder" in str(wrong.exception)

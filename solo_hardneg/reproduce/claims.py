@@ -1,0 +1,134 @@
+"""Whether a paper's claims hold in one's own numbers: Welch's t-tests, corrected by Holm's method.
+
+A claim is *confirmed* if the numbers speak for it, *not confirmed* if they speak against it, both
+beyond chance (5 % over all claims of an experiment), and else *undecided*: at this scale, or with
+so few seeds, nobody can tell.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+from solo_hardneg.reproduce.experiment import Claim
+
+LEVEL = 0.05
+CONFIRMED, NOT_CONFIRMED, UNDECIDED = "confirmed", "not confirmed", "undecided"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one's own numbers say of a claim.
+
+    Attributes:
+        claim: which.
+        difference: of the first row's mean top-1 accuracy to the second's, in points; NaN where a
+            row has no number.
+        low, high: its 95 % interval by Welch's method; NaN with fewer than two seeds a row.
+        seeds: of the two rows.
+        p_for, p_against: of the tests whose rejection speaks for the claim, and against it.
+        holm_for, holm_against: the same, corrected for the number of claims.
+        verdict: ``confirmed``, ``not confirmed`` or ``undecided``.
+        why: in words, why it is undecided; else empty.
+    """
+
+    claim: Claim
+    difference: float
+    low: float
+    high: float
+    seeds: tuple[int, int]
+    p_for: float
+    p_against: float
+    holm_for: float = math.nan
+    holm_against: float = math.nan
+    verdict: str = UNDECIDED
+    why: str = ""
+
+
+def judge(claims: Sequence[Claim], values: Mapping[str, Sequence[float]]) -> list[Verdict]:
+    """Tests all claims of an experiment.
+
+    Args:
+        claims: what to test.
+        values: top-1 accuracies in percent over seeds, by row; rows without any may be missing.
+    """
+    tested = [
+        _test(claim, values.get(claim.first, ()), values.get(claim.second, ())) for claim in claims
+    ]
+    speaking_for = _holm([verdict.p_for for verdict in tested])
+    against = _holm([verdict.p_against for verdict in tested])
+    return [
+        _decide(replace(verdict, holm_for=f, holm_against=a))
+        for verdict, f, a in zip(tested, speaking_for, against, strict=True)
+    ]
+
+
+def _test(claim: Claim, first: Sequence[float], second: Sequence[float]) -> Verdict:
+    a, b = np.asarray(first, float), np.asarray(second, float)
+    seeds, nan = (len(a), len(b)), math.nan
+    if not len(a) or not len(b):
+        missing = claim.second if len(a) else claim.first
+        return Verdict(claim, nan, nan, nan, seeds, nan, nan, why=f"{missing} has no result")
+    difference = float(a.mean() - b.mean())
+    if min(seeds) < 2:
+        why = "a row has one seed, so its spread isn't known"
+        return Verdict(claim, difference, nan, nan, seeds, nan, nan, why=why)
+    if np.ptp(a) == 0 and np.ptp(b) == 0:
+        why = "the seeds of each row agree to the last digit, so there is no spread to test with"
+        return Verdict(claim, difference, nan, nan, seeds, nan, nan, why=why)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # nearly equal values: p tells
+        interval = stats.ttest_ind(a, b, equal_var=False).confidence_interval(1 - LEVEL)
+    low, high = float(interval.low), float(interval.high)
+    m = claim.margin
+    if claim.kind == "equal":  # two one-sided tests
+        p_for = max(_p(a + m, b, "greater"), _p(a - m, b, "less"))
+        p_against = min(1.0, 2 * min(_p(a + m, b, "less"), _p(a - m, b, "greater")))
+    else:
+        p_for, p_against = _p(a + m, b, "greater"), _p(a + m, b, "less")
+    return Verdict(claim, difference, low, high, seeds, p_for, p_against)
+
+
+def _p(a: np.ndarray, b: np.ndarray, alternative: str) -> float:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return float(stats.ttest_ind(a, b, equal_var=False, alternative=alternative).pvalue)
+
+
+def _holm(values: Sequence[float]) -> list[float]:
+    """Holm's correction over those that could be tested."""
+    known = [i for i, p in enumerate(values) if not math.isnan(p)]
+    corrected = [math.nan] * len(values)
+    if known:
+        adjusted = multipletests([values[i] for i in known], method="holm")[1]
+        for i, p in zip(known, adjusted, strict=True):
+            corrected[i] = float(p)
+    return corrected
+
+
+def _decide(verdict: Verdict) -> Verdict:
+    if verdict.holm_for < LEVEL:
+        return replace(verdict, verdict=CONFIRMED)
+    if verdict.holm_against < LEVEL:
+        return replace(verdict, verdict=NOT_CONFIRMED)
+    chance = "chance may have made it: p ≥ 0.05 both ways"
+    return replace(verdict, why=verdict.why or chance)
+
+
+def evidence(verdict: Verdict) -> str:
+    """The numbers behind a verdict, in words."""
+    if math.isnan(verdict.difference):
+        return verdict.why
+    text = f"{verdict.difference:+.2f} points"
+    if math.isnan(verdict.low):
+        return f"{text}; {verdict.why}"
+    interval = f"95 % interval {verdict.low:+.2f} to {verdict.high:+.2f}"
+    speaking = verdict.holm_for if verdict.verdict != NOT_CONFIRMED else verdict.holm_against
+    side = "for it" if verdict.verdict != NOT_CONFIRMED else "against it"
+    return f"{text}, {interval}, p = {speaking:.2g} {side} (Holm)"

@@ -1,0 +1,153 @@
+"""``solo-hardneg reproduce``: what of a grid has no result is run, and the table is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from solo_hardneg.errors import ConfigError, DataError
+from solo_hardneg.reproduce import claims, page, results, table
+from solo_hardneg.reproduce.cells import (
+    Arguments,
+    Cell,
+    composed,
+    dataset_of,
+    make_cells,
+    told_apart,
+)
+from solo_hardneg.reproduce.experiment import Experiment, Row, Scale, load_experiment, load_scale
+from solo_hardneg.reproduce.page import Outcome
+
+# How one comes by the datasets, where they aren't there.
+_HOW = {
+    "cifar10": "Add data.download=true to fetch it from its authors' page.",
+    "cifar100": "Add data.download=true to fetch it from its authors' page.",
+    "tinyimagenet": (
+        "Get tiny-imagenet-200 of Stanford's CS231n, then `solo-hardneg folders tinyimagenet PATH "
+        "--split OUT` checks it and makes the split of SSCL."
+    ),
+    "imagenet": "Get ILSVRC 2012 from image-net.org, with one folder for each class.",
+    "imagenet100": "Take 100 classes of ILSVRC 2012 (image-net.org), with one folder for each.",
+}
+
+
+def reproduce(
+    name: str,
+    scale: str = "minute",
+    arguments: Sequence[str] = (),
+    rows: Sequence[str] = (),
+    seeds: int | None = None,
+    folder: Path | None = None,
+    run: bool = True,
+    say: Callable[[str], object] = print,
+) -> tuple[Outcome, Path]:
+    """Runs an experiment's missing cells, and writes its table.
+
+    Args:
+        name: of an experiment, or the path of a file of one's own.
+        scale: of a scale, or the path of a file of one's own.
+        arguments: overrides of the runs and of the sweep, as on the command line.
+        rows: the rows to run; all by default. The table has all that have a result.
+        seeds: how many; by default as many as the scale has, or else the experiment.
+        folder: where everything goes; by default ``reproduced/NAME-DATASET-SCALE``.
+        run: whether to run anything, or only to write the table of what is there.
+        say: is given lines for the person who waits.
+
+    Returns:
+        what came out, and the page that was written.
+
+    Raises:
+        ConfigError, DataError: before anything is run, wherever that can be known. A cell that
+            fails later raises nothing: it is part of the outcome.
+    """
+    experiment, size, told = load_experiment(name), load_scale(scale), told_apart(arguments)
+    data = dataset_of(experiment, told)
+    number = seeds or size.seeds or experiment.seeds
+    chosen = experiment.chosen(rows)
+    home = folder or Path("reproduced") / f"{experiment.name}-{data}-{size.name}"
+    images = _count_images(experiment, chosen[0], told, data) if run else _counted(home)
+    cells = make_cells(experiment, size, experiment.rows, range(number), told, images)
+    home.mkdir(parents=True, exist_ok=True)
+    _check_home(home, experiment, data, size)
+    found, notes = results.standing(home, cells)
+    for note in notes:
+        say(note)
+    settings = {"experiment": experiment.name, "data": data, "scale": size.name, "images": images}
+    results.write_plan(home, cells, settings)
+    if run:
+        _run_missing(home, cells, {row.name for row in chosen}, found, told, say)
+        found, _ = results.standing(home, cells)
+    outcome = _outcome(experiment, size, data, cells, found)
+    return outcome, page.write(home, outcome)
+
+
+def _outcome(
+    experiment: Experiment,
+    scale: Scale,
+    data: str,
+    cells: Sequence[Cell],
+    found: dict[str, results.Result],
+) -> Outcome:
+    plan = {cell.name: cell for cell in cells}
+    made = table.build(experiment, experiment.rows, data, plan, found)
+    verdicts = claims.judge(experiment.claims, table.values(found, "top1"))
+    return Outcome(experiment, scale, data, cells, found, made, verdicts)
+
+
+def _run_missing(
+    home: Path,
+    cells: Sequence[Cell],
+    rows: set[str],
+    found: dict[str, results.Result],
+    told: Arguments,
+    say: Callable[[str], object],
+) -> None:
+    done = [name for name, result in found.items() if result.state == results.DONE]
+    missing = [cell.name for cell in cells if cell.row in rows and cell.name not in done]
+    say(f"{home}: {len(done)} of {len(cells)} cells have a result; {len(missing)} are run now.")
+    if missing:
+        from solo_hardneg.reproduce.sweep import sweep
+
+        sweep(home, missing, told.hydra)
+
+
+def _count_images(experiment: Experiment, row: Row, told: Arguments, data: str) -> int:
+    """How many images there are to train on, which also shows that they are there."""
+    from solo_hardneg.standalone.config import parse_pretrain
+    from solo_hardneg.standalone.data import load_split
+
+    overrides = (f"data={data}", *experiment.pretrain, *row.overrides)
+    overrides += tuple(a for a in told.pretrain if a.partition("=")[0].lstrip("+") != "data")
+    cfg = composed(row.config, overrides)
+    try:
+        cfg = parse_pretrain(cfg)
+        return len(load_split(cfg, True).images)
+    except DataError as error:
+        do = _HOW.get(
+            data, "Choose another dataset: data=NAME data.train_path=... data.val_path=..."
+        )
+        raise DataError(f"{error} {do}") from error
+
+
+def _counted(home: Path) -> int:
+    """The number of images that the last run has counted; for writing a table without the data."""
+    _, settings = results.read_plan(home)
+    images = settings.get("images")
+    if not isinstance(images, int):
+        raise DataError(f"{home / 'plan.json'}: it doesn't say how many images there are.")
+    return images
+
+
+def _check_home(home: Path, experiment: Experiment, data: str, scale: Scale) -> None:
+    """Raises ConfigError if the folder holds another experiment."""
+    if not (home / "plan.json").is_file():
+        return
+    try:
+        _, settings = results.read_plan(home)
+    except DataError:
+        return  # cut short: it is written again
+    ours = {"experiment": experiment.name, "data": data, "scale": scale.name}
+    theirs = {key: settings.get(key) for key in ours}
+    if theirs != ours:
+        shown = ", ".join(f"{key}={value}" for key, value in theirs.items())
+        raise ConfigError(f"--folder {home}: it holds another experiment ({shown}). Take another.")

@@ -1,0 +1,101 @@
+"""Hydra's multirun over cells: one after another, several at a time, or on a cluster.
+
+A program of Hydra's (``configs/reproduce.yaml``), so that any of its launchers can be put in.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+
+from solo_hardneg.errors import DataError
+from solo_hardneg.reproduce.cell import BUSY
+from solo_hardneg.reproduce.results import (
+    FAILED,
+    read_plan,
+    read_result,
+    result_file,
+    result_of,
+    run_folder,
+    write_result,
+)
+
+_LAST_LINES = 5
+
+
+def sweep(folder: Path, cells: Sequence[str], arguments: Sequence[str]) -> None:
+    """Runs cells of the folder's plan through Hydra's multirun.
+
+    Args:
+        folder: of the reproduction.
+        cells: their names.
+        arguments: further overrides, such as ``hydra/launcher=joblib``.
+    """
+    GlobalHydra.instance().clear()
+    typed = sys.argv
+    quoted = str(folder.resolve()).replace("'", "\\'")
+    sys.argv = [
+        "solo-hardneg-reproduce",
+        "--multirun",
+        f"folder='{quoted}'",
+        f"cell={','.join(cells)}",
+        *arguments,
+    ]
+    try:
+        job()
+    finally:
+        sys.argv = typed
+
+
+@hydra.main(version_base="1.2", config_path="pkg://solo_hardneg.configs", config_name="reproduce")
+def job(cfg: DictConfig) -> None:
+    """Runs one cell in a process of its own. Whatever happens to it ends in its result."""
+    run_cell(Path(cfg.folder), cfg.cell)
+
+
+def run_cell(folder: Path, name: str) -> None:
+    """Starts the process of a cell, waits for it, and says in a line how it ended."""
+    cell = read_plan(folder)[0][name]
+    home = run_folder(folder, cell)
+    home.mkdir(parents=True, exist_ok=True)
+    log, began = home / "log.txt", time.time()
+    print(f"{name} …", flush=True)
+    # Both hosts give the same losses; ours knows every dataset and backbone, unless told otherwise.
+    environment = {"SOLO_HARDNEG_HOST": "standalone", **os.environ}
+    command = [sys.executable, "-m", "solo_hardneg.reproduce.cell", str(folder), name]
+    file = result_file(folder, name)
+    before = file.stat().st_mtime_ns if file.is_file() else None
+    with log.open("a") as out:
+        code = subprocess.run(
+            command, stdout=out, stderr=out, env=environment, check=False
+        ).returncode
+    if code == BUSY:
+        print(f"{name}: another process is at it; left to that one.", flush=True)
+        return
+    written = file.is_file() and file.stat().st_mtime_ns != before
+    if not written:  # it didn't come so far as to say why itself
+        how = f"was ended by signal {-code}" if code < 0 else f"ended with status {code}"
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        why = f"its process {how}. The last lines of {log}: " + " | ".join(lines[-_LAST_LINES:])
+        write_result(folder, result_of(cell, FAILED, error=why, seconds=time.time() - began))
+    try:
+        result = read_result(file)
+    except DataError as error:
+        print(error, flush=True)
+        return
+    if result.state == FAILED:
+        print(f"{name}: failed. {result.error}", flush=True)
+    else:
+        print(f"{name}: top-1 {result.metrics['top1']:.2f} % ({result.seconds:.0f} s)", flush=True)
+
+
+if __name__ == "__main__":
+    job()
