@@ -165,6 +165,12 @@ def reproduce(
         Path | None, typer.Option(help="where to; by default reproduced/NAME-DATASET-SCALE")
     ] = None,
     run: Annotated[bool, typer.Option(help="--no-run: only write the table again")] = True,
+    scripts: Annotated[
+        Path | None,
+        typer.Option(
+            help="a solo-learn checkout: train by its main_pretrain.py and main_linear.py"
+        ),
+    ] = None,
 ) -> None:
     """Make a table of the papers again, beside what was published: reproduce NAME [KEY=VALUE ...].
 
@@ -185,7 +191,7 @@ def reproduce(
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     try:
-        outcome, page = again(name, scale, context.args, chosen, seeds, folder, run, say)
+        outcome, page = again(name, scale, context.args, chosen, seeds, folder, run, scripts, say)
     except HardnegError as error:
         sys.exit(f"{type(error).__name__}: {error}")
     show(outcome, page, console)

@@ -196,7 +196,7 @@ def _read(run: Run, notes: list[Note]) -> Run:
 
 def _history(run: Run, records: Records | None, notes: list[Note]) -> pd.DataFrame:
     """What was logged at the end of each epoch; what the records lack, from ``metrics.csv``."""
-    parts = [_of_records(records)] if records is not None else []
+    parts = [history_of(records)] if records is not None else []
     file = run.folder / "metrics.csv"
     if file.is_file():
         try:
@@ -211,7 +211,8 @@ def _history(run: Run, records: Records | None, notes: list[Note]) -> pd.DataFra
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=_COLUMNS)
 
 
-def _of_records(records: Records) -> pd.DataFrame:
+def history_of(records: Records) -> pd.DataFrame:
+    """What a run logged at the end of each epoch, from its records: ``epoch, metric, value``."""
     rows = records.table[records.table["kind"] == "metric"]
     rows = rows.assign(metric=rows["quantity"].astype(str))
     rows = rows[rows["metric"].str.startswith(_WANTED)]

@@ -6,7 +6,7 @@ other. It goes on where an earlier one was killed: pretraining from its last che
 
 from __future__ import annotations
 
-import math
+import json
 import os
 import platform
 import signal
@@ -19,8 +19,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from solo_hardneg.errors import ConfigError, DataError, HardnegError
-from solo_hardneg.reproduce.cells import Cell, composed
+from solo_hardneg.errors import DataError, HardnegError
+from solo_hardneg.reproduce.cells import Cell
+from solo_hardneg.reproduce.programs import is_finished, quoted, train
 from solo_hardneg.reproduce.results import (
     DONE,
     FAILED,
@@ -32,7 +33,6 @@ from solo_hardneg.reproduce.results import (
 )
 
 BUSY = 75  # the exit status where another process is at this cell (EX_TEMPFAIL)
-_PRETRAINED = "pretrained.json"
 
 
 def run(folder: Path, name: str) -> None:
@@ -42,7 +42,7 @@ def run(folder: Path, name: str) -> None:
         DataError: there is no plan, or no such cell in it.
         Timeout: another process is at it.
     """
-    cells, _ = read_plan(folder)
+    cells, settings = read_plan(folder)
     if name not in cells:
         raise DataError(f"{folder / 'plan.json'}: there is no cell {name} in it.")
     cell = cells[name]
@@ -51,64 +51,58 @@ def run(folder: Path, name: str) -> None:
     began = time.time()
     with FileLock(home / "lock", timeout=0):
         try:
-            metrics = _accuracies(cell, home)
+            scripts = settings.get("scripts")
+            metrics = _accuracies(cell, home, Path(scripts) if scripts else None)
         except HardnegError as error:  # anything else leaves its traceback in the log
             failed = result_of(cell, FAILED, error=f"{type(error).__name__}: {error}")
             write_result(folder, failed)
             sys.exit(failed.error)
-        more = {"metrics": metrics, "seconds": time.time() - began, "ran_on": provenance()}
+        ran_on = provenance("solo-learn's programs" if scripts else None)
+        more = {"metrics": metrics, "seconds": time.time() - began, "ran_on": ran_on}
         write_result(folder, result_of(cell, DONE, **more))
 
 
-def _accuracies(cell: Cell, home: Path) -> dict[str, float]:
+def _accuracies(cell: Cell, home: Path, scripts: Path | None) -> dict[str, float]:
     """Pretrains, unless that is done, and evaluates."""
-    from solo_hardneg.standalone import run
-    from solo_hardneg.standalone.checkpoints import newest_checkpoint, read_checkpoint
-
-    place = (f"checkpoint.dir={_quoted(home)}", "checkpoint.enabled=True", "wandb.enabled=False")
-    resuming = ("auto_resume.enabled=True", "++auto_resume.max_hours=1e9", f"name={cell.name}")
-    cfg = composed(cell.config, (*cell.pretrain, *place, *resuming))
-    marker = home / _PRETRAINED
-    runs = home / str(cfg.method)
-    if not marker.is_file():
-        finished = None
-        for one in runs.glob("*"):  # killed after its last checkpoint, and before it was marked
-            if (file := newest_checkpoint(one)) is not None:
-                _, checkpoint = read_checkpoint("checkpoint", file)
-                finished = file if checkpoint["epoch"] + 1 >= cfg.max_epochs else finished
-        if finished is None:
-            result = run.pretrain(cfg)
-            write_json(marker, {"folder": str(result.folder), "metrics": result.metrics})
-        else:
-            write_json(marker, {"folder": str(finished.parent), "metrics": {}})
-    pretrained = _read_marker(marker)
-    source = f"pretrained_feature_extractor={_quoted(Path(pretrained['folder']))}"
-    method = f"pretrain_method={cfg.method}"
-    evaluation = composed("linear", (*cell.linear, *place, source, method, f"name={cell.name}"))
-    evaluation.checkpoint.enabled = False  # the classifier is of no use afterwards
-    evaluated = run.linear(evaluation).metrics
-    metrics = {"top1": evaluated.get("val_acc1"), "top5": evaluated.get("val_acc5")}
+    place = (f"checkpoint.dir={quoted(home)}", "wandb.enabled=False", f"name={cell.name}")
+    pretrained = _pretrain(cell, home, place, scripts)
+    checkpoint = quoted(Path(pretrained["checkpoint"]))
+    evaluated = train(
+        "linear",
+        "linear",
+        (*cell.linear, *place, f"pretrained_feature_extractor={checkpoint}"),
+        scripts,
+    )
+    metrics = {"top1": evaluated.metrics.get("val_acc1"), "top5": evaluated.metrics.get("val_acc5")}
     metrics["online"] = pretrained["metrics"].get("val_acc1")
-    if metrics["top1"] is None or not math.isfinite(metrics["top1"]):
-        raise ConfigError(f"{cell.name}: the linear evaluation left no accuracy behind.")
-    return {key: float(value) for key, value in metrics.items() if value is not None}
+    if metrics["top1"] is None:
+        raise DataError(f"{cell.name}: the linear evaluation left no accuracy behind.")
+    return {key: value for key, value in metrics.items() if value is not None}
 
 
-def _read_marker(marker: Path) -> dict[str, Any]:
-    import json
+def _pretrain(
+    cell: Cell, home: Path, place: tuple[str, ...], scripts: Path | None
+) -> dict[str, Any]:
+    """What is known of the finished pretraining; a marker in the cell's folder keeps it."""
+    marker = home / "pretrained.json"
+    if marker.is_file():
+        known: dict[str, Any] = json.loads(marker.read_text(encoding="utf-8"))
+        return known
+    resuming = ("auto_resume.enabled=True", "++auto_resume.max_hours=1e6")
+    overrides = (*cell.pretrain, *place, *resuming)
+    written = sorted(home.rglob("*.ckpt"), key=lambda file: file.stat().st_mtime)
+    if written and is_finished(written[-1], cell.config, overrides):
+        # killed after the last checkpoint, and before it was marked
+        known = {"checkpoint": str(written[-1]), "metrics": {}}
+    else:
+        trained = train("pretrain", cell.config, overrides, scripts)
+        known = {"checkpoint": str(trained.checkpoint), "metrics": trained.metrics}
+    write_json(marker, known)
+    return known
 
-    content: dict[str, Any] = json.loads(marker.read_text(encoding="utf-8"))
-    return content
 
-
-def _quoted(path: Path) -> str:
-    """A path as a value of Hydra's command line, whatever is in it."""
-    text = str(path.resolve()).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{text}'"
-
-
-def provenance() -> dict[str, str]:
-    """What a cell ran on: processor or GPU, threads, versions."""
+def provenance(host: str | None = None) -> dict[str, str]:
+    """What a cell ran on: processor or GPU, threads, host, versions."""
     import torch
 
     from solo_hardneg.host import NAME
@@ -119,7 +113,7 @@ def provenance() -> dict[str, str]:
         if cuda
         else f"CPU, {torch.get_num_threads()} threads",
         "machine": platform.machine(),
-        "host": NAME,
+        "host": host or NAME,
     }
     for package in ("solo-hardneg", "torch", "lightning", "torchvision", "timm"):
         try:

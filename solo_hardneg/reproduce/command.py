@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from solo_hardneg.errors import ConfigError, DataError
 from solo_hardneg.reproduce import claims, page, results, table
@@ -17,6 +18,7 @@ from solo_hardneg.reproduce.cells import (
 )
 from solo_hardneg.reproduce.experiment import Experiment, Row, Scale, load_experiment, load_scale
 from solo_hardneg.reproduce.page import Outcome
+from solo_hardneg.reproduce.programs import check_scripts
 
 # How one comes by the datasets, where they aren't there.
 _HOW = {
@@ -39,6 +41,7 @@ def reproduce(
     seeds: int | None = None,
     folder: Path | None = None,
     run: bool = True,
+    scripts: Path | None = None,
     say: Callable[[str], object] = print,
 ) -> tuple[Outcome, Path]:
     """Runs an experiment's missing cells, and writes its table.
@@ -51,6 +54,8 @@ def reproduce(
         seeds: how many; by default as many as the scale has, or else the experiment.
         folder: where everything goes; by default ``reproduced/NAME-DATASET-SCALE``.
         run: whether to run anything, or only to write the table of what is there.
+        scripts: the folder of solo-learn's ``main_pretrain.py`` and ``main_linear.py``, to run
+            these, with its loaders (DALI too); by default this package's runner trains.
         say: is given lines for the person who waits.
 
     Returns:
@@ -65,6 +70,8 @@ def reproduce(
     number = seeds or size.seeds or experiment.seeds
     chosen = experiment.chosen(rows)
     home = folder or Path("reproduced") / f"{experiment.name}-{data}-{size.name}"
+    if scripts is not None:
+        check_scripts(scripts)
     images = _count_images(experiment, chosen[0], told, data) if run else _counted(home)
     cells = make_cells(experiment, size, experiment.rows, range(number), told, images)
     home.mkdir(parents=True, exist_ok=True)
@@ -72,7 +79,14 @@ def reproduce(
     found, notes = results.standing(home, cells)
     for note in notes:
         say(note)
-    settings = {"experiment": experiment.name, "data": data, "scale": size.name, "images": images}
+    settings: dict[str, Any] = {
+        "experiment": experiment.name,
+        "data": data,
+        "scale": size.name,
+        "images": images,
+    }
+    if scripts is not None:
+        settings["scripts"] = str(scripts.resolve())
     results.write_plan(home, cells, settings)
     if run:
         _run_missing(home, cells, {row.name for row in chosen}, found, told, say)

@@ -14,7 +14,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from filelock import FileLock, Timeout
-from integration_helpers import environment, run_python
+from integration_helpers import (
+    NO_CHECKOUT,
+    PER_CLASS,
+    environment,
+    run_python,
+    solo_learn_checkout,
+    write_images,
+)
 
 from solo_hardneg.errors import ConfigError, DataError
 from solo_hardneg.reproduce import cell as cell_process
@@ -236,3 +243,35 @@ def test_what_is_sent_to_the_sweep(mine: Path, monkeypatch: pytest.MonkeyPatch) 
     assert outcome.verdicts[0].verdict == "undecided"
     plan = json.loads((mine / HOME / "plan.json").read_text())
     assert plan["images"] == 1437
+
+
+def test_scripts_must_be_solo_learns(mine: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"--scripts .*no main_pretrain.py and no main_linear.py in it"
+    ):
+        reproduce("mine.yaml", "tiny.yaml", scripts=mine)
+
+
+@pytest.mark.slow
+@pytest.mark.host
+def test_through_solo_learns_own_programs(mine: Path) -> None:
+    checkout = solo_learn_checkout()
+    if checkout is None:
+        pytest.skip(NO_CHECKOUT)
+    for part in ("train", "val"):
+        write_images(mine / "images" / part, PER_CLASS)
+    rows = EXPERIMENT.replace("data: digits", "data: custom").partition("  broken:")[0]
+    (mine / "mine.yaml").write_text(rows)
+    sizes = "epochs: 1\nbatch_size: 8\nbackbone: resnet18\nlinear_epochs: 1\n"
+    (mine / "tiny.yaml").write_text(sizes)
+    folders = [f"data.{part}_path={mine}/images/{part}" for part in ("train", "val")]
+    asked = (*folders, "data.num_workers=0", "++data.suggest.crop_size=32", "--rows", "plain")
+    asked += ("linear.optimizer.batch_size=8",)
+    run_python(*COMMAND, "--scripts", checkout, *asked, cwd=mine, timeout=400).ok()
+    home = mine / "reproduced" / "mine-custom-tiny"
+    result = read_result(result_file(home, "plain-seed0"))
+    assert {"top1", "top5", "online"} == set(result.metrics)
+    assert result.ran_on["host"] == "solo-learn's programs"
+    assert len(list(home.glob("runs/*/simclr_sscl/*/*.ckpt"))) == 1
+    log = next(home.glob("runs/*/log.txt")).read_text()
+    assert "solo-hardneg host: solo-learn in" in log
