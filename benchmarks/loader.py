@@ -1,41 +1,161 @@
-"""Images per second of the standalone host's loader: decoding and augmenting, nothing else."""
+"""Images per second of what makes the views: PIL in worker processes, and whole batches at once.
+
+All loaders take turns in each round, in an order of their own, so that whatever else the machine
+does falls on all of them alike. The first batches of a turn don't count: workers start, and fill
+their queues.
+"""
 
 from __future__ import annotations
 
-import time
+import random
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch.utils.data import DataLoader
 
 from benchmarks import models
 from benchmarks.loss import write
 from benchmarks.provenance import HERE, provenance
+from benchmarks.timing import now
+
+KEYS = ["loader", "dataset", "workers", "N", "threads", "device"]
+Source = Callable[[], Iterator[int]]  # what gives the number of images of each batch
 
 
-def run_loader(train_path: Path, batch: int, workers: list[int], batches: int) -> pd.DataFrame:
-    """Both views of each image count as one image. The first batch, with the start of the
-    workers, doesn't."""
+def run_loader(
+    train_path: Path, batch: int, workers: list[int], batches: int, rounds: int = 5
+) -> pd.DataFrame:
+    """All loaders; both views of an image count as one image.
+
+    Args:
+        train_path: folder of CIFAR-100.
+        batch: images of a batch.
+        workers: numbers of worker processes of the PIL pipeline; the others have none.
+        batches: how many count in each turn.
+        rounds: how many turns each loader has.
+    """
+    sources = all_sources(train_path, batch, workers)
+    speeds: dict[tuple[str, int], list[float]] = {key: [] for key in sources}
+    order, shuffle = list(sources), random.Random(0)
+    for _ in range(rounds):
+        shuffle.shuffle(order)
+        for key in order:
+            skipped = 1 + 2 * key[1]  # as many as workers prepare in advance
+            speeds[key].append(speed(sources[key], skipped, batches))
+    rows = []
+    for (name, number), found in speeds.items():
+        low, middle, high = np.percentile(found, [20, 50, 80]).round(1)
+        images = {"images_s_p20": low, "images_s": middle, "images_s_p80": high}
+        place = {"loader": name, "dataset": "cifar100", "workers": number, "N": batch}
+        rows.append({**place, **images, "batches": batches, "rounds": rounds})
+    table = pd.DataFrame(rows).assign(**versions(), **provenance())
+    write(HERE / "loader.csv", table, KEYS)
+    return table
+
+
+def speed(source: Source, skipped: int, batches: int) -> float:
+    """Images per second of one turn."""
+    counts = source()
+    for _ in islice(counts, skipped):
+        pass
+    start = now()
+    number = sum(islice(counts, batches))
+    return number / (now() - start)
+
+
+def all_sources(train_path: Path, batch: int, workers: list[int]) -> dict[tuple[str, int], Source]:
+    """What is compared, by name and number of workers; kornia only where it is installed."""
     from solo_hardneg.standalone.data import pretrain_loaders
 
-    rows = []
+    def loader(*overrides: str) -> tuple[DictConfig, DataLoader]:
+        where = f"data.train_path={train_path}", "data.val_path=null"
+        cfg = models.config("mocov2_banded", batch, 65536, "resnet18", *where, *overrides)
+        return cfg, pretrain_loaders(cfg)[0]
+
+    sources: dict[tuple[str, int], Source] = {}
     for number in workers:
-        cfg = models.config(
-            "mocov2_banded", batch, 65536, "resnet18",
-            f"data.train_path={train_path}", f"data.num_workers={number}", "data.val_path=null",
-        )  # fmt: skip
-        loader, _ = pretrain_loaders(cfg)
-        loaded = iter(loader)
-        next(loaded)
-        start = time.perf_counter()
-        count = sum(len(indexes) for indexes, _, _ in islice(loaded, batches))
-        seconds = time.perf_counter() - start
-        rows.append(
-            {
-                **{"loader": "standalone", "dataset": "cifar100", "workers": number, "N": batch},
-                **{"images_s": round(count / seconds, 1), "batches": batches},
-            }
-        )
-    table = pd.DataFrame(rows).assign(**provenance())
-    write(HERE / "loader.csv", table, ["loader", "dataset", "workers", "N", "device"])
-    return table
+        _, pil = loader(f"data.num_workers={number}")
+        sources["standalone", number] = lambda pil=pil: (len(indexes) for indexes, _, _ in pil)
+    cfg, indexes_only = loader("data.format=resident")
+    views = resident(cfg, indexes_only.dataset)
+    sources["resident", 0] = lambda: _filled(indexes_only, views)
+    try:
+        theirs = kornias(cfg, views.images)
+    except ImportError:
+        return sources
+    sources["kornia", 0] = lambda: _filled(indexes_only, theirs)
+    return sources
+
+
+def _filled(loader: DataLoader, views: Callable[..., Any]) -> Iterator[int]:
+    for number, (indexes, _, _) in enumerate(loader):
+        made = views(indexes.to(_device()), 0, 0, number)
+        yield len(made[0])
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def resident(cfg: DictConfig, dataset: Any) -> Any:
+    """Our views of a dataset, on the GPU if there is one."""
+    from solo_hardneg.resident.images import load_images
+    from solo_hardneg.resident.recipe import pretrain_recipes
+    from solo_hardneg.resident.views import ResidentViews
+
+    entries: Any = OmegaConf.to_container(cfg.augmentations, resolve=True)
+    recipes = pretrain_recipes(cfg.data.dataset, entries, cut=True)
+    return ResidentViews(load_images(dataset, _device()), recipes, seed=0)
+
+
+def kornias(cfg: DictConfig, images: torch.Tensor) -> Callable[..., list[torch.Tensor]]:
+    """The same steps by kornia, on the same bytes.
+
+    They are not quite the same: kornia draws one order of the jitter's steps for all of a batch,
+    its crop has no antialiasing, and its blur is a kernel of fixed width.
+    """
+    import kornia.augmentation as K
+
+    from solo_hardneg.resident.recipe import pretrain_recipes
+
+    entries: Any = OmegaConf.to_container(cfg.augmentations, resolve=True)
+    recipe = pretrain_recipes(cfg.data.dataset, entries, cut=True)[0]
+    jitter = entries[0]["color_jitter"]
+    amounts = [jitter[name] for name in ("brightness", "contrast", "saturation", "hue")]
+    size = (recipe.size, recipe.size)
+    steps = K.AugmentationSequential(
+        K.RandomResizedCrop(
+            size, recipe.scale or (1, 1), recipe.ratio, "bicubic", cropping_mode="resample"
+        ),
+        K.ColorJitter(*amounts, p=recipe.jitter),
+        K.RandomGrayscale(p=recipe.grey),
+        K.RandomGaussianBlur((7, 7), (0.1, 2.0), p=recipe.blur),
+        K.RandomHorizontalFlip(p=recipe.flip),
+        K.Normalize(torch.tensor(recipe.mean), torch.tensor(recipe.std)),
+        data_keys=["input"],
+    ).to(images.device)
+
+    def views(indexes: torch.Tensor, *place: int) -> list[torch.Tensor]:
+        chosen = images.index_select(0, indexes).float() / 255
+        with torch.no_grad():
+            return [steps(chosen) for _ in range(2)]
+
+    return views
+
+
+def versions() -> dict[str, str]:
+    """Of what decodes and augments, beside what every row has."""
+    found = {}
+    for package in ("torchvision", "pillow", "kornia"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = ""
+    return found

@@ -1,4 +1,4 @@
-"""What the Hydra plug-in and Lightning call: our methods and our callback enter the host's runs."""
+"""What the Hydra plug-in and Lightning call: our methods and callbacks enter the host's runs."""
 
 from __future__ import annotations
 
@@ -40,13 +40,15 @@ def register() -> None:
 
 
 def callbacks() -> list[Any]:
-    """The callbacks that Lightning adds to every trainer: the recorder, in a host's program.
+    """The callbacks that Lightning adds to every trainer in a host's program, in this order.
 
     Any program on the machine that makes a trainer calls this, so it imports nothing before our
-    methods are registered in the process. The recorder does nothing unless the config enables it.
+    methods are registered in the process. Each does nothing unless the config enables it: the one
+    that makes the views (``data.format=resident``), and the recorder, which looks at them.
     """
     if not _registered:
         return []
     from solo_hardneg.analysis.recorder import Recorder
+    from solo_hardneg.resident.callback import ResidentData
 
-    return [Recorder()]
+    return [ResidentData(), Recorder()]

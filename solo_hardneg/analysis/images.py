@@ -59,9 +59,10 @@ def data_config(config: Mapping[str, Any], cfg: DictConfig) -> DictConfig:
     whole = "suggest" in given
     data = OmegaConf.create({"data": given if whole else OmegaConf.merge(own, given)})
     settle(data, _DATA_RULES)
-    if data.data.format not in ("image_folder", "dali"):  # DALI reads the same folders
+    if data.data.format not in ("image_folder", "resident", "dali"):  # all read the same files
         do = "Set data.format=image_folder, and data.train_path to the same images as folders."
-        raise bad_value("data.format", data.data.format, "must be image_folder or dali", do)
+        allowed = "must be image_folder, resident or dali"
+        raise bad_value("data.format", data.data.format, allowed, do)
     return data
 
 

@@ -20,7 +20,7 @@ from solo_hardneg.standalone.checks import (
     read,
     settle,
 )
-from solo_hardneg.standalone.data import DATASETS, FOLDERS, class_names
+from solo_hardneg.standalone.data import DATASETS, FOLDERS, FORMATS, class_names
 from solo_hardneg.standalone.training import TrainedModule
 
 _COMMON_RULES: Rules = {
@@ -120,8 +120,8 @@ def _parse(cfg: DictConfig, rules: Rules) -> DictConfig:
     OmegaConf.set_struct(cfg, False)
     settle(cfg, {**_COMMON_RULES, **rules})
     TrainedModule.add_and_assert_specific_cfg(cfg)
-    if cfg.data.format != "image_folder":
-        allowed = "must be image_folder; dali and h5 are in solo-learn only"
+    if cfg.data.format not in FORMATS:
+        allowed = "must be image_folder or resident; dali and h5 are in solo-learn only"
         raise bad_value("data.format", cfg.data.format, allowed)
     if cfg.data.fraction != -1 and not 0 < cfg.data.fraction < 1:
         allowed = "must lie between 0 and 1, or be -1 for all images"

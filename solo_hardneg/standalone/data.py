@@ -21,6 +21,7 @@ from solo_hardneg.standalone.transforms import Views, plain_pipeline
 
 FOLDERS = ("custom", "imagenet", "imagenet100", "tinyimagenet")
 DATASETS = ("cifar10", "cifar100", "digits", *FOLDERS)
+FORMATS = ("image_folder", "resident")
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,19 @@ class ImageDataset(Dataset):
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         item = (self.transform(read_image(self.split.images[index])), int(self.targets[index]))
         return (index, *item) if self.indexed else item
+
+
+class IndexDataset(Dataset):
+    """Items ``(index, [], target)``: the views are made elsewhere, and no image is read."""
+
+    def __init__(self, split: Split) -> None:
+        self.split, self.classes, self.targets = split, split.classes, split.targets
+
+    def __len__(self) -> int:
+        return len(self.split.images)
+
+    def __getitem__(self, index: int) -> tuple[int, list[Any], int]:
+        return index, [], int(self.targets[index])
 
 
 def read_image(image: Any) -> Image.Image:
@@ -199,7 +213,8 @@ def make_loader(cfg: DictConfig, dataset: Any, train: bool) -> DataLoader:
         batch_size=batch,
         shuffle=train,
         drop_last=train,
-        num_workers=read(cfg, "data.num_workers", 0),
+        # with nothing to decode, to hand a batch over would take longer than to make it
+        num_workers=0 if isinstance(dataset, IndexDataset) else read(cfg, "data.num_workers", 0),
         pin_memory=torch.cuda.is_available(),
     )
 
@@ -210,10 +225,21 @@ def plain_loader(cfg: DictConfig, train: bool, crop: int) -> DataLoader:
     return make_loader(cfg, dataset, train=False)
 
 
+def _training_set(cfg: DictConfig, transform: Callable[..., Any], indexed: bool = False) -> Dataset:
+    split = load_split(cfg, True)
+    if read(cfg, "data.format") == "resident":
+        return IndexDataset(split)
+    return ImageDataset(split, transform, indexed)
+
+
 def pretrain_loaders(cfg: DictConfig) -> tuple[DataLoader, DataLoader | None]:
-    """Loaders of ``[indexes, [X1, X2], targets]`` and, with ``data.val_path``, ``[X, targets]``."""
+    """Loaders of ``[indexes, [X1, X2], targets]`` and, with ``data.val_path``, ``[X, targets]``.
+
+    With ``data.format=resident`` there are no views: a callback puts them in on the device. For
+    training the classifier it's the same.
+    """
     entries: Any = OmegaConf.to_container(cfg.augmentations, resolve=True)
-    dataset = ImageDataset(load_split(cfg, True), Views(cfg.data.dataset, entries), indexed=True)
+    dataset = _training_set(cfg, Views(cfg.data.dataset, entries), indexed=True)
     val = None
     if cfg.data.val_path is not None and not cfg.data.no_labels:
         val = plain_loader(cfg, False, entries[0]["crop_size"])
@@ -223,5 +249,5 @@ def pretrain_loaders(cfg: DictConfig) -> tuple[DataLoader, DataLoader | None]:
 def linear_loaders(cfg: DictConfig) -> tuple[DataLoader, DataLoader]:
     """Loaders of ``[X, targets]`` for training the classifier, and for validation."""
     crop = cfg.data.augmentations.crop_size
-    dataset = ImageDataset(load_split(cfg, True), plain_pipeline(cfg.data.dataset, crop, True))
+    dataset = _training_set(cfg, plain_pipeline(cfg.data.dataset, crop, True))
     return make_loader(cfg, dataset, train=True), plain_loader(cfg, False, crop)

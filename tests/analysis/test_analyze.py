@@ -330,7 +330,11 @@ def test_without_args_json_everything_can_be_given(run: Callable[..., Path]) -> 
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ("data.format=h5", ConfigError, "data.format=h5: must be image_folder or dali. Set data."),
+        (
+            "data.format=h5",
+            ConfigError,
+            "data.format=h5: must be image_folder, resident or dali. Set data.",
+        ),
         ("data.dataset=svhn", ConfigError, "data.dataset: unknown dataset 'svhn'"),
         ("data=cifar10", DataError, "data.train_path=datasets: CIFAR10 isn't in it"),
     ],

@@ -89,7 +89,7 @@ def test_a_plain_dict_will_do(config):
         (
             "data.format",
             "dali",
-            r"data\.format=dali: must be image_folder; dali and h5.*solo-learn",
+            r"data\.format=dali: must be image_folder or resident; dali and h5.*solo-learn",
         ),
         ("data.fraction", 1.5, r"data\.fraction=1\.5: must lie between 0 and 1"),
         ("data.no_labels", "nope", r"data\.no_labels=nope: must be true or false"),

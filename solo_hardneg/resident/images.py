@@ -1,0 +1,119 @@
+"""A dataset's images as one tensor of bytes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from solo_hardneg.errors import ConfigError, bad_value
+from solo_hardneg.standalone.data import read_image
+
+_OTHERWISE = "Use data.format=image_folder, or dali in solo-learn."
+
+
+def load_images(dataset: Any, device: torch.device) -> Tensor:
+    """All images of a dataset, in the order of its indexes.
+
+    Args:
+        dataset: the standalone host's, torchvision's CIFAR10, CIFAR100 or ImageFolder, or
+            solo-learn's folder without labels.
+        device: where they shall stay.
+
+    Returns:
+        (N, 3, H, W) uint8 on the device.
+
+    Raises:
+        ConfigError: the dataset isn't one of these, its images differ in size, or the device
+            hasn't room for them.
+        DataError: an image can't be decoded; the file is named.
+    """
+    sources = image_sources(dataset)
+    first = np.asarray(read_image(sources[0]))
+    check_room(len(sources), first.shape, free_bytes(device), device)
+    pixels = sources if isinstance(sources, np.ndarray) else _decode(sources, first.shape)
+    return torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).contiguous()
+
+
+def load_labels(dataset: Any) -> Tensor:
+    """The label (N,) of each image; -1 where there is none."""
+    if hasattr(dataset, "samples"):
+        return torch.tensor([label for _, label in dataset.samples])
+    if hasattr(dataset, "targets"):
+        return torch.tensor(dataset.targets)
+    return torch.full((len(dataset),), -1)
+
+
+def image_sources(dataset: Any) -> Sequence[Any] | NDArray[Any]:
+    """Where the images are: an array (N, H, W, 3), or paths or arrays (H, W, 3) in a sequence."""
+    if hasattr(dataset, "split") and hasattr(dataset.split, "images"):  # the standalone host's
+        return dataset.split.images
+    if hasattr(dataset, "samples"):  # not .targets or .imgs, which ignore data.fraction
+        return [path for path, _ in dataset.samples]
+    data = getattr(dataset, "data", None)
+    if isinstance(data, np.ndarray) and data.ndim == 4 and data.shape[3] == 3:
+        return data
+    if hasattr(dataset, "images") and hasattr(dataset, "root"):  # solo-learn's, without labels
+        return [Path(dataset.root) / name for name in dataset.images]
+    kind = type(dataset).__mro__[1 if type(dataset).__name__ == "DatasetWithIndex" else 0]
+    allowed = f"reads CIFAR and folders of images, not {kind.__name__}"
+    raise bad_value("data.format", "resident", allowed, _OTHERWISE)
+
+
+def check_room(number: int, shape: tuple[int, ...], free: int | None, device: torch.device) -> None:
+    """Raises ConfigError unless ``number`` images of ``shape`` bytes fit into ``free`` bytes."""
+    needed = number * int(np.prod(shape))
+    if free is not None and needed > free:
+        high, wide = shape[:2]
+        allowed = (
+            f"{number:,} images of {wide} x {high} pixels take {needed / 1e9:.2f} GB, and {device} "
+            f"has {free / 1e9:.2f} GB free"
+        )
+        raise bad_value("data.format", "resident", allowed, _OTHERWISE)
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """What a device has free, if that can be known."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    memory = Path("/proc/meminfo")
+    if device.type != "cpu" or not memory.exists():
+        return None
+    kilobytes = dict(line.split(":") for line in memory.read_text().splitlines())
+    return int(kilobytes["MemAvailable"].split()[0]) * 1024
+
+
+def _decode(sources: Sequence[Any], shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    pixels = np.empty((len(sources), *shape), dtype=np.uint8)
+
+    def decode(number: int) -> None:
+        image = np.asarray(read_image(sources[number]))
+        if image.shape != shape:
+            raise _differing(sources, number, image.shape, shape)
+        pixels[number] = image
+
+    workers = min(32, 2 * (os.cpu_count() or 1))  # decoders let go of Python's lock
+    with ThreadPoolExecutor(workers) as pool:
+        for _ in pool.map(decode, range(len(sources))):
+            pass
+    return pixels
+
+
+def _differing(
+    sources: Sequence[Any], number: int, found: tuple[int, ...], first: tuple[int, ...]
+) -> ConfigError:
+    def name(index: int) -> str:
+        source = sources[index]
+        return f"image {index}" if isinstance(source, np.ndarray) else str(source)
+
+    sizes = [f"{shape[1]} x {shape[0]}" for shape in (found, first)]
+    allowed = f"all images must have one size, but {name(number)} has {sizes[0]} pixels and "
+    allowed += f"{name(0)} {sizes[1]}"
+    return bad_value("data.format", "resident", allowed, f"Resize them once. {_OTHERWISE}")

@@ -1,0 +1,126 @@
+"""The steps that change colours, against torchvision's and PIL's."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+from PIL import ImageOps
+from resident_helpers import from_pil, pictures, to_pil
+from torch import Tensor
+from torchvision.transforms import functional as F
+
+from solo_hardneg.resident import colour
+from solo_hardneg.resident.draw import draw
+from solo_hardneg.resident.recipe import Recipe
+from solo_hardneg.resident.views import make_view
+
+FACTORS = (0.0, 0.3, 0.8, 1.0, 1.2, 1.8)
+LEVELS = 1.5  # PIL rounds the grey image, and cuts off what isn't whole of the result
+TURNS = (-0.5, -0.2, 0.0, 0.1, 0.37, 0.5)
+ADJUST: list[Callable[..., Tensor]] = [
+    F.adjust_brightness,
+    F.adjust_contrast,
+    F.adjust_saturation,
+    F.adjust_hue,
+]
+
+
+@pytest.mark.parametrize("kind", [colour.BRIGHTNESS, colour.CONTRAST, colour.SATURATION])
+@pytest.mark.parametrize("factor", FACTORS)
+def test_linear_steps_are_torchvisions(kind: int, factor: float) -> None:
+    images = pictures(6)
+    ours = colour.adjust_linear(images.float(), torch.tensor([kind] * 6), torch.full((6,), factor))
+    for image, our in zip(images, ours, strict=True):
+        theirs = from_pil(ADJUST[kind](to_pil(image), factor))
+        assert (our - theirs).abs().max() <= LEVELS
+
+
+def test_each_image_has_its_own_step() -> None:
+    images = pictures(4)
+    kinds = torch.tensor([colour.CONTRAST, colour.BRIGHTNESS, colour.SATURATION, colour.CONTRAST])
+    factors = torch.tensor([0.5, 1.5, 0.2, 1.9])
+    ours = colour.adjust_linear(images.float(), kinds, factors)
+    for i in range(4):
+        theirs = from_pil(ADJUST[int(kinds[i])](to_pil(images[i]), factors[i].item()))
+        assert (ours[i] - theirs).abs().max() <= LEVELS
+
+
+@pytest.mark.parametrize("turn", TURNS)
+def test_hue_is_torchvisions(turn: float) -> None:
+    images = pictures(6)
+    ours = colour.adjust_hue(images.float(), torch.full((6,), turn))
+    # Of tensors in floating point: for PIL images hue and saturation are rounded to 256 levels.
+    theirs = F.adjust_hue(images.float() / 255, turn) * 255
+    assert (ours - theirs).abs().max() <= 0.01
+    pil = torch.stack([from_pil(F.adjust_hue(to_pil(image), turn)) for image in images])
+    assert (ours - pil).abs().mean() <= 2
+
+
+def test_hue_of_grey_and_of_pure_colours() -> None:
+    grey = torch.full((1, 3, 2, 2), 77.0)
+    assert torch.equal(colour.adjust_hue(grey, torch.tensor([0.3])), grey)
+    red = torch.tensor([255.0, 0, 0]).view(1, 3, 1, 1)
+    green = colour.adjust_hue(red, torch.tensor([1 / 3])).flatten()
+    torch.testing.assert_close(green, torch.tensor([0.0, 255, 0]), atol=1e-3, rtol=0)
+
+
+def test_neutral_factors_change_nothing() -> None:
+    images = pictures(6).float()
+    kinds = torch.arange(6) % 3
+    torch.testing.assert_close(colour.adjust_linear(images, kinds, torch.ones(6)), images)
+    for turn in (0.0, 1.0):
+        turned = colour.adjust_hue(images, torch.full((6,), turn))
+        torch.testing.assert_close(turned, images, atol=1e-3, rtol=0)
+
+
+def test_a_whole_jitter_in_every_order() -> None:
+    """Each image in its own order, with clamping in between: as torchvision on tensors."""
+    orders = torch.tensor(list(itertools.permutations(range(4))))
+    images = pictures(24)
+    recipe = Recipe(
+        size=32, jitter=1.0, factors=((0.2, 1.8),) * 3 + ((-0.2, 0.2),), kernel="bicubic"
+    )
+    draws = draw(recipe, 24, 32, 32, torch.Generator().manual_seed(3))
+    object.__setattr__(draws, "order", orders)
+    ours = make_view(images.float(), recipe, draws) * 255
+    for i in range(24):
+        tensor, pil = images[i].float() / 255, to_pil(images[i])
+        for kind in orders[i].tolist():
+            factor = draws.factors[i, kind].item()
+            tensor = ADJUST[kind](tensor, factor)
+            pil = ADJUST[kind](pil, factor)
+        assert (ours[i] - 255 * tensor).abs().max() <= 1.5  # its contrast doesn't round the mean
+        assert (ours[i] - from_pil(pil)).abs().mean() <= 3
+
+
+def test_without_jitter_and_without_a_range_nothing_happens() -> None:
+    images = pictures(8).float()
+    off = Recipe(size=32, jitter=0.0, factors=((0.2, 1.8),) * 3 + ((-0.2, 0.2),))
+    empty = Recipe(size=32, jitter=1.0)
+    for recipe in (off, empty):
+        draws = draw(recipe, 8, 32, 32, torch.Generator().manual_seed(3))
+        torch.testing.assert_close(make_view(images, recipe, draws) * 255, images)
+
+
+def test_grey_solarise_and_equalise_are_pils() -> None:
+    images = pictures(12)
+    images[0] = 9  # of one colour
+    floats = images.float()
+    grey, solar = colour.to_grey(floats), colour.solarise(floats)
+    equal = colour.equalise(floats)
+    for i, image in enumerate(map(to_pil, images)):
+        assert (grey[i] - from_pil(F.to_grayscale(image, 3))).abs().max() <= 0.51
+        assert torch.equal(solar[i], from_pil(ImageOps.solarize(image)))
+        assert torch.equal(equal[i], from_pil(ImageOps.equalize(image)))
+
+
+def test_normalise() -> None:
+    images = pictures(2)
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+    theirs = F.normalize(images.float() / 255, mean, std)
+    torch.testing.assert_close(
+        colour.normalise(images.float(), mean, std), theirs, atol=1e-5, rtol=1e-5
+    )

@@ -1,0 +1,133 @@
+"""The matrices against PIL itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from PIL import Image, ImageFilter
+from resident_helpers import from_pil, pictures, to_pil
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as F
+
+from solo_hardneg.resident.resample import (
+    PASSES,
+    blur_matrix,
+    box_matrix,
+    box_radius,
+    crop_matrix,
+    resample,
+)
+
+# PIL rounds after each of its two passes, we never do; and the kernel's weights exceed 1 in sum.
+LEVELS = 1.25
+
+
+def random_boxes(number: int, height: int, width: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    share = torch.rand(number, 4, generator=generator)
+    h, w = (1 + share[:, 0] * height).floor(), (1 + share[:, 1] * width).floor()
+    return torch.stack(
+        [(share[:, 2] * (height - h + 1)).floor(), (share[:, 3] * (width - w + 1)).floor(), h, w]
+    )
+
+
+@pytest.mark.parametrize("kernel", ["bicubic", "bilinear"])
+@pytest.mark.parametrize(("height", "width", "out"), [(32, 32, 32), (40, 56, 17), (9, 7, 24)])
+def test_crops_are_pils(kernel: str, height: int, width: int, out: int) -> None:
+    images = pictures(60, height, width)
+    boxes = random_boxes(60, height, width)
+    top, left, h, w = boxes
+    flipped = torch.arange(60) % 2 == 0
+    rows = crop_matrix(top, h, height, out, kernel)
+    columns = crop_matrix(left, w, width, out, kernel, flipped)
+    ours = resample(images.float(), rows, columns)
+    mode = InterpolationMode(kernel)
+    for image, box, flip, our in zip(images, boxes.T.int().tolist(), flipped, ours, strict=True):
+        theirs = F.resized_crop(to_pil(image), *box, [out, out], mode)
+        theirs = F.hflip(theirs) if flip else theirs
+        assert (our - from_pil(theirs)).abs().max() <= LEVELS, box
+
+
+def test_the_kernel_does_not_see_beyond_the_crop() -> None:
+    matrix = crop_matrix(torch.tensor([5.0]), torch.tensor([7.0]), 32, 16)
+    assert matrix[0, :, :5].abs().max() == 0
+    assert matrix[0, :, 12:].abs().max() == 0
+    torch.testing.assert_close(matrix.sum(dim=2), torch.ones(1, 16))
+
+
+def test_a_whole_image_of_the_same_size_stays_as_it_is() -> None:
+    matrix = crop_matrix(torch.tensor([0.0]), torch.tensor([32.0]), 32, 32)
+    torch.testing.assert_close(matrix[0], torch.eye(32))
+
+
+def test_a_part_is_cut_out_of_the_resized_axis() -> None:
+    start, length = torch.tensor([3.0]), torch.tensor([20.0])
+    whole = crop_matrix(start, length, 32, 24)
+    part = crop_matrix(start, length, 32, 24, part=(5, 10))
+    torch.testing.assert_close(part, whole[:, 5:15])
+    mirrored = crop_matrix(start, length, 32, 24, "bicubic", torch.tensor([True]), (5, 10))
+    torch.testing.assert_close(mirrored, part.flip(1))
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (24, 41), (4, 3)])
+def test_blurs_are_pils(height: int, width: int) -> None:
+    images = pictures(40, height, width)
+    radius = torch.linspace(0.1, 2.0, 40)
+    ours = resample(images.float(), blur_matrix(radius, height), blur_matrix(radius, width))
+    for image, r, our in zip(images, radius.tolist(), ours, strict=True):
+        theirs = from_pil(to_pil(image).filter(ImageFilter.GaussianBlur(r)))
+        # PIL rounds six times, by half a level at most
+        assert (our - theirs).abs().max() <= 3, r
+        assert (our - theirs).abs().mean() <= (1.1 if r < 0.5 else 0.6), r
+
+
+@pytest.mark.parametrize("pixels", [32, 4])
+def test_with_pils_rounding_blurs_are_exactly_pils(pixels: int) -> None:
+    images = pictures(40, pixels, pixels)
+    # not to 2, where the box is 4 pixels wide and halves may be rounded to either side
+    radius = torch.linspace(0.1, 1.99, 40, dtype=torch.float64)
+    box = box_matrix(box_radius(radius), pixels)[:, None]
+    ours = images.double()
+    for _ in range(PASSES):
+        ours = (ours @ box.transpose(2, 3) + 0.5).floor()
+    for _ in range(PASSES):
+        ours = (box @ ours + 0.5).floor()
+    theirs = [
+        from_pil(to_pil(image).filter(ImageFilter.GaussianBlur(r)))
+        for image, r in zip(images, radius.tolist(), strict=True)
+    ]
+    assert torch.equal(ours, torch.stack(theirs).double())
+
+
+def test_another_radius_would_be_found_out() -> None:
+    (image,) = pictures(1)
+    matrix = blur_matrix(torch.tensor([1.0]), 32)
+    ours = resample(image[None].float(), matrix, matrix)[0]
+    theirs = from_pil(to_pil(image).filter(ImageFilter.GaussianBlur(1.3)))
+    assert (ours - theirs).abs().max() > 3
+    assert (ours - theirs).abs().mean() > 0.6
+
+
+@pytest.mark.parametrize("radius", [0.1, 0.5, 1.0, 2.0, 5.0])
+def test_three_boxes_have_the_variance_of_the_gaussian(radius: float) -> None:
+    matrix = blur_matrix(torch.tensor([radius], dtype=torch.float64), 101)
+    distance = torch.arange(101) - 50
+    variance = (matrix[0, 50] * distance.square()).sum()
+    assert variance.item() == pytest.approx(radius**2, rel=1e-6)
+    assert box_radius(torch.tensor(radius)) < 2 * radius + 1
+
+
+def test_an_image_of_one_colour_is_not_changed() -> None:
+    images = torch.full((3, 3, 20, 20), 255.0)
+    matrix = blur_matrix(torch.tensor([0.1, 1.0, 2.0]), 20)
+    torch.testing.assert_close(resample(images, matrix, matrix), images)
+
+
+def test_overshoot_is_cut_off() -> None:
+    board = Image.new("RGB", (8, 8))
+    board.paste((255, 255, 255), (0, 0, 4, 8))
+    image = from_pil(board)[None]
+    matrix = crop_matrix(torch.tensor([0.0]), torch.tensor([8.0]), 8, 23)
+    ours = resample(image, matrix, matrix)
+    assert ours.min() >= 0
+    assert ours.max() <= 255

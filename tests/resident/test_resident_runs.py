@@ -1,0 +1,242 @@
+"""``data.format=resident`` in both hosts, as users start them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from integration_helpers import (
+    NO_CHECKOUT,
+    Job,
+    Result,
+    only_checkpoint,
+    run_in_one_process,
+    run_python,
+    solo_learn_checkout,
+)
+from omegaconf import DictConfig, OmegaConf
+from resident_helpers import ENTRY
+from torch import nn
+from torchvision.datasets import ImageFolder
+
+from solo_hardneg import standalone
+from solo_hardneg.resident.images import load_images, load_labels
+from solo_hardneg.resident.recipe import pretrain_recipes
+from solo_hardneg.resident.views import ResidentViews
+from solo_hardneg.standalone import LinearModel
+from solo_hardneg.standalone.data import load_split
+from solo_hardneg.standalone.run import linear, pretrain
+
+CPU = torch.device("cpu")
+FEATURES = 6
+MULTI_CROP = [
+    {**ENTRY, "num_crops": 2},
+    {
+        **{name: {"prob": 0.0} for name in ENTRY if name not in ("rrc", "crop_size", "num_crops")},
+        "rrc": {"enabled": True, "crop_min_scale": 0.05, "crop_max_scale": 0.2},
+        "crop_size": 16,
+        "num_crops": 2,
+    },
+]
+
+# ---------------------------------------------------------------------- the standalone host
+
+
+def build_tiny(*_: Any) -> tuple[nn.Module, int]:
+    layers = [nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Linear(192, FEATURES)]
+    return nn.Sequential(*layers, nn.BatchNorm1d(FEATURES)), FEATURES
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("solo_hardneg.standalone.base.build_backbone", build_tiny)
+    monkeypatch.setattr("solo_hardneg.standalone.run.build_backbone", build_tiny)
+    monkeypatch.setattr("solo_hardneg.host.METHODS", dict(standalone.METHODS))
+
+
+def config(name: str, folder: Path, *overrides: str) -> DictConfig:
+    chosen = [
+        *("data.format=resident", "optimizer.batch_size=16", "accelerator=cpu", "max_epochs=2"),
+        *("scheduler.warmup_epochs=0", f"checkpoint.dir={folder}/runs", *overrides),
+        *("+enable_progress_bar=false", "+enable_model_summary=false"),
+    ]
+    with initialize_config_module("solo_hardneg.configs", version_base="1.2"):
+        return compose(name, chosen)
+
+
+def test_standalone_pretraining_on_digits(
+    tiny: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[Any] = []
+    step = standalone.BaseMethod.training_step
+
+    def watched(self: Any, batch: Any, batch_idx: int) -> Any:
+        steps.append((self.trainer.current_epoch, batch_idx, list(batch)))
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(standalone.BaseMethod, "training_step", watched)
+    cfg = config("simclr", tmp_path, "data=digits", "++limit_train_batches=3")
+    result = pretrain(cfg)
+    assert result.metrics["val_acc1"] >= 0  # validation is as ever
+    assert len(steps) == 6
+    split = load_split(cfg, train=True)
+    entries: Any = OmegaConf.to_container(cfg.augmentations, resolve=True)
+    images = torch.stack([torch.from_numpy(image) for image in split.images]).permute(0, 3, 1, 2)
+    views = ResidentViews(images.contiguous(), pretrain_recipes("digits", entries, True), cfg.seed)
+    for epoch, number, (indexes, made, targets) in steps:
+        assert targets.tolist() == [split.targets[i] for i in indexes]
+        for a, b in zip(made, views(indexes, 0, epoch, number), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_standalone_linear_evaluation(
+    tiny: None, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = ["data=custom", "data.suggest.crop_size=16", f"data.train_path={folder}"]
+    data += [f"data.val_path={folder}"]
+    trained = pretrain(config("simclr", tmp_path, *data, "checkpoint.enabled=true"))
+    batches: list[Any] = []
+    step = LinearModel.training_step
+
+    def watched(self: Any, batch: Any, batch_idx: int) -> Any:
+        batches.append(list(batch))
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(LinearModel, "training_step", watched)
+    extractor = f"pretrained_feature_extractor={trained.checkpoint}"
+    result = linear(config("linear", tmp_path, *data, extractor, "knn_eval.enabled=false"))
+    assert result.metrics["val_acc1"] >= 0
+    assert [tuple(views.shape) for views, _ in batches] == [(16, 3, 16, 16)] * 2
+    assert not torch.equal(batches[0][0], batches[1][0])
+    assert all(targets.shape == (16,) for _, targets in batches)
+
+
+def test_standalone_linear_evaluation_on_digits_needs_no_views(tiny: None, tmp_path: Path) -> None:
+    steps = "++limit_train_batches=2"
+    trained = pretrain(config("simclr", tmp_path, "data=digits", steps, "checkpoint.enabled=true"))
+    extractor = f"pretrained_feature_extractor={trained.checkpoint}"
+    result = linear(config("linear", tmp_path, "data=digits", extractor, "+limit_train_batches=2"))
+    assert result.metrics["val_acc1"] >= 0
+
+
+@pytest.mark.slow
+def test_two_processes_have_images_and_views_of_their_own(tmp_path: Path, folder: Path) -> None:
+    here, tests = Path(__file__).parent, Path(__file__).parents[1]
+    env = {"PYTHONPATH": f"{here}:{tests}"}
+    run_python(here / "two_ranks.py", folder, tmp_path, cwd=tmp_path, env=env).ok()
+    seen = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert [[len(batch) for batch in batches] for batches in seen] == [[4] * 3] * 2
+    assert sorted(i for batches in seen for batch in batches for i in batch) == list(range(24))
+
+
+# ---------------------------------------------------------------------- solo-learn
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    place = tmp_path_factory.mktemp("solo_learn")
+    yield place
+    shutil.rmtree(place)
+
+
+@pytest.fixture(scope="module")
+def in_solo_learn(outputs: Path, folder: Path) -> dict[str, Result]:
+    """How several runs of an unmodified solo-learn end, one after another in one process."""
+    checkout = solo_learn_checkout()
+    if checkout is None:
+        pytest.skip(NO_CHECKOUT)
+    main = checkout / "main_pretrain.py"
+    flat = outputs / "unlabelled"
+    flat.mkdir()
+    for file in folder.rglob("*.png"):
+        shutil.copy(file, flat)
+    (outputs / "configs" / "augmentations").mkdir(parents=True)
+    OmegaConf.save(OmegaConf.create(MULTI_CROP), outputs / "configs/augmentations/multi.yaml")
+    odd = outputs / "odd"
+    shutil.copytree(folder, odd)
+    shutil.copy(checkout / "logo.png", odd / "class_5" / "zz.png")
+    small = [
+        *("data=custom", "data.format=resident", f"data.train_path={folder}", "data.val_path=null"),
+        *("data.suggest.crop_size=32", "optimizer.batch_size=8", "auto_resume.enabled=False"),
+        *("method_kwargs.proj_hidden_dim=8", "method_kwargs.proj_output_dim=8", "accelerator=cpu"),
+    ]
+    moco = ["--config-name", "mocov2_banded", *small, "method_kwargs.queue_size=32"]
+    multi = ["--config-dir", outputs / "configs", "--config-name", "simclr", *small]
+    runs = {
+        "multi_crop": [*multi, "augmentations=multi", "max_epochs=2"],
+        "unlabelled": [*moco, "++data.no_labels=True", f"data.train_path={flat}", "max_epochs=1"],
+        "odd": [*moco, f"data.train_path={odd}", "max_epochs=1"],
+        "recorded": [*moco, "negatives=hardest_5", "hardness.enabled=true", "max_epochs=1"],
+    }
+    runs["recorded"] += ["hardness.every_n_steps=1"]
+    jobs = {}
+    for name, arguments in runs.items():
+        workers = 2 if name == "multi_crop" else 0
+        watch = "+hydra.callbacks.batches"
+        more = [f"{watch}._target_=watching_batches.Batches", f"{watch}.file={outputs / name}.log"]
+        more += [f"checkpoint.dir={outputs / name}", f"data.num_workers={workers}"]
+        jobs[name] = Job(main, [*arguments, *more])
+    here = str(Path(__file__).parent)
+    return run_in_one_process(jobs, cwd=outputs, env={"PYTHONPATH": here})
+
+
+def log_of(outputs: Path, name: str) -> tuple[list[Any], list[Any]]:
+    """The steps, and the images that were read."""
+    lines = [json.loads(line) for line in (outputs / f"{name}.log").read_text().splitlines()]
+    return [x for x in lines if "epoch" in x], [x for x in lines if "read" in x]
+
+
+@pytest.mark.slow
+@pytest.mark.host
+def test_solo_learn_trains_on_the_views(
+    in_solo_learn: dict[str, Result], outputs: Path, folder: Path
+) -> None:
+    """With multi-crop, worker processes, and its own SimCLR."""
+    in_solo_learn["multi_crop"].ok()
+    steps, read = log_of(outputs, "multi_crop")
+    assert len(steps) == 6
+    dataset = ImageFolder(str(folder))
+    labels = load_labels(dataset)
+    checkpoint = only_checkpoint(outputs / "multi_crop")
+    cfg = json.loads((checkpoint.parent / "args.json").read_text())
+    recipes = pretrain_recipes("custom", cfg["augmentations"], cut=False)
+    views = ResidentViews(load_images(dataset, CPU), recipes, cfg["seed"])
+    for step in steps:
+        indexes = torch.tensor(step["indexes"])
+        assert step["targets"] == labels[indexes].tolist()
+        assert step["shapes"] == [[8, 3, 32, 32]] * 2 + [[8, 3, 16, 16]] * 2
+        expected = views(indexes, 0, step["epoch"], step["batch"])
+        means = torch.stack([view.mean(dim=(1, 2, 3)) for view in expected])
+        torch.testing.assert_close(torch.tensor(step["means"]), means, atol=1e-4, rtol=0)
+    assert len(read) == 24 + 1  # the first one for its size
+    assert not any(image["by_worker"] for image in read)
+
+
+@pytest.mark.slow
+@pytest.mark.host
+def test_solo_learn_without_labels(in_solo_learn: dict[str, Result], outputs: Path) -> None:
+    in_solo_learn["unlabelled"].ok()
+    steps, _ = log_of(outputs, "unlabelled")
+    assert [step["targets"] for step in steps] == [[-1] * 8] * 3
+
+
+@pytest.mark.slow
+@pytest.mark.host
+def test_the_recorder_sees_the_views(in_solo_learn: dict[str, Result], outputs: Path) -> None:
+    in_solo_learn["recorded"].ok()
+    assert list((outputs / "recorded").rglob("*.parquet"))
+
+
+@pytest.mark.slow
+@pytest.mark.host
+def test_solo_learn_says_that_sizes_differ(in_solo_learn: dict[str, Result]) -> None:
+    result = in_solo_learn["odd"]
+    assert result.code != 0
+    assert "data.format=resident: all images must have one size, but" in result.text
+    assert "zz.png has" in result.text

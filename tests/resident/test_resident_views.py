@@ -1,0 +1,158 @@
+"""Finished views, against those of the hosts' own pipelines."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from resident_helpers import ENTRY, PLAIN, from_pil, pictures, to_pil
+from scipy.stats import ks_2samp
+from torch import Tensor
+from torchvision import transforms as T
+
+from solo_hardneg.errors import ConfigError
+from solo_hardneg.resident.recipe import Recipe, linear_recipe, pretrain_recipes, read_pipeline
+from solo_hardneg.resident.views import ResidentViews
+from solo_hardneg.standalone.transforms import plain_pipeline, view_pipeline
+
+NUMBER = 1200
+
+
+def views(images: Tensor, recipes: list[Recipe], seed: int = 0, place: Any = (0, 0, 0)) -> Any:
+    return ResidentViews(images, recipes, seed)(torch.arange(len(images)), *place)
+
+
+def statistics(images: Tensor) -> dict[str, Tensor]:
+    """(N, 3, H, W) to numbers (N,) that each kind of step moves."""
+    flat = images.flatten(2)
+    return {
+        "mean": flat.mean(dim=(1, 2)),
+        "deviation": flat.std(dim=2).mean(dim=1),
+        "saturation": (images.amax(dim=1) - images.amin(dim=1)).mean(dim=(1, 2)),
+        "detail": images.diff(dim=3).abs().mean(dim=(1, 2, 3)),
+        "left": images[..., :16].mean(dim=(1, 2, 3)) - images[..., 16:].mean(dim=(1, 2, 3)),
+    }
+
+
+def differing(ours: Tensor, pipeline: Any, images: Tensor) -> dict[str, float]:
+    """p-values of two samples being from one distribution."""
+    torch.manual_seed(1)
+    theirs = torch.stack([pipeline(to_pil(image)) for image in images])
+    pairs = zip(statistics(ours).items(), statistics(theirs).values(), strict=True)
+    return {name: float(ks_2samp(a.numpy(), b.numpy()).pvalue) for (name, a), b in pairs}
+
+
+def test_views_are_distributed_as_the_hosts() -> None:
+    images = pictures(NUMBER)
+    ours = views(images, pretrain_recipes("cifar100", [ENTRY], True))[0]
+    found = differing(ours, view_pipeline("cifar100", ENTRY, "augmentations.0"), images)
+    assert min(found.values()) > 0.01, found
+
+
+@pytest.mark.parametrize(
+    ("change", "statistic"),
+    [
+        ({"rrc": {**ENTRY["rrc"], "crop_min_scale": 0.6}}, "detail"),
+        ({"grayscale": {"prob": 0.35}}, "saturation"),
+        ({"gaussian_blur": {"prob": 0.2}}, "detail"),
+        ({"color_jitter": {**ENTRY["color_jitter"], "saturation": 0.9}}, "saturation"),
+    ],
+)
+def test_another_setting_would_be_found_out(change: dict[str, Any], statistic: str) -> None:
+    images = pictures(NUMBER)
+    ours = views(images, pretrain_recipes("cifar100", [{**ENTRY, **change}], True))[0]
+    found = differing(ours, view_pipeline("cifar100", ENTRY, "augmentations.0"), images)
+    assert found[statistic] < 1e-3, found
+
+
+def test_linear_views_are_distributed_as_the_hosts() -> None:
+    images = pictures(NUMBER)
+    recipe = linear_recipe("cifar100", 32)
+    assert (recipe.kernel, recipe.scale, recipe.flip) == ("bilinear", (0.08, 1.0), 0.5)
+    pipeline = plain_pipeline("cifar100", 32, augment=True)
+    assert min(differing(views(images, [recipe])[0], pipeline, images).values()) > 0.01
+
+
+def test_mirroring_within_the_crop_is_mirroring_at_the_end() -> None:
+    images = pictures(40)
+    recipe = replace(pretrain_recipes("cifar100", [ENTRY], True)[0], flip=0.999999)
+    mirrored = views(images, [recipe])[0]
+    # The same numbers: with probability 0 they are drawn, too.
+    plain = views(images, [replace(recipe, flip=0.0)])[0]
+    torch.testing.assert_close(mirrored, plain.flip(3), atol=2e-2, rtol=0)
+
+
+def test_without_augmentation_a_view_is_its_image() -> None:
+    images = pictures(9)
+    chosen = torch.tensor([7, 2, 2, 0])
+    made = ResidentViews(images, pretrain_recipes("custom", [PLAIN], True), 0)(chosen, 0, 0, 0)
+    torch.testing.assert_close(made[0] * 255, images[chosen].float(), atol=1e-3, rtol=0)
+
+
+def test_normalization_is_the_hosts() -> None:
+    images = pictures(3)
+    entry = {"crop_size": 32, "num_crops": 1}
+    for dataset in ("cifar10", "cifar100", "digits", "imagenet", "custom"):
+        made = views(images, pretrain_recipes(dataset, [entry], True))[0]
+        pipeline = view_pipeline(dataset, entry, "augmentations.0")
+        theirs = torch.stack([pipeline(to_pil(image)) for image in images])
+        torch.testing.assert_close(made, theirs, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 61), (61, 40), (32, 47), (30, 30)])
+@pytest.mark.parametrize("cut", [True, False])
+def test_without_random_crop_images_are_resized(height: int, width: int, cut: bool) -> None:
+    images = pictures(3, height, width)
+    made = views(images, pretrain_recipes("custom", [PLAIN], cut))[0] * 255
+    steps: list[Any] = [T.Resize(32, interpolation=T.InterpolationMode.BICUBIC)]
+    resize = T.Compose([*steps, T.CenterCrop(32)] if cut else steps)
+    theirs = torch.stack([from_pil(resize(to_pil(image))) for image in images])
+    assert made.shape == theirs.shape
+    assert (made - theirs).abs().max() <= 1.25
+
+
+def test_every_entry_gives_its_number_of_views() -> None:
+    small = {**ENTRY, "crop_size": 16, "num_crops": 3}
+    made = views(pictures(5), pretrain_recipes("cifar10", [ENTRY, small], False))
+    assert [tuple(view.shape) for view in made] == [(5, 3, 32, 32)] * 2 + [(5, 3, 16, 16)] * 3
+    assert not torch.equal(made[0], made[1])
+    assert all(view.dtype == torch.float32 for view in made)
+
+
+def test_each_image_is_drawn_on_its_own() -> None:
+    images = pictures(1).expand(64, -1, -1, -1)
+    made = views(images, pretrain_recipes("cifar10", [ENTRY], False))[0]
+    assert len(made.flatten(1).unique(dim=0)) == 64
+
+
+def test_the_same_place_has_the_same_views_and_another_has_others() -> None:
+    images, recipes = pictures(8), pretrain_recipes("cifar10", [ENTRY], False)
+    first = views(images, recipes)[0]
+    torch.manual_seed(99)
+    random.seed(99)
+    assert torch.equal(views(images, recipes)[0], first)
+    for seed, place in [(1, (0, 0, 0)), (0, (1, 0, 0)), (0, (0, 1, 0)), (0, (0, 0, 1))]:
+        assert not torch.equal(views(images, recipes, seed, place)[0], first)
+
+
+def test_an_image_has_its_view_whatever_else_is_in_the_batch() -> None:
+    """All is done image by image, so another image in the batch changes nothing."""
+    images, recipes = pictures(6), pretrain_recipes("cifar10", [ENTRY], False)
+    made = ResidentViews(images, recipes, 0)(torch.tensor([0, 1, 2, 3]), 0, 0, 0)[0]
+    other = ResidentViews(images, recipes, 0)(torch.tensor([0, 5, 2, 4]), 0, 0, 0)[0]
+    torch.testing.assert_close(made[[0, 2]], other[[0, 2]], atol=1e-5, rtol=0)
+
+
+def test_the_hosts_checks_hold() -> None:
+    with pytest.raises(ConfigError, match=r"augmentations\.1: unknown key 'blur'"):
+        pretrain_recipes("cifar10", [ENTRY, {**ENTRY, "blur": 1}], False)
+    with pytest.raises(ConfigError, match=r"augmentations\.0\.grayscale\.prob=2: must be a prob"):
+        pretrain_recipes("cifar10", [{**ENTRY, "grayscale": {"prob": 2}}], False)
+
+
+def test_an_unknown_step_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"RandomRotation.* can't be made on the device"):
+        read_pipeline(T.Compose([T.RandomRotation(5)]))

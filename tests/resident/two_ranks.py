@@ -1,0 +1,38 @@
+"""Two processes of DDP train on the views of one folder: ``python two_ranks.py FOLDER OUTPUT``.
+
+Each checks its own batches, and writes down the indexes of the images in them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from test_resident_callback import ENTRIES, SEED, Indexed, Method, loader_of, make_trainer
+
+from solo_hardneg.resident.callback import ResidentData
+from solo_hardneg.resident.images import load_images, load_labels
+from solo_hardneg.resident.recipe import pretrain_recipes
+from solo_hardneg.resident.views import ResidentViews
+
+
+def main(folder: str, output: str) -> None:
+    dataset, method = Indexed(folder), Method()
+    strategy = DDPStrategy(process_group_backend="gloo")
+    trainer = make_trainer(ResidentData(), epochs=1, devices=2, strategy=strategy)
+    trainer.fit(method, loader_of(dataset, workers=1, batch=4))
+    images, labels = load_images(dataset, torch.device("cpu")), load_labels(dataset)
+    views = ResidentViews(images, pretrain_recipes("custom", ENTRIES, False), SEED)
+    for epoch, number, (indexes, made, targets) in method.steps:
+        expected = views(indexes, trainer.global_rank, epoch, number)
+        assert torch.equal(targets, labels[indexes])
+        assert all(torch.equal(a, b) for a, b in zip(made, expected, strict=True))
+    seen = [step[2][0].tolist() for step in method.steps]
+    Path(output, f"{trainer.global_rank}.json").write_text(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
