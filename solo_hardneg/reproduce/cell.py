@@ -90,7 +90,8 @@ def _pretrain(
         return known
     resuming = ("auto_resume.enabled=True", "++auto_resume.max_hours=1e6")
     overrides = (*cell.pretrain, *place, *resuming)
-    written = sorted(home.rglob("*.ckpt"), key=lambda file: file.stat().st_mtime)
+    files = [file for file in home.glob("*/*/*.ckpt") if file.parts[-3] != "linear"]
+    written = sorted(files, key=lambda file: file.stat().st_mtime)
     if written and is_finished(written[-1], cell.config, overrides):
         # killed after the last checkpoint, and before it was marked
         known = {"checkpoint": str(written[-1]), "metrics": {}}

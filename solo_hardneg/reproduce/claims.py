@@ -129,6 +129,7 @@ def evidence(verdict: Verdict) -> str:
     if math.isnan(verdict.low):
         return f"{text}; {verdict.why}"
     interval = f"95 % interval {verdict.low:+.2f} to {verdict.high:+.2f}"
-    speaking = verdict.holm_for if verdict.verdict != NOT_CONFIRMED else verdict.holm_against
-    side = "for it" if verdict.verdict != NOT_CONFIRMED else "against it"
-    return f"{text}, {interval}, p = {speaking:.2g} {side} (Holm)"
+    sides = {CONFIRMED: f"{verdict.holm_for:.2g} for it"}
+    sides[NOT_CONFIRMED] = f"{verdict.holm_against:.2g} against it"
+    sides[UNDECIDED] = " and ".join([sides[CONFIRMED], sides[NOT_CONFIRMED]])
+    return f"{text}, {interval}, p = {sides[verdict.verdict]} (Holm)"

@@ -72,10 +72,17 @@ def reproduce(
     home = folder or Path("reproduced") / f"{experiment.name}-{data}-{size.name}"
     if scripts is not None:
         check_scripts(scripts)
-    images = _count_images(experiment, chosen[0], told, data) if run else _counted(home)
+    _check_home(home, experiment, data, size)
+    if not run:  # of what was planned, whatever the overrides were
+        cells = list(results.read_plan(home)[0].values())
+        found, notes = results.standing(home, cells)
+        for note in notes:
+            say(note)
+        outcome = _outcome(experiment, size, data, cells, found)
+        return outcome, page.write(home, outcome)
+    images = _count_images(experiment, chosen[0], told, data)
     cells = make_cells(experiment, size, experiment.rows, range(number), told, images)
     home.mkdir(parents=True, exist_ok=True)
-    _check_home(home, experiment, data, size)
     found, notes = results.standing(home, cells)
     for note in notes:
         say(note)
@@ -88,9 +95,8 @@ def reproduce(
     if scripts is not None:
         settings["scripts"] = str(scripts.resolve())
     results.write_plan(home, cells, settings)
-    if run:
-        _run_missing(home, cells, {row.name for row in chosen}, found, told, say)
-        found, _ = results.standing(home, cells)
+    _run_missing(home, cells, {row.name for row in chosen}, found, told, say)
+    found, _ = results.standing(home, cells)
     outcome = _outcome(experiment, size, data, cells, found)
     return outcome, page.write(home, outcome)
 
@@ -141,15 +147,6 @@ def _count_images(experiment: Experiment, row: Row, told: Arguments, data: str) 
             data, "Choose another dataset: data=NAME data.train_path=... data.val_path=..."
         )
         raise DataError(f"{error} {do}") from error
-
-
-def _counted(home: Path) -> int:
-    """The number of images that the last run has counted; for writing a table without the data."""
-    _, settings = results.read_plan(home)
-    images = settings.get("images")
-    if not isinstance(images, int):
-        raise DataError(f"{home / 'plan.json'}: it doesn't say how many images there are.")
-    return images
 
 
 def _check_home(home: Path, experiment: Experiment, data: str, scale: Scale) -> None:

@@ -60,8 +60,6 @@ def train(
     from solo_hardneg.standalone import run
 
     cfg = composed(config, overrides)
-    if program == "linear":
-        cfg.checkpoint.enabled = False  # the classifier is of no use afterwards
     result = run.pretrain(cfg) if program == "pretrain" else run.linear(cfg)
     return Trained(result.folder, result.checkpoint, _accuracies(result.metrics))
 

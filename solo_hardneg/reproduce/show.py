@@ -9,18 +9,30 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from solo_hardneg.reproduce.claims import evidence
 from solo_hardneg.reproduce.experiment import load_experiment, load_scale, names
-from solo_hardneg.reproduce.page import Outcome, claims_table
+from solo_hardneg.reproduce.page import Outcome
 from solo_hardneg.reproduce.table import readable
+
+# Narrower than the page's, for 80 columns.
+_HEADS = {
+    "ours, top-1": "ours",
+    "difference": "diff.",
+    "published, to baseline": "to base, publ.",
+    "ours, to baseline": "to base, ours",
+}
 
 
 def show(outcome: Outcome, page: Path, console: Console) -> None:
     """Prints the table, the claims and what failed."""
     experiment = outcome.experiment
     title = f"{experiment.source}, on {outcome.data}, scale {outcome.scale.name}: top-1 in percent"
-    console.print(_table(readable(outcome.table, "top1"), title))
+    console.print(_table(readable(outcome.table, "top1").rename(columns=_HEADS), title))
     if outcome.verdicts:
-        console.print(_table(claims_table(outcome.verdicts).drop(columns="in the paper"), "Claims"))
+        console.print("The paper's claims:")
+    for verdict in outcome.verdicts:
+        text = f"- {verdict.claim.text} {verdict.verdict.upper()} ({evidence(verdict)})"
+        console.print(text, markup=False, highlight=False)
     for result in outcome.failed:
         console.print(f"{result.cell}: failed. {result.error}", markup=False, highlight=False)
     console.print(f"The page: {escape(str(page.resolve()))}", soft_wrap=True)
@@ -30,8 +42,8 @@ def show_experiments(console: Console) -> None:
     """Prints what there is to reproduce."""
     experiments = [load_experiment(name) for name in names("paper")]
     found = pd.DataFrame(
-        [(e.name, e.title, e.source, e.data, str(len(e.rows)), str(e.seeds)) for e in experiments],
-        columns=["name", "what it asks", "source", "data", "rows", "seeds"],
+        [(e.name, e.title, e.source, e.data, str(len(e.rows))) for e in experiments],
+        columns=["name", "what it asks", "source", "data", "rows"],
     )
     console.print(_table(found, "solo-hardneg reproduce NAME"))
     scales = [load_scale(name) for name in names("scale")]
@@ -42,7 +54,7 @@ def show_experiments(console: Console) -> None:
 def _table(frame: pd.DataFrame, title: str) -> Table:
     table = Table(title=escape(title))
     for number, name in enumerate(frame.columns):
-        table.add_column(escape(str(name)), overflow="fold", no_wrap=number == 0 and len(frame) > 1)
+        table.add_column(escape(str(name)), no_wrap=number == 0)
     for row in frame.astype(str).to_numpy().tolist():
         table.add_row(*map(escape, row))
     return table

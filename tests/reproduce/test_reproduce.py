@@ -103,6 +103,9 @@ def test_a_grid_several_at_a_time_with_a_cell_that_fails(mine: Path) -> None:
     # And then there is nothing to run.
     outcome, _ = reproduce("mine.yaml", "tiny.yaml", say=lambda text: None)
     assert (outcome.done, outcome.failed) == (3, [])
+    # To write the table again is not to ask for other runs.
+    outcome, _ = reproduce("mine.yaml", "tiny.yaml", ["max_epochs=9"], run=False)
+    assert (outcome.done, outcome.failed) == (3, [])
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
