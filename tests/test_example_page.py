@@ -1,0 +1,59 @@
+"""The worked example in ``docs``: every command on the page is run, in order."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from integration_helpers import PROJECT, environment, run_python
+
+from solo_hardneg.reproduce.cells import make_cells, told_apart
+from solo_hardneg.reproduce.experiment import load_experiment, load_scale
+
+PAGE = PROJECT / "docs" / "is_it_the_hard_negatives.md"
+
+
+def blocks(*languages: str) -> list[tuple[str, str]]:
+    found = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    return [(language, code) for language, code in found if language in languages]
+
+
+def test_the_experiment_on_the_page_can_be_loaded(tmp_path: Path) -> None:
+    [(_, text)] = blocks("yaml")
+    (tmp_path / "mine.yaml").write_text(text)
+    mine = load_experiment(str(tmp_path / "mine.yaml"))
+    cells = make_cells(mine, load_scale("paper"), mine.rows, range(3), told_apart([]), 1000)
+    assert len(cells) == 9
+
+
+@pytest.mark.slow
+def test_the_page_runs_from_pretraining_to_the_report(tmp_path: Path) -> None:
+    # The commands of the environment that the tests run in come first.
+    path = os.pathsep.join([str(Path(sys.executable).parent), environment()["PATH"]])
+    printed = ""
+    for language, code in blocks("bash", "python"):
+        if language == "python":
+            result = run_python("-c", code, cwd=tmp_path)
+        else:
+            script = tmp_path / "block.sh"
+            script.write_text(f"set -e\n{code}")
+            result = run_python(
+                "-c",
+                "import subprocess, sys; sys.exit(subprocess.call(['bash', 'block.sh']))",
+                cwd=tmp_path,
+                env={"PATH": path, "SOLO_HARDNEG_HOST": "standalone"},
+                timeout=900,
+            )
+        printed += result.ok().out
+    assert "6 are run now" in printed
+    assert re.search(r"hardest_5: \d\d\.\d ± \d\.\d %, in the paper 66\.7 %", printed)
+    assert re.search(r"softmax mass of the hardest 5 %: \d+%", printed)
+    table = pd.read_csv(tmp_path / "reproduced/cai_figure2-digits-minute/table.csv")
+    assert table.set_index("row").loc[["all", "hardest_5", "easiest_95"], "seeds"].eq(2).all()
+    report = (tmp_path / "report" / "report.html").read_text()
+    for group in ("MoCo v2: all", "MoCo v2: hardest_5", "MoCo v2: easiest_95"):
+        assert group in report
