@@ -166,3 +166,14 @@ def test_folders_checks_and_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     wrong = CliRunner().invoke(app, ["folders", "tinyimagenet", str(tmp_path / "nothing")])
     assert wrong.exit_code == 1
     assert "there is no such folder" in str(wrong.exception)
+
+
+def test_reproduce_lists_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    listed = CliRunner().invoke(app, ["reproduce"], catch_exceptions=False)
+    assert listed.exit_code == 0
+    for name in ("cai_figure2", "sscl_table3", "Dong et al. 2023, Table 5", "minute"):
+        assert name in listed.stdout
+    unknown = CliRunner().invoke(app, ["reproduce", "cai_tabel1"])
+    assert unknown.exit_code == 1
+    assert "unknown experiment 'cai_tabel1'. Did you mean 'cai_table1'?" in str(unknown.exception)

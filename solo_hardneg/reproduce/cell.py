@@ -49,9 +49,12 @@ def run(folder: Path, name: str) -> None:
     home = run_folder(folder, cell)
     home.mkdir(parents=True, exist_ok=True)
     began = time.time()
+    scripts = settings.get("scripts")
+    if not _is_first():  # started by Lightning for another device; the first one has the lock
+        _accuracies(cell, home, Path(scripts) if scripts else None)
+        return
     with FileLock(home / "lock", timeout=0):
         try:
-            scripts = settings.get("scripts")
             metrics = _accuracies(cell, home, Path(scripts) if scripts else None)
         except HardnegError as error:  # anything else leaves its traceback in the log
             failed = result_of(cell, FAILED, error=f"{type(error).__name__}: {error}")
@@ -98,8 +101,14 @@ def _pretrain(
     else:
         trained = train("pretrain", cell.config, overrides, scripts)
         known = {"checkpoint": str(trained.checkpoint), "metrics": trained.metrics}
-    write_json(marker, known)
+    if _is_first():
+        write_json(marker, known)
     return known
+
+
+def _is_first() -> bool:
+    """Whether this is the first process of the run on this machine, or its only one."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def provenance(host: str | None = None) -> dict[str, str]:

@@ -269,6 +269,17 @@ def _fingerprint(*configs: DictConfig) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def what_counts(overrides: Sequence[str]) -> list[str]:
+    """The overrides that a result depends on: no paths of one machine, and nothing of its speed."""
+    return [
+        override
+        for override in overrides
+        if not any(
+            f"{key_of(override)}.".startswith(f"{key}.") for key in _IGNORED if key != "seed"
+        )
+    ]
+
+
 def _take_out(content: dict[str, Any], path: Sequence[str]) -> None:
     for part in path[:-1]:
         inner = content.get(part)

@@ -55,7 +55,7 @@ def reproduce(
         folder: where everything goes; by default ``reproduced/NAME-DATASET-SCALE``.
         run: whether to run anything, or only to write the table of what is there.
         scripts: the folder of solo-learn's ``main_pretrain.py`` and ``main_linear.py``, to run
-            these, with its loaders (DALI too); by default this package's runner trains.
+            these, with its loaders; by default this package's runner trains.
         say: is given lines for the person who waits.
 
     Returns:

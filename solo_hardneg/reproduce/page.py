@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from solo_hardneg.reproduce import claims as claimed
-from solo_hardneg.reproduce.cells import Cell
+from solo_hardneg.reproduce.cells import Cell, what_counts
 from solo_hardneg.reproduce.claims import Verdict
 from solo_hardneg.reproduce.experiment import Experiment, Scale
 from solo_hardneg.reproduce.results import DONE, FAILED, Result
@@ -210,7 +210,8 @@ def _cells_csv(outcome: Outcome) -> str:
         }
         numbers = {key: f"{value:.4f}" for key, value in result.metrics.items() if key in heads}
         line |= {"seconds": f"{result.seconds:.1f}", "config": result.config, "error": result.error}
-        line |= {"pretrain": " ".join(result.pretrain), "linear": " ".join(result.linear)}
+        for program in ("pretrain", "linear"):
+            line[program] = " ".join(what_counts(getattr(result, program)))
         ran_on = " ".join(f"{key}={value}" for key, value in result.ran_on.items())
         writer.writerow({**line, **numbers, "ran_on": ran_on})
     return out.getvalue()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from solo_hardneg.errors import ConfigError
-from solo_hardneg.reproduce.cells import Cell, composed, make_cells, told_apart
+from solo_hardneg.reproduce.cells import Cell, composed, make_cells, told_apart, what_counts
 from solo_hardneg.reproduce.experiment import load_experiment, load_scale
 
 
@@ -125,6 +125,17 @@ def test_seeds_are_outermost_and_named() -> None:
     assert made[0].fingerprint == made[4].fingerprint
     assert "seed=1" in made[4].pretrain
     assert "seed=1" in made[4].linear
+
+
+def test_paths_and_speed_are_left_out_of_what_counts() -> None:
+    left_out = [
+        "data.train_path=/x",
+        "++data.num_workers=1",
+        "accelerator=gpu",
+        "hardness.enabled=1",
+    ]
+    kept = ["data=cifar100", "seed=1", "++data.fraction=0.1", "negatives=hcl"]
+    assert what_counts([*left_out, *kept]) == kept
 
 
 def test_the_fingerprint_is_of_what_counts() -> None:

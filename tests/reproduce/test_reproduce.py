@@ -278,3 +278,14 @@ def test_through_solo_learns_own_programs(mine: Path) -> None:
     assert len(list(home.glob("runs/*/simclr_sscl/*/*.ckpt"))) == 1
     log = next(home.glob("runs/*/log.txt")).read_text()
     assert "solo-hardneg host: solo-learn in" in log
+
+
+@pytest.mark.slow
+def test_a_cell_on_two_devices(mine: Path) -> None:
+    two = ("accelerator=cpu", "devices=2", "strategy=ddp", "max_epochs=1", "linear.max_epochs=1")
+    two += ("linear.optimizer.batch_size=64",)
+    run_python(*COMMAND, "--rows", "plain", *two, cwd=mine).ok()
+    assert read_result(result_file(mine / HOME, "plain-seed0")).state == "done"
+    runs = next((mine / HOME / "runs").iterdir())
+    assert len(list(runs.glob("simclr_sscl/*/args.json"))) == 1
+    assert "distributed_backend=gloo" in (runs / "log.txt").read_text()
