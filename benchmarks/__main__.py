@@ -201,6 +201,8 @@ def table() -> None:
     print(figures.markdown(figures.target_table()))
     print()
     print(figures.markdown(figures.main_table()))
+    print()
+    print(figures.markdown(figures.loader_table()))
 
 
 if __name__ == "__main__":

@@ -60,6 +60,23 @@ def main_table(keys: tuple[int, ...] = (4096, 16384, 65536)) -> pd.DataFrame:
     return table.replace("nan", "").reset_index()
 
 
+def loader_table() -> pd.DataFrame:
+    """What makes the views of CIFAR-100: images per second, both views of an image as one."""
+    rows = pd.read_csv(HERE / "loader.csv").sort_values(["threads", "images_s"])
+    names = {"standalone": "PIL", "kornia": "kornia, batched", "resident": "data.format=resident"}
+    spread = rows["images_s"].map("{:,.0f}".format)
+    spread += rows["images_s_p20"].map(" ({:,.0f}".format)
+    spread += rows["images_s_p80"].map("-{:,.0f})".format)
+    return pd.DataFrame(
+        {
+            "views made by": rows["loader"].map(names),
+            "workers": rows["workers"].where(rows["workers"] > 0, ""),
+            "threads": rows["threads"],
+            "images per second": spread,
+        }
+    )
+
+
 def markdown(table: pd.DataFrame) -> str:
     """A table in Markdown."""
     lines = [table.columns, ["---"] * len(table.columns), *table.astype(str).to_numpy()]

@@ -234,6 +234,6 @@ def test_the_readme_has_the_tables_of_the_files() -> None:
     if not (figures.HERE / "loss.csv").exists():
         pytest.skip("nothing has been measured")
     readme = (HERE / "README.md").read_text()
-    for table in (figures.target_table(), figures.main_table()):
+    for table in (figures.target_table(), figures.main_table(), figures.loader_table()):
         for line in figures.markdown(table).splitlines():
             assert line in readme

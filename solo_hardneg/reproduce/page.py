@@ -76,12 +76,12 @@ def page(outcome: Outcome) -> str:
         *_changes(outcome),
     ]
     for metric, name in METRICS.items():
-        parts += [f"## {name.capitalize()} accuracy", _markdown(readable(outcome.table, metric))]
+        parts += [f"## {name.capitalize()} accuracy", as_markdown(readable(outcome.table, metric))]
     parts += _notes(outcome)
     if outcome.verdicts:
         parts += [
             "## The paper's claims",
-            _markdown(claims_table(outcome.verdicts)),
+            as_markdown(claims_table(outcome.verdicts)),
             "Welch's t-tests on top-1 over seeds, corrected by Holm's method for the number of "
             "claims; claims of equality by two one-sided tests. *Not confirmed* needs evidence "
             "against a claim; where there is evidence for neither, it is *undecided*.",
@@ -159,7 +159,9 @@ def _ran_on(outcome: Outcome) -> list[str]:
     return ["## What it ran on", f"{where}. {seconds / 60:.0f} minutes for all cells together."]
 
 
-def _markdown(table: pd.DataFrame) -> str:
+def as_markdown(table: pd.DataFrame) -> str:
+    """A table of text in Markdown."""
+
     def line(values: Sequence[str]) -> str:
         return "| " + " | ".join(v.replace("|", "\\|").replace("\n", " ") for v in values) + " |"
 
