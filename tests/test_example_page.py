@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 from integration_helpers import PROJECT, environment, run_python
 
-from solo_hardneg.reproduce.cells import make_cells, told_apart
+from solo_hardneg.reproduce.cells import Images, make_cells
 from solo_hardneg.reproduce.experiment import load_experiment, load_scale
+from solo_hardneg.reproduce.overrides import told_apart
 
 PAGE = PROJECT / "docs" / "is_it_the_hard_negatives.md"
 
@@ -26,7 +27,7 @@ def test_the_experiment_on_the_page_can_be_loaded(tmp_path: Path) -> None:
     [(_, text)] = blocks("yaml")
     (tmp_path / "mine.yaml").write_text(text)
     mine = load_experiment(str(tmp_path / "mine.yaml"))
-    cells = make_cells(mine, load_scale("paper"), mine.rows, range(3), told_apart([]), 1000)
+    cells = make_cells(mine, load_scale("paper"), mine.rows, range(3), told_apart([]), Images(1000))
     assert len(cells) == 9
 
 
@@ -49,7 +50,7 @@ def test_the_page_runs_from_pretraining_to_the_report(tmp_path: Path) -> None:
                 timeout=900,
             )
         printed += result.ok().out
-    assert "6 are run now" in printed
+    assert "To be run: all-seed0, hardest_5-seed0, easiest_95-seed0" in printed
     assert re.search(r"hardest_5: \d\d\.\d ± \d\.\d %, in the paper 66\.7 %", printed)
     assert re.search(r"softmax mass of the hardest 5 %: \d+%", printed)
     table = pd.read_csv(tmp_path / "reproduced/cai_figure2-digits-minute/table.csv")

@@ -1,4 +1,4 @@
-"""The process that makes one cell's number: ``python -m solo_hardneg.reproduce.cell FOLDER CELL``.
+"""The process that makes one cell's number: ``python -m solo_hardneg.reproduce.cell PLAN CELL``.
 
 A process of its own, so that whatever happens in it (a crash, no memory) ends this cell and no
 other. It goes on where an earlier one was killed: pretraining from its last checkpoint.
@@ -18,14 +18,18 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from solo_hardneg.errors import DataError, HardnegError
 from solo_hardneg.reproduce.cells import Cell
-from solo_hardneg.reproduce.programs import is_finished, quoted, train
+from solo_hardneg.reproduce.overrides import quoted
+from solo_hardneg.reproduce.programs import is_finished, train
 from solo_hardneg.reproduce.results import (
     DONE,
     FAILED,
+    is_done,
     read_plan,
+    result_file,
     result_of,
     run_folder,
     write_json,
@@ -35,17 +39,17 @@ from solo_hardneg.reproduce.results import (
 BUSY = 75  # the exit status where another process is at this cell (EX_TEMPFAIL)
 
 
-def run(folder: Path, name: str) -> None:
-    """Runs a cell of the folder's plan and writes its result.
+def run(plan: Path, name: str) -> None:
+    """Runs a cell of a plan and writes its result, unless it has one.
 
     Raises:
         DataError: there is no plan, or no such cell in it.
         Timeout: another process is at it.
     """
-    cells, settings = read_plan(folder)
+    cells, settings = read_plan(plan)
     if name not in cells:
-        raise DataError(f"{folder / 'plan.json'}: there is no cell {name} in it.")
-    cell = cells[name]
+        raise DataError(f"{plan}: there is no cell {name} in it.")
+    cell, folder = cells[name], plan.parent.parent
     home = run_folder(folder, cell)
     home.mkdir(parents=True, exist_ok=True)
     began = time.time()
@@ -54,6 +58,8 @@ def run(folder: Path, name: str) -> None:
         _accuracies(cell, home, Path(scripts) if scripts else None)
         return
     with FileLock(home / "lock", timeout=0):
+        if is_done(result_file(folder, cell)):  # another sweep was faster
+            return
         try:
             metrics = _accuracies(cell, home, Path(scripts) if scripts else None)
         except HardnegError as error:  # anything else leaves its traceback in the log
@@ -67,9 +73,12 @@ def run(folder: Path, name: str) -> None:
 
 def _accuracies(cell: Cell, home: Path, scripts: Path | None) -> dict[str, float]:
     """Pretrains, unless that is done, and evaluates."""
-    place = (f"checkpoint.dir={quoted(home)}", "wandb.enabled=False", f"name={cell.name}")
+    place = (
+        *(f"checkpoint.dir={quoted(home.resolve())}", "checkpoint.enabled=True"),
+        *("wandb.enabled=False", f"name={cell.name}"),
+    )
     pretrained = _pretrain(cell, home, place, scripts)
-    checkpoint = quoted(Path(pretrained["checkpoint"]))
+    checkpoint = quoted((home / pretrained["checkpoint"]).resolve())
     evaluated = train(
         "linear",
         "linear",
@@ -88,27 +97,39 @@ def _pretrain(
 ) -> dict[str, Any]:
     """What is known of the finished pretraining; a marker in the cell's folder keeps it."""
     marker = home / "pretrained.json"
-    if marker.is_file():
-        known: dict[str, Any] = json.loads(marker.read_text(encoding="utf-8"))
-        return known
-    resuming = ("auto_resume.enabled=True", "++auto_resume.max_hours=1e6")
-    overrides = (*cell.pretrain, *place, *resuming)
-    files = [file for file in home.glob("*/*/*.ckpt") if file.parts[-3] != "linear"]
-    written = sorted(files, key=lambda file: file.stat().st_mtime)
-    if written and is_finished(written[-1], cell.config, overrides):
-        # killed after the last checkpoint, and before it was marked
-        known = {"checkpoint": str(written[-1]), "metrics": {}}
-    else:
-        trained = train("pretrain", cell.config, overrides, scripts)
-        known = {"checkpoint": str(trained.checkpoint), "metrics": trained.metrics}
-    if _is_first():
-        write_json(marker, known)
+    if not marker.is_file():
+        resuming = ("auto_resume.enabled=True", "++auto_resume.max_hours=1e6")
+        overrides = (*cell.pretrain, *place, *resuming)
+        files = [file for file in home.glob("*/*/*.ckpt") if file.parts[-3] != "linear"]
+        newest, metrics = max(files, key=lambda f: f.stat().st_mtime, default=None), {}
+        # It may have been killed after its last checkpoint, and before it was marked.
+        if newest is None or not is_finished(newest, cell.config, overrides):
+            trained = train("pretrain", cell.config, overrides, scripts)
+            newest, metrics = trained.checkpoint or home, trained.metrics
+        if _is_first():
+            if not is_finished(newest, cell.config, overrides):
+                do = "Start again to go on with it."
+                raise DataError(f"{cell.name}: pretraining was stopped. {do}")
+            path = newest.resolve().relative_to(home.resolve())  # the folder may be moved
+            write_json(marker, {"checkpoint": str(path), "metrics": metrics})
+    known: dict[str, Any] = json.loads(_when_there(marker).read_text(encoding="utf-8"))
     return known
 
 
+def _when_there(file: Path, seconds: float = 60) -> Path:
+    """The file, once the first process of the run has written it."""
+    end = time.monotonic() + seconds
+    while not file.is_file():
+        if time.monotonic() > end:
+            raise DataError(f"{file}: the first process of the run has not written it.")
+        time.sleep(0.1)
+    return file
+
+
 def _is_first() -> bool:
-    """Whether this is the first process of the run on this machine, or its only one."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
+    """Whether this is the run's first process, which has the lock and writes; of all machines."""
+    rank = getattr(rank_zero_only, "rank", None)  # from the environment of whatever started it
+    return not rank and os.environ.get("NODE_RANK", "0") == "0"
 
 
 def provenance(host: str | None = None) -> dict[str, str]:
@@ -134,13 +155,16 @@ def provenance(host: str | None = None) -> dict[str, str]:
 
 
 def _end_with_parent() -> None:
-    """Ends this process soon after the one that started it, so that no killed sweep trains on."""
+    """Ends this process, and what it has started, soon after the one that started it.
+
+    So no killed sweep trains on.
+    """
     parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.killpg(0, signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
 

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from solo_hardneg.errors import ConfigError, DataError
 from solo_hardneg.reproduce import claims, page, results, table
-from solo_hardneg.reproduce.cells import (
-    Arguments,
-    Cell,
-    composed,
-    dataset_of,
-    make_cells,
-    told_apart,
-)
+from solo_hardneg.reproduce.cells import Cell, Images, dataset_of, make_cells
 from solo_hardneg.reproduce.experiment import Experiment, Row, Scale, load_experiment, load_scale
+from solo_hardneg.reproduce.overrides import Arguments, composed, told_apart
 from solo_hardneg.reproduce.page import Outcome
 from solo_hardneg.reproduce.programs import check_scripts
 
@@ -74,29 +70,35 @@ def reproduce(
         check_scripts(scripts)
     _check_home(home, experiment, data, size)
     if not run:  # of what was planned, whatever the overrides were
-        cells = list(results.read_plan(home)[0].values())
+        cells = list(results.read_plan(home / "plan.json")[0].values())
         found, notes = results.standing(home, cells)
         for note in notes:
             say(note)
         outcome = _outcome(experiment, size, data, cells, found)
         return outcome, page.write(home, outcome)
-    images = _count_images(experiment, chosen[0], told, data)
+    images = _look_at_images(experiment, chosen[0], told, data)
     cells = make_cells(experiment, size, experiment.rows, range(number), told, images)
     home.mkdir(parents=True, exist_ok=True)
     found, notes = results.standing(home, cells)
     for note in notes:
         say(note)
-    settings: dict[str, Any] = {
-        "experiment": experiment.name,
-        "data": data,
-        "scale": size.name,
-        "images": images,
-    }
+    settings: dict[str, Any] = {"experiment": experiment.name, "data": data, "scale": size.name}
     if scripts is not None:
         settings["scripts"] = str(scripts.resolve())
-    results.write_plan(home, cells, settings)
-    _run_missing(home, cells, {row.name for row in chosen}, found, told, say)
-    found, _ = results.standing(home, cells)
+    plan = results.write_plan(home, cells, settings)
+    say(f"{home}: {_done(found)} of {len(cells)} cells have a result.")
+    missing = [
+        cell.name
+        for cell in cells
+        if cell.row in {row.name for row in chosen}
+        and (cell.name not in found or found[cell.name].state == results.FAILED)
+    ]
+    if missing:
+        from solo_hardneg.reproduce.sweep import sweep
+
+        say(f"To be run: {', '.join(missing)}")
+        sweep(plan, missing, told.hydra)
+    found, notes = results.standing(home, cells)
     outcome = _outcome(experiment, size, data, cells, found)
     return outcome, page.write(home, outcome)
 
@@ -114,39 +116,33 @@ def _outcome(
     return Outcome(experiment, scale, data, cells, found, made, verdicts)
 
 
-def _run_missing(
-    home: Path,
-    cells: Sequence[Cell],
-    rows: set[str],
-    found: dict[str, results.Result],
-    told: Arguments,
-    say: Callable[[str], object],
-) -> None:
-    done = [name for name, result in found.items() if result.state == results.DONE]
-    missing = [cell.name for cell in cells if cell.row in rows and cell.name not in done]
-    say(f"{home}: {len(done)} of {len(cells)} cells have a result; {len(missing)} are run now.")
-    if missing:
-        from solo_hardneg.reproduce.sweep import sweep
-
-        sweep(home, missing, told.hydra)
+def _done(found: dict[str, results.Result]) -> int:
+    return sum(result.state == results.DONE for result in found.values())
 
 
-def _count_images(experiment: Experiment, row: Row, told: Arguments, data: str) -> int:
-    """How many images there are to train on, which also shows that they are there."""
+def _look_at_images(experiment: Experiment, row: Row, told: Arguments, data: str) -> Images:
+    """How many images there are to train on, and which, which also shows that they are there."""
     from solo_hardneg.standalone.config import parse_pretrain
     from solo_hardneg.standalone.data import load_split
 
-    overrides = (f"data={data}", *experiment.pretrain, *row.overrides)
-    overrides += tuple(a for a in told.pretrain if a.partition("=")[0].lstrip("+") != "data")
+    overrides = (f"data={data}", *experiment.pretrain, *row.overrides, *told.pretrain)
     cfg = composed(row.config, overrides)
+    cfg.data.format = "image_folder"  # whatever reads them later: they are the same files
     try:
         cfg = parse_pretrain(cfg)
-        return len(load_split(cfg, True).images)
+        splits = [load_split(cfg, True)]
+        if cfg.data.val_path is not None and not cfg.data.no_labels:
+            splits.append(load_split(cfg, False))
     except DataError as error:
-        do = _HOW.get(
-            data, "Choose another dataset: data=NAME data.train_path=... data.val_path=..."
-        )
-        raise DataError(f"{error} {do}") from error
+        do = "Choose another dataset: data=NAME data.train_path=... data.val_path=..."
+        raise DataError(f"{error} {_HOW.get(data, do)}") from error
+    if not isinstance(splits[0].images[0], str):  # torchvision's files, or scikit-learn's
+        return Images(len(splits[0].images))
+    digest = hashlib.sha256()
+    for key, split in zip(("train_path", "val_path"), splits, strict=False):
+        for image, target in zip(split.images, split.targets, strict=True):
+            digest.update(f"{os.path.relpath(image, cfg.data[key])} {target}\n".encode())
+    return Images(len(splits[0].images), digest.hexdigest())
 
 
 def _check_home(home: Path, experiment: Experiment, data: str, scale: Scale) -> None:
@@ -154,7 +150,7 @@ def _check_home(home: Path, experiment: Experiment, data: str, scale: Scale) -> 
     if not (home / "plan.json").is_file():
         return
     try:
-        _, settings = results.read_plan(home)
+        _, settings = results.read_plan(home / "plan.json")
     except DataError:
         return  # cut short: it is written again
     ours = {"experiment": experiment.name, "data": data, "scale": scale.name}

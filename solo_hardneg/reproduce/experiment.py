@@ -179,10 +179,13 @@ def load_scale(name: str) -> Scale:
     _only(f"scale {name}", content, known)
     for key in ("seeds", "epochs", "images", "batch_size", "queue_size", "linear_epochs"):
         value = content.get(key)
-        if value is not None and not (isinstance(value, int) and value > 0):
+        if value is not None and not (type(value) is int and value > 0):
             raise bad_value(
                 f"scale {name}: {key}", value, "must be a whole number above 0, or null"
             )
+    for key in ("title", "backbone"):
+        if not isinstance(content.get(key, ""), str | None):
+            raise bad_value(f"scale {name}: {key}", content[key], "must be a name")
     return Scale(name, **{"title": name, **dict.fromkeys(known[1:]), **content})
 
 
@@ -201,7 +204,7 @@ def load_experiment(name: str) -> Experiment:
     if not isinstance(content["rows"], Mapping):
         raise bad_value(f"{where}: rows", content["rows"], "must map names to rows")
     seeds = content.get("seeds", 1)
-    if not isinstance(seeds, int) or seeds < 1:
+    if type(seeds) is not int or seeds < 1:
         raise bad_value(f"{where}: seeds", seeds, "must be a whole number above 0")
     rows = tuple(_row(where, str(key), row, content) for key, row in content["rows"].items())
     by_name = {row.name: row for row in rows}
@@ -230,6 +233,10 @@ def _row(where: str, name: str, row: Any, experiment: Mapping[str, Any]) -> Row:
         raise ConfigError(f"{where}: a row's name may hold letters, digits and _.- only.")
     _only(where, row, _ROW)
     references = row.get("published") or []
+    if not isinstance(references, list) or any(
+        not isinstance(r, list) or len(r) != 2 for r in references
+    ):
+        raise bad_value(f"{where}.published", references, "must be a list of [TABLE, LABEL]")
     tables = {(cell.table, cell.label) for cell in published.cells()}
     for reference in references:
         if tuple(reference) not in tables:
@@ -258,8 +265,8 @@ def _claim(where: str, claim: Any, rows: Mapping[str, Row]) -> Claim:
         if name not in rows:
             raise unknown_name(f"{where}.{kinds[0]}", str(name), rows, "row")
     if (
-        not isinstance(margin, int | float)
-        or margin < 0
+        type(margin) not in (int, float)
+        or not 0 <= margin < 100
         or (margin == 0) != (kinds[0] == "greater")
     ):
         allowed = "must be a number of points above 0, and only `greater` goes without"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,10 @@ from pathlib import Path
 import pandas as pd
 
 from solo_hardneg.reproduce import claims as claimed
-from solo_hardneg.reproduce.cells import Cell, what_counts
+from solo_hardneg.reproduce.cells import Cell
 from solo_hardneg.reproduce.claims import Verdict
 from solo_hardneg.reproduce.experiment import Experiment, Scale
+from solo_hardneg.reproduce.overrides import what_counts
 from solo_hardneg.reproduce.results import DONE, FAILED, Result
 from solo_hardneg.reproduce.table import METRICS, readable
 
@@ -58,7 +60,7 @@ def write(folder: Path, outcome: Outcome) -> Path:
         "README.md": page(outcome),
     }
     for name, text in files.items():
-        partial = folder / f"{name}.part"
+        partial = folder / f"{name}.{os.getpid()}.part"
         partial.write_text(text, encoding="utf-8")
         partial.replace(folder / name)
     return folder / "README.md"
@@ -114,13 +116,19 @@ def _changes(outcome: Outcome) -> list[str]:
         for change in cell.changed:
             rows.setdefault(change, set()).add(cell.row)
     if not rows:
-        return ["The settings are the published ones."]
+        return [f"The settings are the published ones, {_seeds(outcome)}."]
     everywhere = len({cell.row for cell in outcome.cells})
     lines = [
         f"- `{change}`" + ("" if len(which) == everywhere else f" ({', '.join(sorted(which))})")
         for change, which in rows.items()
     ]
-    return ["Changed against the published settings:", "\n".join(lines)]
+    head = f"Changed against the published settings, {_seeds(outcome)}:"
+    return [head, "\n".join(lines)]
+
+
+def _seeds(outcome: Outcome) -> str:
+    number = len({cell.seed for cell in outcome.cells})
+    return f"with {number} seed{'s' * (number > 1)} for each row"
 
 
 def _notes(outcome: Outcome) -> list[str]:

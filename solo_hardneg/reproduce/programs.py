@@ -13,7 +13,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from solo_hardneg.errors import DataError
-from solo_hardneg.reproduce.cells import composed
+from solo_hardneg.reproduce.overrides import composed, quoted
 
 SCRIPTS = ("main_pretrain.py", "main_linear.py")
 
@@ -70,13 +70,16 @@ def _in_solo_learn(scripts: Path, program: str, config: str, overrides: Sequence
     Without it they would go to wandb alone.
     """
     name = f"main_{program}.py"
-    keep = ("checkpoint.enabled=True", "hardness.enabled=True", "hardness.images=False")
+    cfg = composed(config, overrides)
+    keep = ["hardness.enabled=True", "hardness.images=False"]
+    for part in ("train_path", "val_path"):  # as seen from here, not from the checkout
+        if path := OmegaConf.select(cfg, f"data.{part}"):
+            keep.append(f"data.{part}={quoted(Path(path).expanduser().resolve())}")
     command = [sys.executable, name, "--config-name", config, *overrides, *keep]
     environment = {k: v for k, v in os.environ.items() if k != "SOLO_HARDNEG_HOST"}
     code = subprocess.run(command, cwd=scripts, env=environment, check=False).returncode
     if code != 0:
         raise DataError(f"{name} of solo-learn in {scripts} ended with status {code}.")
-    cfg = composed(config, overrides)
     kind = "linear" if program == "linear" else cfg.method
     return newest(Path(cfg.checkpoint.dir) / kind)
 
@@ -107,16 +110,10 @@ def _accuracies(metrics: dict[str, float]) -> dict[str, float]:
     return {key: float(value) for key, value in found.items() if math.isfinite(value)}
 
 
-def quoted(path: Path) -> str:
-    """A path as a value of Hydra's command line, whatever is in it."""
-    text = str(path.resolve()).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{text}'"
-
-
 def is_finished(checkpoint: Path, config: str, overrides: Sequence[str]) -> bool:
     """Whether a checkpoint is of the last epoch of a run."""
     from solo_hardneg.standalone.checkpoints import read_checkpoint
 
-    _, content = read_checkpoint("checkpoint", checkpoint)
+    _, content = read_checkpoint("checkpoint.dir", checkpoint)
     epochs = OmegaConf.select(composed(config, overrides), "max_epochs")
     return bool(content.get("epoch", -1) + 1 >= epochs)

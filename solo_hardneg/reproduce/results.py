@@ -1,18 +1,21 @@
 """The folder of a reproduction: its plan, and a file for each cell's result.
 
-    FOLDER/plan.json              what is to be run
-    FOLDER/cells/CELL.json        how it ended, written at once and whole
-    FOLDER/cells/replaced/        results that don't hold any more: nothing is thrown away
-    FOLDER/runs/CELL-FINGERPRINT/ checkpoints, config, metrics and log.txt of its two runs
+    FOLDER/plan.json                    what is to be run; each sweep has its own in plans/
+    FOLDER/cells/CELL-FINGERPRINT.json  how a cell ended, written at once and whole
+    FOLDER/cells/replaced/              results that can't be read: nothing is thrown away
+    FOLDER/runs/CELL-FINGERPRINT/       checkpoints, config, metrics and log.txt of its two runs
 
-All of it is JSON: reading executes nothing.
+A cell whose config changes gets another fingerprint, so that its old result stays, and holds again
+if the config is changed back. All of it is JSON: reading executes nothing.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -68,9 +71,10 @@ def write_json(path: Path, content: Any) -> None:
     partial.replace(path)
 
 
-def result_file(folder: Path, cell: str) -> Path:
-    """Where a cell's result is written."""
-    return folder / "cells" / f"{cell}.json"
+def result_file(folder: Path, cell: Cell | Result) -> Path:
+    """Where a cell's result is written; at another place for another config."""
+    name = cell.cell if isinstance(cell, Result) else cell.name
+    return folder / "cells" / f"{name}-{cell.fingerprint}.json"
 
 
 def run_folder(folder: Path, cell: Cell) -> Path:
@@ -79,9 +83,20 @@ def run_folder(folder: Path, cell: Cell) -> Path:
 
 
 def write_result(folder: Path, result: Result) -> None:
-    """Writes a cell's result over the one that is there."""
+    """Writes a cell's result; over a failure, but never over a result that is done."""
+    file = result_file(folder, result)
+    if is_done(file):
+        return
     content = {"format": "solo-hardneg result", "version": VERSION, **asdict(result)}
-    write_json(result_file(folder, result.cell), content)
+    write_json(file, content)
+
+
+def is_done(file: Path) -> bool:
+    """Whether there is a result with a number in it."""
+    try:
+        return read_result(file).state == DONE
+    except DataError:
+        return False
 
 
 def read_result(file: Path) -> Result:
@@ -131,53 +146,62 @@ def keep_aside(folder: Path, file: Path) -> Path:
     return target
 
 
-def standing(folder: Path, cells: list[Cell]) -> tuple[dict[str, Result], list[str]]:
-    """The results that hold for these cells, and what is to be said of others.
+def standing(folder: Path, cells: Sequence[Cell]) -> tuple[dict[str, Result], list[str]]:
+    """The results of these cells, and what is to be said of others.
 
-    A result of another config, of another version, or a damaged one is moved aside, and its cell
-    has none any more.
+    One of another version, or a damaged one, is moved aside, and its cell has none any more.
     """
     results, notes = {}, []
     for cell in cells:
-        file = result_file(folder, cell.name)
-        if not file.is_file():
-            continue
-        try:
-            result = read_result(file)
-        except DataError as error:
-            notes.append(f"{error} It is kept in {keep_aside(folder, file)}; the cell runs again.")
-            continue
-        if result.fingerprint != cell.fingerprint:
-            kept = keep_aside(folder, file)
+        file = result_file(folder, cell)
+        if file.is_file():
+            try:
+                results[cell.name] = read_result(file)
+            except DataError as error:
+                kept = keep_aside(folder, file)
+                notes.append(f"{error} It is kept in {kept}; the cell runs again.")
+        elif others := _of_other_configs(folder, cell):
+            shown = ", ".join(map(str, others))
             notes.append(
-                f"{cell.name}: its config has changed since it was run. The result is kept in "
-                f"{kept}; the cell runs again."
+                f"{cell.name}: its config has changed since it was run, so it runs again. "
+                f"The result of the other config is kept: {shown}"
             )
-            continue
-        results[cell.name] = result
     return results, notes
 
 
-def write_plan(folder: Path, cells: list[Cell], settings: Mapping[str, Any]) -> None:
-    """Writes what is to be run, for the processes that run it."""
+def _of_other_configs(folder: Path, cell: Cell) -> list[Path]:
+    name = re.compile(re.escape(cell.name) + r"-[0-9a-f]{12}\.json")
+    files = (folder / "cells").glob(f"{cell.name}-*.json")
+    return sorted(file for file in files if name.fullmatch(file.name))
+
+
+def write_plan(folder: Path, cells: Sequence[Cell], settings: Mapping[str, Any]) -> Path:
+    """Writes what is to be run, for the processes that run it, and for the table.
+
+    Returns:
+        a file that no other sweep writes to, named after what is in it.
+    """
     content = {"version": VERSION, **settings, "cells": [asdict(cell) for cell in cells]}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+    plan = folder / "plans" / f"{digest}.json"
+    write_json(plan, content)
     write_json(folder / "plan.json", content)
+    return plan
 
 
-def read_plan(folder: Path) -> tuple[dict[str, Cell], dict[str, Any]]:
+def read_plan(file: Path) -> tuple[dict[str, Cell], dict[str, Any]]:
     """The cells of a plan by name, and its other settings.
 
     Raises:
         DataError: there is no plan that can be read.
     """
-    file = folder / "plan.json"
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         cells = {}
         for cell in content.pop("cells"):
             lists = {key: tuple(cell[key]) for key in ("pretrain", "linear", "changed")}
             cells[cell["name"]] = Cell(**{**cell, **lists})
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         do = "`solo-hardneg reproduce` writes it; start that."
         raise DataError(f"{file}: there is no plan that can be read ({error}). {do}") from error
     return cells, content

@@ -6,10 +6,11 @@ A program of Hydra's (``configs/reproduce.yaml``), so that any of its launchers 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import hydra
@@ -18,6 +19,7 @@ from omegaconf import DictConfig
 
 from solo_hardneg.errors import DataError
 from solo_hardneg.reproduce.cell import BUSY
+from solo_hardneg.reproduce.overrides import quoted
 from solo_hardneg.reproduce.results import (
     FAILED,
     read_plan,
@@ -31,21 +33,21 @@ from solo_hardneg.reproduce.results import (
 _LAST_LINES = 5
 
 
-def sweep(folder: Path, cells: Sequence[str], arguments: Sequence[str]) -> None:
-    """Runs cells of the folder's plan through Hydra's multirun.
+def sweep(plan: Path, cells: Sequence[str], arguments: Sequence[str]) -> None:
+    """Runs cells of a plan through Hydra's multirun.
 
     Args:
-        folder: of the reproduction.
+        plan: the file.
         cells: their names.
         arguments: further overrides, such as ``hydra/launcher=joblib``.
     """
     GlobalHydra.instance().clear()
     typed = sys.argv
-    quoted = str(folder.resolve()).replace("'", "\\'")
     sys.argv = [
         "solo-hardneg-reproduce",
         "--multirun",
-        f"folder='{quoted}'",
+        f"plan={quoted(plan.resolve())}",
+        f"folder={quoted(plan.resolve().parent.parent)}",
         f"cell={','.join(cells)}",
         *arguments,
     ]
@@ -58,25 +60,22 @@ def sweep(folder: Path, cells: Sequence[str], arguments: Sequence[str]) -> None:
 @hydra.main(version_base="1.2", config_path="pkg://solo_hardneg.configs", config_name="reproduce")
 def job(cfg: DictConfig) -> None:
     """Runs one cell in a process of its own. Whatever happens to it ends in its result."""
-    run_cell(Path(cfg.folder), cfg.cell)
+    run_cell(Path(cfg.plan), cfg.cell)
 
 
-def run_cell(folder: Path, name: str) -> None:
+def run_cell(plan: Path, name: str) -> None:
     """Starts the process of a cell, waits for it, and says in a line how it ended."""
-    cell = read_plan(folder)[0][name]
+    cell, folder = read_plan(plan)[0][name], plan.parent.parent
     home = run_folder(folder, cell)
     home.mkdir(parents=True, exist_ok=True)
     log, began = home / "log.txt", time.time()
     print(f"{name} …", flush=True)
     # Both hosts give the same losses; ours knows every dataset and backbone, unless told otherwise.
     environment = {"SOLO_HARDNEG_HOST": "standalone", **os.environ}
-    command = [sys.executable, "-m", "solo_hardneg.reproduce.cell", str(folder), name]
-    file = result_file(folder, name)
+    command = [sys.executable, "-m", "solo_hardneg.reproduce.cell", str(plan), name]
+    file = result_file(folder, cell)
     before = file.stat().st_mtime_ns if file.is_file() else None
-    with log.open("a") as out:
-        code = subprocess.run(
-            command, stdout=out, stderr=out, env=environment, check=False
-        ).returncode
+    code = _run(command, log, environment)
     if code == BUSY:
         print(f"{name}: another process is at it; left to that one.", flush=True)
         return
@@ -95,6 +94,21 @@ def run_cell(folder: Path, name: str) -> None:
         print(f"{name}: failed. {result.error}", flush=True)
     else:
         print(f"{name}: top-1 {result.metrics['top1']:.2f} % ({result.seconds:.0f} s)", flush=True)
+
+
+def _run(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> int:
+    """Runs a process to its end, in a group of its own with all that it starts; their status."""
+    with (
+        log.open("a") as out,
+        subprocess.Popen(
+            command, stdout=out, stderr=out, env=environment, start_new_session=True
+        ) as process,
+    ):
+        try:
+            return process.wait()
+        except BaseException:
+            os.killpg(process.pid, signal.SIGTERM)
+            raise
 
 
 if __name__ == "__main__":

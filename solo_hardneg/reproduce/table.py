@@ -11,8 +11,9 @@ import pandas as pd
 from solo_hardneg.analysis import published
 from solo_hardneg.analysis.published import Cell as Published
 from solo_hardneg.analysis.summary import Value
-from solo_hardneg.reproduce.cells import Cell, composed
+from solo_hardneg.reproduce.cells import Cell
 from solo_hardneg.reproduce.experiment import Experiment, Row
+from solo_hardneg.reproduce.overrides import composed
 from solo_hardneg.reproduce.results import DONE, Result
 
 METRICS = {"top1": "top-1", "top5": "top-5"}
@@ -105,8 +106,7 @@ def _numbers(
     data: str,
 ) -> dict[str, float]:
     theirs, theirs_std = _printed(cells, metric)
-    base_lines = printed.get(row.baseline) or [[]]
-    base, _ = _printed(base_lines[0], metric)
+    base, _ = _printed(_same_table(cells, printed.get(row.baseline) or []), metric)
     mine, mine_base = Value(tuple(ours.get(row.name, ()))), Value(tuple(ours.get(row.baseline, ())))
     same = bool(cells) and cells[0].dataset == data
     return {
@@ -118,6 +118,16 @@ def _numbers(
         f"published_{metric}_to_baseline": theirs - base,
         f"ours_{metric}_to_baseline": mine.mean - mine_base.mean,
     }
+
+
+def _same_table(
+    cells: Sequence[Published], lines: Sequence[list[Published]]
+) -> Sequence[Published]:
+    """The baseline's line of the same table; its only line, where it has one; else none."""
+    tables = {line[0].table: line for line in lines}
+    if cells and cells[0].table in tables:
+        return tables[cells[0].table]
+    return lines[0] if len(lines) == 1 else []
 
 
 def _printed(cells: Sequence[Published], metric: str) -> tuple[float, float]:

@@ -88,8 +88,8 @@ class ResidentData(Callback):
             return
         if not isinstance(batch, list) or len(batch) != 3:
             raise DataError(
-                f"data.format=resident: a batch must be a list of indexes, views and labels, not "
-                f"{type(batch).__name__}. Use data.format=image_folder."
+                "data.format=resident: a batch must be a list of indexes, views and labels, not a "
+                f"{type(batch).__name__} of {len(batch)}. Use data.format=image_folder."
             )
         indexes, _, targets = batch
         place = trainer.global_rank, trainer.current_epoch, batch_idx

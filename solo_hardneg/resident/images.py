@@ -39,7 +39,8 @@ def load_images(dataset: Any, device: torch.device) -> Tensor:
     first = np.asarray(read_image(sources[0]))
     check_room(len(sources), first.shape, free_bytes(device), device)
     pixels = sources if isinstance(sources, np.ndarray) else _decode(sources, first.shape)
-    return torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).contiguous()
+    # Rearranged before they are sent, so that the device has to hold them only once.
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).to(device)
 
 
 def load_labels(dataset: Any) -> Tensor:

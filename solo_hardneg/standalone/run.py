@@ -174,6 +174,8 @@ def _fit(
     trainer = Trainer(**settings)
     train, val = loaders
     trainer.fit(model, train, val, ckpt_path=None if resume is None else str(resume))
+    if trainer.interrupted:  # Lightning 2.1 returns as if it had come to the end
+        raise KeyboardInterrupt
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if after is not None:
         extra = after(model, cfg, trainer.strategy.root_device)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from solo_hardneg.errors import ConfigError
-from solo_hardneg.reproduce.cells import Cell, composed, make_cells, told_apart, what_counts
+from solo_hardneg.reproduce.cells import Cell, Images, make_cells
 from solo_hardneg.reproduce.experiment import load_experiment, load_scale
+from solo_hardneg.reproduce.overrides import composed, quoted, told_apart, what_counts
 
 
 def cells(
@@ -14,13 +19,15 @@ def cells(
 ) -> list[Cell]:
     experiment = load_experiment(name)
     told = told_apart(arguments)
-    return make_cells(experiment, load_scale(scale), experiment.rows, range(seeds), told, images)
+    return make_cells(
+        experiment, load_scale(scale), experiment.rows, range(seeds), told, Images(images)
+    )
 
 
 def cell(name: str, row: str, scale: str, *arguments: str, images: int = 50_000) -> Cell:
     experiment, told = load_experiment(name), told_apart(arguments)
     rows = [experiment.row(row)]
-    return make_cells(experiment, load_scale(scale), rows, [0], told, images)[0]
+    return make_cells(experiment, load_scale(scale), rows, [0], told, Images(images))[0]
 
 
 def test_arguments_are_told_apart() -> None:
@@ -36,7 +43,8 @@ def test_arguments_are_told_apart() -> None:
             "++negatives.drop.image=same",
         ]
     )
-    shared = ("data=cifar10", "+data.train_path=/d")
+    shared = ("+data.train_path=/d",)
+    assert told.data == "cifar10"
     assert told.hydra == ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     assert told.linear == (*shared, "optimizer.lr=2", "accelerator=gpu")
     assert told.pretrain == (
@@ -47,7 +55,7 @@ def test_arguments_are_told_apart() -> None:
     )
 
 
-@pytest.mark.parametrize("argument", ["cifar10", "-scale"])
+@pytest.mark.parametrize("argument", ["cifar10", "-scale", "--scale=day", "=1"])
 def test_what_is_no_override_is_refused(argument: str) -> None:
     with pytest.raises(ConfigError, match="neither an option nor KEY=VALUE"):
         told_apart([argument])
@@ -154,3 +162,57 @@ def test_the_fingerprint_is_of_what_counts() -> None:
         assert prints(other) != plain, other
     rows = cells("sscl_table3", "minute")
     assert len({one.fingerprint for one in rows}) == len(rows)
+
+
+def test_proportions_are_kept_to_what_the_user_says() -> None:
+    one = cell("sscl_table3", "sscl", "hour", "max_epochs=50")
+    assert composed(one.config, one.pretrain).scheduler.warmup_epochs == 5
+    big = cell("sscl_table3", "sscl", "minute", "optimizer.batch_size=512")
+    assert composed(big.config, big.pretrain).negatives.mix == {"hardest": 32, "pairs": 8}
+    long = cell("sscl_table3", "mochi", "minute", "method_kwargs.queue_size=16384")
+    cfg = composed(long.config, long.pretrain)
+    assert cfg.negatives.mix == {"hardest": 1024, "pairs": 1024, "queries": 128}
+    linear = cell("cai_table1", "all_warm", "hour", "linear.max_epochs=50").linear
+    assert composed("linear", linear).scheduler.lr_decay_steps == [30, 40]
+    asked = cell("sscl_table3", "sscl", "minute", "++check_val_every_n_epoch=1")
+    assert composed(asked.config, asked.pretrain).check_val_every_n_epoch == 1
+
+
+def test_what_the_user_changes_is_told() -> None:
+    asked = ("optimizer.lr=3", "data.train_path=/x", "linear.optimizer.lr=1")
+    one = cell("sscl_table3", "sscl", "paper", *asked)
+    assert one.changed == ("optimizer.lr=3", "linear.optimizer.lr=1")
+    one = cell("cai_table1", "all_warm", "minute")
+    steps = "++linear.scheduler.lr_decay_steps=[3,4]"
+    assert steps in one.changed
+    assert told_apart([steps]).linear == ("++scheduler.lr_decay_steps=[3,4]",)
+
+
+def test_an_override_that_would_undo_a_row_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"negatives=all: the row hcl sets it.*Choose other rows"):
+        cell("sscl_table3", "hcl", "minute", "negatives=all")
+    for seed in ("seed=7", "linear.seed=7"):
+        with pytest.raises(ConfigError, match=r"each cell has its own. Say how many: --seeds N"):
+            told_apart([seed])
+
+
+def test_other_images_of_ones_own_are_another_fingerprint() -> None:
+    experiment, told = load_experiment("sscl_table3"), told_apart([])
+    rows, scale = [experiment.row("sscl")], load_scale("minute")
+    prints = {
+        make_cells(experiment, scale, rows, [0], told, Images(5000, identity))[0].fingerprint
+        for identity in ("", "a", "b")
+    }
+    assert len(prints) == 3
+
+
+texts = st.text(st.sampled_from("ab \\'\"${}[](),=:%#~.é"), min_size=1, max_size=12)
+
+
+@settings(max_examples=200)
+@given(text=texts)
+def test_any_text_can_be_quoted(text: str) -> None:
+    override = OverridesParser.create().parse_override(f"key={quoted(text)}")
+    # What is left of an interpolation's escape, OmegaConf takes away.
+    value = OmegaConf.create({"key": override.value()})
+    assert value.key == text

@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 from solo_hardneg.analysis import published
 from solo_hardneg.errors import ConfigError
 from solo_hardneg.negatives import build
-from solo_hardneg.reproduce.cells import composed, make_cells, told_apart
+from solo_hardneg.reproduce.cells import Images, make_cells
+from solo_hardneg.reproduce.claims import CONFIRMED, judge
 from solo_hardneg.reproduce.experiment import (
     Experiment,
     Row,
@@ -18,6 +19,7 @@ from solo_hardneg.reproduce.experiment import (
     load_scale,
     names,
 )
+from solo_hardneg.reproduce.overrides import composed, told_apart
 from solo_hardneg.reproduce.table import published_cells
 
 # The tables that are made again, and by which experiment.
@@ -120,7 +122,7 @@ def test_every_cell_has_a_policy_that_fits_its_queue(name: str, scale: str) -> N
     for data, images in (("digits", 1437), (datasets(experiment)[0], 50_000)):
         told = told_apart([f"data={data}"])
         size = load_scale(scale)
-        for cell in make_cells(experiment, size, experiment.rows, [0], told, images):
+        for cell in make_cells(experiment, size, experiment.rows, [0], told, Images(images)):
             cfg = composed(cell.config, cell.pretrain)
             assert cfg.data.dataset == data
             policy = cfg.get("negatives")
@@ -129,6 +131,21 @@ def test_every_cell_has_a_policy_that_fits_its_queue(name: str, scale: str) -> N
             build(policy)
             offered = cfg.method_kwargs.get("queue_size", 2 * cfg.optimizer.batch_size - 2)
             assert (policy.get("mix") or {}).get("hardest", 0) <= offered
+
+
+@pytest.mark.parametrize("name", ["cai_figure2", "cai_table1"])
+def test_the_papers_own_spread_suffices_to_confirm_its_claims(name: str) -> None:
+    experiment = load_experiment(name)
+    values = {}
+    for row in experiment.rows:
+        temperature = config_of(experiment, row, "imagenet")["method_kwargs"]["temperature"]
+        line = published_cells(row, "imagenet", experiment.data, temperature or 0.0)[0]
+        cell = next(cell for cell in line if cell.metric == "top1")
+        assert cell.seeds == 3
+        # Three numbers with this mean and standard deviation.
+        values[row.name] = [cell.value - cell.std, cell.value, cell.value + cell.std]
+    for verdict in judge(experiment.claims, values):
+        assert verdict.verdict == CONFIRMED, (verdict.claim.text, verdict.holm_for)
 
 
 GOOD = """
@@ -171,6 +188,9 @@ def test_an_experiment_of_ones_own(tmp_path: Path) -> None:
         ("[negatives=hcl]", "negatives=hcl", "rows.b.overrides=negatives=hcl: must be a list"),
         ("  b:", "  b/c:", "may hold letters, digits"),
         ("  b: {", "  b: {published: [[Table 9, x]], ", "no paper prints such a line"),
+        ("  b: {", "  b: {published: 3, ", "rows.b.published=3: must be a list of [TABLE, LABEL]"),
+        ("greater: [b, a]", "equal: [b, a], margin: .nan", "claims.0.margin=nan: must be"),
+        ("config: simclr_sscl", "config: simclr_sscl\nseeds: true", "seeds=True: must be"),
         ("  b: {", "  b: {{", "no YAML that can be read"),
         ("config: simclr_sscl", "config: simclr_sscl\nseeds: 0", "seeds=0: must be"),
     ],

@@ -23,26 +23,42 @@ from solo_hardneg.reproduce.results import (
 )
 
 CELL = Cell(
-    "a-seed0", "a", 0, "simclr", ("data=digits",), ("data=digits",), ("max_epochs=1",), "f00"
+    "a-seed0",
+    "a",
+    0,
+    "simclr",
+    ("data=digits",),
+    ("data=digits",),
+    ("max_epochs=1",),
+    "0123456789ab",
 )
 GOOD = result_of(CELL, DONE, metrics={"top1": 50.0, "top5": 90.0}, seconds=3.0)
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     write_result(tmp_path, GOOD)
-    assert read_result(result_file(tmp_path, "a-seed0")) == GOOD
+    assert read_result(result_file(tmp_path, CELL)) == GOOD
     assert standing(tmp_path, [CELL]) == ({"a-seed0": GOOD}, [])
     assert not list(tmp_path.rglob("*.part"))
 
 
 def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
-    write_plan(tmp_path, [CELL], {"experiment": "x", "images": 5})
-    cells, settings = read_plan(tmp_path)
-    assert cells == {"a-seed0": CELL}
-    assert (settings["experiment"], settings["images"]) == ("x", 5)
-    (tmp_path / "plan.json").write_text('{"cells": [{"name"')
-    with pytest.raises(DataError, match=r"no plan that can be read.*solo-hardneg reproduce"):
-        read_plan(tmp_path)
+    plan = write_plan(tmp_path, [CELL], {"experiment": "x", "images": 5})
+    for file in (plan, tmp_path / "plan.json"):
+        cells, settings = read_plan(file)
+        assert cells == {"a-seed0": CELL}
+        assert (settings["experiment"], settings["images"]) == ("x", 5)
+    for text in ('{"cells": [{"name"', "[]", '{"cells": 3}'):
+        (tmp_path / "plan.json").write_text(text)
+        with pytest.raises(DataError, match=r"no plan that can be read.*solo-hardneg reproduce"):
+            read_plan(tmp_path / "plan.json")
+
+
+def test_another_sweep_has_a_plan_of_its_own(tmp_path: Path) -> None:
+    first = write_plan(tmp_path, [CELL], {})
+    second = write_plan(tmp_path, [replace(CELL, fingerprint="f" * 12)], {})
+    assert first != second
+    assert read_plan(first)[0]["a-seed0"] == CELL
 
 
 def broken(**changes: object) -> str:
@@ -52,7 +68,7 @@ def broken(**changes: object) -> str:
         "cell": "a-seed0",
         "row": "a",
         "seed": 0,
-        "fingerprint": "f00",
+        "fingerprint": "0123456789ab",
         "state": "done",
         "metrics": {"top1": 1.0},
     }
@@ -74,13 +90,13 @@ def broken(**changes: object) -> str:
     ],
 )
 def test_a_result_that_cant_be_read_is_kept_aside(tmp_path: Path, text: str, message: str) -> None:
-    file = result_file(tmp_path, "a-seed0")
+    file = result_file(tmp_path, CELL)
     file.parent.mkdir()
     file.write_text(text)
     with pytest.raises(DataError, match=message):
         read_result(file)
     found, notes = standing(tmp_path, [CELL])
-    kept = tmp_path / "cells" / "replaced" / "a-seed0-1.json"
+    kept = tmp_path / "cells" / "replaced" / "a-seed0-0123456789ab-1.json"
     assert found == {}
     assert not file.exists()
     assert kept.read_text() == text
@@ -89,14 +105,31 @@ def test_a_result_that_cant_be_read_is_kept_aside(tmp_path: Path, text: str, mes
     assert "runs again" in notes[0]
 
 
-def test_a_result_of_another_config_is_kept_aside_each_time(tmp_path: Path) -> None:
-    for number, fingerprint in enumerate(("f01", "f02"), 1):
-        write_result(tmp_path, replace(GOOD, fingerprint=fingerprint))
-        found, notes = standing(tmp_path, [CELL])
-        assert found == {}
-        assert "a-seed0: its config has changed since it was run" in notes[0]
-        kept = tmp_path / "cells" / "replaced" / f"a-seed0-{number}.json"
-        assert read_result(kept).fingerprint == fingerprint
+def test_a_result_of_another_config_stays_and_holds_again(tmp_path: Path) -> None:
+    changed = replace(CELL, fingerprint="f" * 12)
+    write_result(tmp_path, GOOD)
+    found, notes = standing(tmp_path, [changed])
+    assert found == {}
+    assert notes == [
+        "a-seed0: its config has changed since it was run, so it runs again. The result of the "
+        f"other config is kept: {result_file(tmp_path, CELL)}"
+    ]
+    write_result(tmp_path, replace(GOOD, fingerprint="f" * 12))
+    assert standing(tmp_path, [changed])[1] == []
+    assert standing(tmp_path, [CELL]) == ({"a-seed0": GOOD}, [])
+
+
+def test_a_cell_with_a_longer_name_is_another(tmp_path: Path) -> None:
+    write_result(tmp_path, replace(GOOD, cell="a-seed0-seed0"))
+    assert standing(tmp_path, [CELL]) == ({}, [])
+
+
+def test_a_failure_never_takes_the_place_of_a_number(tmp_path: Path) -> None:
+    failed = result_of(CELL, FAILED, error="x")
+    write_result(tmp_path, failed)
+    write_result(tmp_path, GOOD)
+    write_result(tmp_path, failed)
+    assert standing(tmp_path, [CELL])[0] == {"a-seed0": GOOD}
 
 
 def test_a_failure_is_a_result_too(tmp_path: Path) -> None:
