@@ -1,8 +1,8 @@
 """Whether a paper's claims hold in one's own numbers: Welch's t-tests, corrected by Holm's method.
 
 A claim is *confirmed* if the numbers speak for it, *not confirmed* if they speak against it, both
-beyond chance (5 % over all claims of an experiment), and else *undecided*: at this scale, or with
-so few seeds, nobody can tell.
+beyond chance (5 % over all claims of an experiment, each way), and else *undecided*: at this
+scale, or with so few seeds, nobody can tell.
 """
 
 from __future__ import annotations

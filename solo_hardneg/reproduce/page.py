@@ -85,8 +85,8 @@ def page(outcome: Outcome) -> str:
             "## The paper's claims",
             as_markdown(claims_table(outcome.verdicts)),
             "Welch's t-tests on top-1 over seeds, corrected by Holm's method for the number of "
-            "claims; claims of equality by two one-sided tests. *Not confirmed* needs evidence "
-            "against a claim; where there is evidence for neither, it is *undecided*.",
+            "claims, each way; claims of equality by two one-sided tests. *Not confirmed* needs "
+            "evidence against a claim; where there is evidence for neither, it is *undecided*.",
         ]
     parts += _failures(outcome) + _ran_on(outcome)
     return "\n\n".join(parts) + "\n"
