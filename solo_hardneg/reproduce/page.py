@@ -131,11 +131,15 @@ def _seeds(outcome: Outcome) -> str:
     return f"with {number} seed{'s' * (number > 1)} for each row"
 
 
+def published_elsewhere(outcome: Outcome) -> list[str]:
+    """Other datasets that published numbers of the table are of."""
+    return sorted({d for d in outcome.table["published_on"] if d and d != outcome.data})
+
+
 def _notes(outcome: Outcome) -> list[str]:
     table = outcome.table
     notes = []
-    elsewhere = sorted({d for d in table["published_on"] if d and d != outcome.data})
-    if elsewhere:
+    if elsewhere := published_elsewhere(outcome):
         notes.append(
             f"- The published numbers are of {', '.join(elsewhere)}; only differences to a "
             "baseline can be compared with them."

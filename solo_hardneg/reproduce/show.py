@@ -11,7 +11,7 @@ from rich.table import Table
 
 from solo_hardneg.reproduce.claims import evidence
 from solo_hardneg.reproduce.experiment import load_experiment, load_scale, names
-from solo_hardneg.reproduce.page import Outcome
+from solo_hardneg.reproduce.page import Outcome, published_elsewhere
 from solo_hardneg.reproduce.table import readable
 
 # Narrower than the page's, for 80 columns.
@@ -27,6 +27,8 @@ def show(outcome: Outcome, page: Path, console: Console) -> None:
     """Prints the table, the claims and what failed."""
     experiment = outcome.experiment
     title = f"{experiment.source}, on {outcome.data}, scale {outcome.scale.name}: top-1 in percent"
+    if elsewhere := published_elsewhere(outcome):
+        title += f"; published on {', '.join(elsewhere)}"
     console.print(_table(readable(outcome.table, "top1").rename(columns=_HEADS), title))
     if outcome.verdicts:
         console.print("The paper's claims:")

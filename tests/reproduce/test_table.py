@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from solo_hardneg.reproduce import claims, page
 from solo_hardneg.reproduce.cells import Images, make_cells
@@ -14,6 +16,7 @@ from solo_hardneg.reproduce.experiment import load_experiment, load_scale
 from solo_hardneg.reproduce.overrides import told_apart
 from solo_hardneg.reproduce.page import Outcome
 from solo_hardneg.reproduce.results import DONE, FAILED, Result, result_of
+from solo_hardneg.reproduce.show import show
 from solo_hardneg.reproduce.table import build, readable, values
 
 
@@ -126,3 +129,12 @@ def test_at_the_papers_scale_the_page_says_so() -> None:
     assert "The settings are the published ones, with 3 seeds for each row." in page.page(
         outcome("sscl_table4", "cifar100", {})
     )
+
+
+def test_the_terminal_says_what_the_published_numbers_are_of() -> None:
+    shown = Console(width=120, file=io.StringIO())
+    numbers = {"all": [50.0, 51.0], "hardest_5": [45.0, 46.5]}
+    show(outcome("cai_figure2", "cifar100", numbers), Path("page.md"), shown)
+    text = " ".join(shown.file.getvalue().split())
+    assert "on cifar100, scale paper: top-1 in percent; published on imagenet" in text
+    assert "The hardest 5 % suffice: they come near all negatives. UNDECIDED (-4.75 points" in text
