@@ -25,7 +25,10 @@ from integration_helpers import (
 from solo_hardneg.errors import ConfigError, DataError
 from solo_hardneg.reproduce import cell as cell_process
 from solo_hardneg.reproduce import sweep
+from solo_hardneg.reproduce.cells import Images, make_cells
 from solo_hardneg.reproduce.command import reproduce
+from solo_hardneg.reproduce.experiment import load_experiment, load_scale
+from solo_hardneg.reproduce.overrides import told_apart
 from solo_hardneg.reproduce.results import (
     FAILED,
     Result,
@@ -292,3 +295,37 @@ def test_a_cell_on_two_devices(mine: Path) -> None:
     runs = next((mine / HOME / "runs").iterdir())
     assert len(list(runs.glob("simclr_sscl/*/args.json"))) == 1
     assert "distributed_backend=gloo" in (runs / "log.txt").read_text()
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_takes_solo_learns_program_with_it(tmp_path: Path) -> None:
+    scripts = tmp_path / "scripts"
+    scripts.mkdir()
+    training = "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(600)"
+    (scripts / "main_pretrain.py").write_text(training)
+    cell = make_cells(
+        load_experiment("sscl_table4"),
+        load_scale("minute"),
+        [load_experiment("sscl_table4").row("simclr")],
+        [0],
+        told_apart(["data=digits"]),
+        Images(1437),
+    )[0]
+    plan = write_plan(tmp_path / "home", [cell], {"scripts": str(scripts)})
+    code = (
+        "from pathlib import Path; from solo_hardneg.reproduce.sweep import run_cell; "
+        f"run_cell(Path({str(plan)!r}), {cell.name!r})"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], env=environment()) as sweeping:
+        wait_for(lambda: (scripts / "pid").is_file() and bool((scripts / "pid").read_text()))
+        pid = int((scripts / "pid").read_text())
+        sweeping.kill()
+
+    def has_ended() -> bool:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
+
+    wait_for(has_ended, 30)
