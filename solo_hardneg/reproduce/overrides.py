@@ -103,9 +103,9 @@ def of_linear(override: str) -> str:
 
 def quoted(path: Path | str) -> str:
     """A text as a value of Hydra's command line, whatever is in it."""
-    text = str(path).replace("${", "\\${")
-    # A backslash is one by itself, except before a quote and at the end.
-    text = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text)
+    # A backslash is one by itself, except before an interpolation, before a quote, and at the end.
+    text = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + r"\${", str(path))
+    text = re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text)
     return f"'{text}'"
 
 
