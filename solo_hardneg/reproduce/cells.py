@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -104,17 +104,16 @@ def _plan(
     evaluation, fewer = scaled("linear", linear_base, linear_asked, scale, images.number)
     told = [*what_counts(asked), *changed]
     told += [of_linear(o) for o in (*what_counts(linear_asked), *fewer) if o not in told]
-    # Only the end counts, and there are more test images than a small scale trains on.
-    last = [
-        unless_asked(a, _validate_last(c)) for a, c in ((asked, cfg), (linear_asked, evaluation))
-    ]
     return Cell(
         name=row.name,
         row=row.name,
         seed=-1,
         config=row.config,
-        pretrain=(*base, *asked, *changed, *last[0]),
-        linear=(*linear_base, "knn_eval.enabled=False", *linear_asked, *fewer, *last[1]),
+        pretrain=(*base, *asked, *changed, *_validate_last(asked, cfg)),
+        linear=(
+            *(*linear_base, "knn_eval.enabled=False", *linear_asked, *fewer),
+            *_validate_last(linear_asked, evaluation),
+        ),
         changed=tuple(told),
         fingerprint=_fingerprint(images.identity, cfg, evaluation),
     )
@@ -143,8 +142,9 @@ def _with_seed(plan: Cell, seed: int) -> Cell:
     )
 
 
-def _validate_last(cfg: DictConfig) -> list[str]:
-    return [f"++check_val_every_n_epoch={cfg.max_epochs}"]
+def _validate_last(asked: Sequence[str], cfg: DictConfig) -> list[str]:
+    """Only the end counts, and there are more test images than a small scale trains on."""
+    return unless_asked(asked, [f"++check_val_every_n_epoch={cfg.max_epochs}"])
 
 
 def _fingerprint(identity: str, *configs: DictConfig) -> str:
@@ -161,8 +161,5 @@ def _fingerprint(identity: str, *configs: DictConfig) -> str:
 
 def _take_out(content: dict[str, Any], path: Sequence[str]) -> None:
     for part in path[:-1]:
-        inner = content.get(part)
-        if not isinstance(inner, Mapping):
-            return
-        content = dict(inner) if not isinstance(inner, dict) else inner
+        content = content.get(part) or {}
     content.pop(path[-1], None)

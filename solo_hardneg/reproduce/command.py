@@ -111,7 +111,7 @@ def _outcome(
     found: dict[str, results.Result],
 ) -> Outcome:
     plan = {cell.name: cell for cell in cells}
-    made = table.build(experiment, experiment.rows, data, plan, found)
+    made = table.build(experiment, data, plan, found)
     verdicts = claims.judge(experiment.claims, table.values(found, "top1"))
     return Outcome(experiment, scale, data, cells, found, made, verdicts)
 

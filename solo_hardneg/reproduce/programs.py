@@ -23,12 +23,10 @@ class Trained:
     """What a run left behind.
 
     Attributes:
-        folder: holds the checkpoint.
         checkpoint: the newest one, if there is any.
         metrics: ``val_acc1`` and ``val_acc5`` in percent, as far as they were logged.
     """
 
-    folder: Path
     checkpoint: Path | None
     metrics: dict[str, float]
 
@@ -61,7 +59,7 @@ def train(
 
     cfg = composed(config, overrides)
     result = run.pretrain(cfg) if program == "pretrain" else run.linear(cfg)
-    return Trained(result.folder, result.checkpoint, _accuracies(result.metrics))
+    return Trained(result.checkpoint, _accuracies(result.metrics))
 
 
 def _in_solo_learn(scripts: Path, program: str, config: str, overrides: Sequence[str]) -> Trained:
@@ -102,7 +100,7 @@ def newest(folder: Path) -> Trained:
         history = runs.history_of(records.read(place / "hardness"))
         last = history.sort_values("epoch").groupby("metric")["value"].last()
         metrics = {str(name): float(value) for name, value in last.items()}
-    return Trained(place, newest_checkpoint(place), _accuracies(metrics))
+    return Trained(newest_checkpoint(place), _accuracies(metrics))
 
 
 def _accuracies(metrics: dict[str, float]) -> dict[str, float]:
@@ -115,5 +113,4 @@ def is_finished(checkpoint: Path, config: str, overrides: Sequence[str]) -> bool
     from solo_hardneg.standalone.checkpoints import read_checkpoint
 
     _, content = read_checkpoint("checkpoint.dir", checkpoint)
-    epochs = OmegaConf.select(composed(config, overrides), "max_epochs")
-    return bool(content.get("epoch", -1) + 1 >= epochs)
+    return bool(content.get("epoch", -1) + 1 >= composed(config, overrides).max_epochs)

@@ -80,7 +80,7 @@ def run_cell(plan: Path, name: str) -> None:
         print(f"{name}: another process is at it; left to that one.", flush=True)
         return
     written = file.is_file() and file.stat().st_mtime_ns != before
-    if not written:  # it didn't come so far as to say why itself
+    if code and not written:  # it didn't come so far as to say why itself
         how = f"was ended by signal {-code}" if code < 0 else f"ended with status {code}"
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
         why = f"its process {how}. The last lines of {log}: " + " | ".join(lines[-_LAST_LINES:])

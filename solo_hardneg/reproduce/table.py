@@ -58,7 +58,6 @@ def published_cells(
 
 def build(
     experiment: Experiment,
-    rows: Sequence[Row],
     data: str,
     plan: Mapping[str, Cell],
     results: Mapping[str, Result],
@@ -79,7 +78,7 @@ def build(
         for row in experiment.rows
     }
     lines = []
-    for row in rows:
+    for row in experiment.rows:
         for cells in printed[row.name] or [[]]:
             first = cells[0] if cells else None
             line: dict[str, Any] = {

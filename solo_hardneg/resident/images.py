@@ -43,15 +43,6 @@ def load_images(dataset: Any, device: torch.device) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).to(device)
 
 
-def load_labels(dataset: Any) -> Tensor:
-    """The label (N,) of each image; -1 where there is none."""
-    if hasattr(dataset, "samples"):
-        return torch.tensor([label for _, label in dataset.samples])
-    if hasattr(dataset, "targets"):
-        return torch.tensor(dataset.targets)
-    return torch.full((len(dataset),), -1)
-
-
 def image_sources(dataset: Any) -> Sequence[Any] | NDArray[Any]:
     """Where the images are: an array (N, H, W, 3), or paths or arrays (H, W, 3) in a sequence."""
     if hasattr(dataset, "split") and hasattr(dataset.split, "images"):  # the standalone host's

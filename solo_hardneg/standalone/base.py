@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -235,7 +236,7 @@ class BaseMomentumMethod(BaseMethod):
         self.last_step = self.trainer.global_step
 
 
-class ProjectedMomentumMethod(BaseMomentumMethod):
+class ProjectedMomentumMethod(BaseMomentumMethod, ABC):
     """The same with a projector on each backbone, one of which follows the other as well."""
 
     def __init__(self, cfg: DictConfig) -> None:
@@ -243,9 +244,9 @@ class ProjectedMomentumMethod(BaseMomentumMethod):
         self.projector = self.make_projector(cfg.method_kwargs)
         self.momentum_projector = frozen_copy(self.projector)
 
+    @abstractmethod
     def make_projector(self, method_kwargs: DictConfig) -> nn.Module:
         """An untrained head (B, features_dim) -> (B, proj_output_dim)."""
-        raise NotImplementedError
 
     @property
     def learnable_params(self) -> list[dict[str, Any]]:

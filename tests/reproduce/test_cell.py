@@ -29,7 +29,7 @@ def test_a_pretraining_that_was_stopped_is_not_evaluated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stopped(*_: object) -> Trained:
-        return Trained(tmp_path, checkpoint(tmp_path, 0), {"val_acc1": 1.0})
+        return Trained(checkpoint(tmp_path, 0), {"val_acc1": 1.0})
 
     monkeypatch.setattr(process, "train", stopped)
     with pytest.raises(DataError, match="a-seed0: pretraining was stopped. Start again"):
@@ -44,7 +44,7 @@ def test_a_finished_one_is_marked_and_not_run_again(
 
     def whole(*arguments: object) -> Trained:
         ran.append(arguments)
-        return Trained(tmp_path, checkpoint(tmp_path, EPOCHS - 1), {"val_acc1": 5.0})
+        return Trained(checkpoint(tmp_path, EPOCHS - 1), {"val_acc1": 5.0})
 
     monkeypatch.setattr(process, "train", whole)
     known = process._pretrain(CELL, tmp_path, PLACE, None)
@@ -68,7 +68,7 @@ def test_another_process_of_the_run_waits_for_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(process, "_is_first", lambda: False)
-    monkeypatch.setattr(process, "train", lambda *_: Trained(tmp_path, None, {}))
+    monkeypatch.setattr(process, "train", lambda *_: Trained(None, {}))
     with pytest.raises(DataError, match="the first process of the run has not written it"):
         process._when_there(tmp_path / "pretrained.json", 0.2)
     (tmp_path / "pretrained.json").write_text(json.dumps({"checkpoint": "x", "metrics": {}}))

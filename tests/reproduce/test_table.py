@@ -33,7 +33,7 @@ def outcome(name: str, data: str, numbers: dict[str, list[float]], scale: str = 
             ran_on = {"device": "CPU, 2 threads"}
             found[cell.name] = result_of(cell, DONE, metrics=metrics, seconds=60.0, ran_on=ran_on)
     plan = {cell.name: cell for cell in cells}
-    table = build(experiment, experiment.rows, data, plan, found)
+    table = build(experiment, data, plan, found)
     verdicts = claims.judge(experiment.claims, values(found, "top1"))
     return Outcome(experiment, size, data, cells, found, table, verdicts)
 

@@ -46,3 +46,12 @@ def to_pil(image: Tensor) -> Image.Image:
 def from_pil(image: Image.Image) -> Tensor:
     """A PIL image as (3, H, W) grey levels, as floats."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
+
+
+def load_labels(dataset: Any) -> Tensor:
+    """The label (N,) of each image; -1 where there is none."""
+    if hasattr(dataset, "samples"):
+        return torch.tensor([label for _, label in dataset.samples])
+    if hasattr(dataset, "targets"):
+        return torch.tensor(dataset.targets)
+    return torch.full((len(dataset),), -1)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from omegaconf import OmegaConf
-from resident_helpers import ENTRY, to_pil
+from resident_helpers import ENTRY, load_labels, to_pil
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
@@ -22,7 +22,7 @@ from solo_hardneg import plugin
 from solo_hardneg.analysis.recorder import Recorder
 from solo_hardneg.errors import ConfigError, DataError
 from solo_hardneg.resident.callback import ResidentData
-from solo_hardneg.resident.images import load_images, load_labels
+from solo_hardneg.resident.images import load_images
 from solo_hardneg.resident.recipe import pretrain_recipes
 from solo_hardneg.resident.views import ResidentViews
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from resident_helpers import pictures, to_pil
+from resident_helpers import load_labels, pictures, to_pil
 from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 
@@ -19,7 +19,6 @@ from solo_hardneg.resident.images import (
     free_bytes,
     image_sources,
     load_images,
-    load_labels,
 )
 from solo_hardneg.standalone.data import IndexDataset, Split
 

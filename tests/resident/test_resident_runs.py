@@ -21,12 +21,12 @@ from integration_helpers import (
     solo_learn_checkout,
 )
 from omegaconf import DictConfig, OmegaConf
-from resident_helpers import ENTRY
+from resident_helpers import ENTRY, load_labels
 from torch import nn
 from torchvision.datasets import ImageFolder
 
 from solo_hardneg import standalone
-from solo_hardneg.resident.images import load_images, load_labels
+from solo_hardneg.resident.images import load_images
 from solo_hardneg.resident.recipe import pretrain_recipes
 from solo_hardneg.resident.views import ResidentViews
 from solo_hardneg.standalone import LinearModel

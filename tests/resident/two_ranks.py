@@ -11,10 +11,11 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy
+from resident_helpers import load_labels
 from test_resident_callback import ENTRIES, SEED, Indexed, Method, loader_of, make_trainer
 
 from solo_hardneg.resident.callback import ResidentData
-from solo_hardneg.resident.images import load_images, load_labels
+from solo_hardneg.resident.images import load_images
 from solo_hardneg.resident.recipe import pretrain_recipes
 from solo_hardneg.resident.views import ResidentViews
 

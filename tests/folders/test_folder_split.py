@@ -1,4 +1,4 @@
-"""Datasets as people have them on their disks, and SSCL's split of them."""
+"""SSCL's split of a dataset's training images."""
 
 from __future__ import annotations
 
@@ -13,190 +13,15 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from folder_helpers import NAMES, held, listing, look, put, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
-from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from solo_hardneg.errors import ConfigError, DataError
-from solo_hardneg.folders import Expected, Layout, check, split
+from solo_hardneg.folders import split
 from solo_hardneg.standalone.data import load_split
-
-NAMES = ("n00000001", "n00000002", "n00000003")
-SMALL = Expected(classes=3, fewest=4, most=4, val=2)
-TABLE = "val/val_annotations.txt"
-
-
-def put(file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (2, 2)).save(file, "JPEG")
-
-
-def tiny(root: Path, inner: str = "images/", train: int = 4, backwards: bool = False) -> Path:
-    """TinyImageNet as downloaded, but for its size; with ``inner=""``, one folder per class."""
-    files = [f"train/{c}/{inner}{c}_{i}.JPEG" for c in NAMES for i in range(train)]
-    rows = []
-    for n, c in enumerate(NAMES * 2):
-        files.append(f"val/images/val_{n}.JPEG" if inner else f"val/{c}/val_{n}.JPEG")
-        rows.append(f"val_{n}.JPEG\t{c}\t0\t0\t1\t1\n")
-    for file in reversed(files) if backwards else files:
-        put(root / file)
-    if inner:
-        for c in NAMES:
-            (root / f"train/{c}/{c}_boxes.txt").write_text("boxes")
-        (root / TABLE).write_text("".join(rows))
-        (root / "wnids.txt").write_text("\n".join(NAMES[::-1]))
-    return root
-
-
-def look(root: Path, dataset: str = "tinyimagenet", expected: Expected = SMALL) -> Layout:
-    return check(dataset, root, expected)
-
-
-def listing(root: Path) -> list[str]:
-    return sorted(str(f.relative_to(root)) for f in root.rglob("*") if not f.is_dir())
-
-
-def held(out: Path) -> set[str]:
-    return {str(f.relative_to(out / "val")) for f in (out / "val").rglob("*.JPEG")}
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> Path:
-    return tiny(tmp_path / "data")
-
-
-@pytest.fixture
-def flat(tmp_path: Path) -> Path:
-    return tiny(tmp_path / "flat", inner="")
-
-
-@pytest.mark.parametrize("inner", ["images/", ""])
-def test_a_complete_dataset(tmp_path, inner):
-    layout = look(tiny(tmp_path, inner))
-    assert layout.classes == NAMES
-    assert layout.train == dict.fromkeys(NAMES, 4)
-    assert layout.val == dict.fromkeys(NAMES, 2)
-    assert len(layout.notes) == (1 if inner else 0)
-    assert all("solo-learn needs one folder per class" in note for note in layout.notes)
-
-
-def test_imagenet100_and_the_published_sizes(flat):
-    assert look(flat, "imagenet100").notes == ()
-    for dataset, classes in (("tinyimagenet", 200), ("imagenet100", 100)):
-        with pytest.raises(DataError, match=f"3 classes, not {classes}. Add or remove") as caught:
-            check(dataset, flat)
-        assert str(caught.value).startswith(f"path={flat}: ")
-
-
-def test_sizes_are_noted(flat):
-    notes = look(flat, expected=Expected(3, 5, 6, 1)).notes
-    assert notes[0].startswith("train: 3 classes have fewer than 5 images: n00000001 (4), ")
-    assert notes[1].startswith("val: 3 classes have more than 1 images: n00000001 (2), ")
-    (flat / "split.json").touch()
-    (note,) = look(flat, expected=Expected(3, 5, 6, 1)).notes
-    assert "a split was drawn here" in note
-
-
-def test_odd_files_are_noted(own):
-    (own / "train" / NAMES[0] / "images" / "Thumbs.db").touch()
-    put(own / "train" / "loose.JPEG")
-    put(own / "val" / "images" / "more.JPEG")
-    first, second, _ = look(own).notes
-    assert first.startswith("train: 2 files are no images of a class: train/loose.JPEG, train/n0")
-    assert second == "val: 1 files not in the table, and not used: more.JPEG."
-
-
-def test_names_that_are_not_wordnets(flat):
-    for part in ("train", "val"):
-        (flat / part / NAMES[0]).rename(flat / part / "cat")
-    assert look(flat).notes == ("train: 1 class names aren't WordNet's: cat.",)
-    with pytest.raises(
-        DataError, match=r"not 2\. train: 1 class names aren't WordNet's: cat\. Add"
-    ):
-        look(flat, expected=Expected(2, 4, 4, 2))
-
-
-@pytest.mark.parametrize(
-    ("dataset", "page"), [("tinyimagenet", "CS231n"), ("imagenet100", "image-net.org")]
-)
-def test_how_to_get_what_is_not_there(tmp_path, dataset, page):
-    with pytest.raises(DataError, match=rf"^path=.*nowhere: there is no such folder\..*{page}"):
-        check(dataset, tmp_path / "nowhere")
-    with pytest.raises(DataError, match=f"no folder 'train' in it.*{page}"):
-        check(dataset, tmp_path)
-    (tmp_path / "file").touch()
-    with pytest.raises(DataError, match="it is a file"):
-        check(dataset, tmp_path / "file")
-    put(tmp_path / "train/n00000001/a.png")
-    with pytest.raises(DataError, match=f"no folder 'val' in it.*{page}"):
-        check(dataset, tmp_path, Expected(1, 1, 1, 1))
-
-
-def test_an_unknown_dataset(tmp_path):
-    with pytest.raises(ConfigError, match="dataset: unknown dataset 'tinyimagnet'. Did you mean"):
-        check("tinyimagnet", tmp_path)
-
-
-@pytest.mark.parametrize(
-    "given", ["..", "../..", "train", "val", "val/images", f"train/{NAMES[0]}"]
-)
-def test_the_folder_above_or_below(tmp_path, given):
-    root = tiny(tmp_path / "a" / "b")
-    with pytest.raises(DataError, match=f"'train' isn't in it, but in {root}. Give path={root}"):
-        look(root / given)
-    with pytest.raises(DataError, match=f"Give path={root}"):
-        split(root / given, tmp_path / "out")
-
-
-def test_a_path_from_where_one_stands(own, monkeypatch):
-    monkeypatch.chdir(own)
-    assert look(Path(".")).classes == NAMES
-    assert split(Path("."), Path("../out"), 5, 2).val == 5
-    monkeypatch.setenv("HOME", str(own.parent))
-    assert look(Path("~/data")).classes == NAMES
-
-
-# What is done to the dataset, in which layout, and what is said of it.
-SPOILED = [
-    ("", lambda r: shutil.rmtree(r / "train" / NAMES[0]), "val aren't those of train; it has besi"),
-    ("", lambda r: shutil.rmtree(r / "val" / NAMES[0]), "it lacks 1: n00000001.*Unpack or copy"),
-    ("", lambda r: put(r / "val/n9/a.png"), "it has besides 1: n9"),
-    ("", lambda r: (r / "train/n00000009").mkdir(), "1 class folders without images: n00000009"),
-    ("", lambda r: (r / "val/images").mkdir(), "it has besides 1: images"),
-    ("", lambda r: (r / TABLE).write_text("a.png\tn9"), "it lacks 3: .* has besides 1: n9"),
-    ("images/", lambda r: shutil.rmtree(r / "train" / NAMES[0]), "of wnids.txt; it lacks 1: n000"),
-    ("images/", lambda r: (r / TABLE).unlink(), "no class folders of its own.*val_annotations"),
-    ("images/", lambda r: (r / TABLE).write_text(""), "it lacks 3"),
-    ("images/", lambda r: (r / TABLE).write_text("no table"), "it has besides 1: no table"),
-    ("images/", lambda r: shutil.rmtree(r / "val/images"), "lacks 6 images.*Unpack"),
-    ("images/", lambda r: (r / "val/images").rename(r / "val/n1"), "lacks 6.*Remove val_annotat"),
-    ("images/", lambda r: put(r / f"train/{NAMES[0]}/._a.JPEG"), r"macOS's \(\._\*\): train/n0"),
-    ("images/", lambda r: (r / f"train/{NAMES[0]}/a.png").touch(), "1 files are empty"),
-    ("images/", lambda r: (r / f"train/{NAMES[0]}/a.png").symlink_to("b"), "1 files.* dead links"),
-]
-
-
-@pytest.mark.parametrize(("inner", "spoil", "message"), SPOILED)
-def test_what_would_stop_training(tmp_path, inner, spoil, message):
-    spoil(tiny(tmp_path, inner))
-    classes = sum(folder.is_dir() for folder in (tmp_path / "train").iterdir())
-    with pytest.raises(DataError, match=f"^path={tmp_path}: .*{message}"):
-        look(tmp_path, expected=Expected(classes, 4, 4, 2))
-
-
-def test_a_train_folder_without_classes(tmp_path):
-    put(tmp_path / "train" / "a.png")
-    with pytest.raises(DataError, match="train has no class folders .*Give each class a folder"):
-        look(tmp_path)
-
-
-def test_imagenets_flat_validation_images(flat):
-    shutil.rmtree(flat / "val")
-    put(flat / "val" / "ILSVRC2012_val_00000001.JPEG")
-    with pytest.raises(DataError, match=r"no class folders of its own.*val/<wnid>.*valprep\.sh"):
-        look(flat, "imagenet100")
 
 
 def test_the_split(own, tmp_path):
