@@ -1,4 +1,4 @@
-"""The two things a contrastive loss asks of a distributed run."""
+"""What a contrastive loss asks of a distributed run."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def _world() -> int:
+def get_world_size() -> int:
+    """How many processes the distributed run has; 1 without one."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def get_rank() -> int:
     """This process's rank; 0 without a distributed run."""
-    return dist.get_rank() if _world() > 1 else 0
+    return dist.get_rank() if get_world_size() > 1 else 0
 
 
 class _Gather(torch.autograd.Function):
@@ -43,12 +44,12 @@ def gather(tensor: Tensor) -> Tensor:
     Gradient flows back to every rank's part, summed over the ranks that use it. The tensors must
     have the same shape everywhere. Without a distributed run it is the tensor itself.
     """
-    if _world() == 1:
+    if get_world_size() == 1:
         return tensor
     return _Gather.apply(tensor) if tensor.requires_grad else _all_gather(tensor)
 
 
 def _all_gather(tensor: Tensor) -> Tensor:
-    parts = [torch.empty_like(tensor.contiguous()) for _ in range(_world())]
+    parts = [torch.empty_like(tensor.contiguous()) for _ in range(get_world_size())]
     dist.all_gather(parts, tensor.contiguous())
     return torch.cat(parts, dim=0)

@@ -11,11 +11,17 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 
 class HardnegError(Exception):
     """The base of all errors that this package raises on purpose."""
+
+    def __str__(self) -> str:
+        """The message, without what a terminal would obey: names in it may be other people's."""
+        shown = (c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in super().__str__())
+        return "".join(shown)
 
 
 class ConfigError(HardnegError, ValueError):
@@ -37,6 +43,10 @@ class DataError(HardnegError, RuntimeError):
 
 class CheckpointError(HardnegError, RuntimeError):
     """A checkpoint can't be read, or doesn't belong to this run."""
+
+
+class DivergedError(HardnegError, ArithmeticError):
+    """Something that the training computed is not a finite number."""
 
 
 class HostError(HardnegError, ImportError):
@@ -71,3 +81,31 @@ def unknown_name(key: str, name: str, known: Iterable[str], what: str) -> Config
     nearest = difflib.get_close_matches(str(name), names, n=1)
     hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
     return ConfigError(f"{key}: unknown {what} '{name}'.{hint} Known: {', '.join(names)}.")
+
+
+def resolve(cfg: DictConfig) -> None:
+    """Puts values in the place of all references in a config, so that none breaks later.
+
+    Raises:
+        ConfigError: a reference leads nowhere, or to itself.
+    """
+    try:
+        OmegaConf.resolve(cfg)
+    except (OmegaConfBaseException, RecursionError) as error:
+        reason = str(error).partition("\n")[0] or "a reference leads to itself"
+        raise bad_value(*_first_broken(cfg), f"can't be resolved. {reason}", "Mend it.") from error
+
+
+def _first_broken(cfg: DictConfig) -> tuple[str, str]:
+    """The dotted key of a reference that leads nowhere, and the reference."""
+    waiting: list[tuple[str, Any]] = [("", OmegaConf.to_container(cfg, resolve=False))]
+    for path, value in waiting:  # grows meanwhile
+        if isinstance(value, dict | list):
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            waiting += [(f"{path}.{key}" if path else str(key), part) for key, part in items]
+        elif isinstance(value, str) and "${" in value:
+            try:
+                OmegaConf.select(cfg, path)
+            except (OmegaConfBaseException, RecursionError):
+                return path, value
+    return "config", "${...}"

@@ -30,7 +30,8 @@ from torch.utils.data import DataLoader
 
 from solo_hardneg import candidates, losses
 from solo_hardneg.distributed import gather
-from solo_hardneg.methods import MoCoV2Banded, SimCLRBanded
+from solo_hardneg.errors import DivergedError
+from solo_hardneg.methods import MoCoV2Banded, SimCLRBanded, finite
 from solo_hardneg.negatives import Kept, build, mix
 
 Work = Callable[[int, int], dict[str, Any]]
@@ -261,6 +262,19 @@ def gathering(rank: int, world: int) -> dict[str, Any]:
     }
 
 
+def diverging(rank: int, world: int) -> dict[str, Any]:
+    """What each rank says when rank 1 alone has an image that is none."""
+    batch = [torch.arange(2) + 2 * rank, [torch.zeros(2, 3, 4, 4)], torch.zeros(2)]
+    finite.check_outputs(nn.Linear(1, 1), batch, [torch.zeros(2, 8)], 6)  # nobody has
+    if rank == 1:
+        batch[1][0][1, 0, 0, 0] = torch.nan
+    try:
+        finite.check_outputs(nn.Linear(1, 1), batch, [batch[1][0].sum(dim=(1, 2, 3))], 7)
+    except DivergedError as error:
+        return {"said": str(error)}
+    return {"said": ""}
+
+
 # ---------------------------------------------------------------- training
 
 BATCH, QUEUE, STEPS = 16, 48, 12  # of all ranks together
@@ -405,5 +419,6 @@ def everything(rank: int, world: int) -> dict[str, Any]:
         "simclr": simclr_losses(rank, world),
         "mixing": random_mixing(rank, world),
         "gather": gathering(rank, world),
+        "diverging": diverging(rank, world),
         "train": {name: train(name, rank, world) for name in TRAININGS},
     }

@@ -198,6 +198,14 @@ def test_gather_takes_tensors_of_any_layout_and_kind(ranks: Ranks) -> None:
         assert found["asks for gradient"] == (True, False)
 
 
+def test_all_ranks_end_by_what_one_has_computed(ranks: Ranks) -> None:
+    (said,) = {found["diverging"]["said"] for found in ranks}
+    assert said.startswith(
+        "Step 7: not all that was computed is finite. rank 1: 1 of its 2 images hold NaN or "
+        "infinity (indexes 3). The queue has not"
+    )
+
+
 # ---------------------------------------------------------------- training
 
 

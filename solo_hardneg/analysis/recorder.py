@@ -26,8 +26,9 @@ from torch import Tensor
 from solo_hardneg.analysis.settings import Hardness, read_settings
 from solo_hardneg.analysis.statistics import Key, Summary, summarize
 from solo_hardneg.analysis.taps import KNOWN, Batch, Tap, make_tap
+from solo_hardneg.dali import has_dummy_indexes
 from solo_hardneg.errors import ConfigError, HardnegError
-from solo_hardneg.methods.settings import has_dummy_indexes
+from solo_hardneg.trainers import config_of, run_folder
 
 PREFIX = "hardness"  # of everything that it logs
 
@@ -63,14 +64,14 @@ class Recorder(Callback):
         Raises:
             ConfigError: one can't be used.
         """
-        cfg = _config_of(trainer, pl_module)
+        cfg = config_of(trainer, pl_module)
         if stage != "fit" or cfg is None:
             return
         self.settings = read_settings(cfg)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finds out where the negatives come from and where the records go."""
-        cfg = _config_of(trainer, pl_module)
+        cfg = config_of(trainer, pl_module)
         if cfg is None or not self.settings.enabled:
             return
         from solo_hardneg.analysis.records import Rows  # a run that is not recorded needs no pandas
@@ -123,7 +124,7 @@ class Recorder(Callback):
         """``hardness.dir``, below the folder to which the run's checkpoints go."""
         place = Path(self.settings.dir).expanduser()
         if not place.is_absolute():
-            run = _run_folder(trainer)
+            run = run_folder(trainer)
             # Without checkpoints a run has no folder; this one is not shared with other runs.
             own = f"{name.replace('/', '_')}-{uuid.uuid4().hex[:8]}"
             place = place / own if run is None else run / place
@@ -281,24 +282,6 @@ def _summed(several: Sequence[np.ndarray]) -> np.ndarray:
     for part in several:
         total[:, : part.shape[1]] += part
     return total
-
-
-def _config_of(trainer: Trainer, module: Any) -> DictConfig | None:
-    """The run's config: the module's or, in solo-learn's linear evaluation, its checkpointer's."""
-    for holder in (module, *trainer.callbacks):  # type: ignore[attr-defined]
-        cfg = getattr(holder, "cfg", None)
-        if isinstance(cfg, DictConfig):
-            return cfg
-    return None
-
-
-def _run_folder(trainer: Trainer) -> Path | None:
-    """Where a host's callback writes checkpoints: solo-learn calls it path, we call it folder."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        place = getattr(callback, "path", None) or getattr(callback, "folder", None)
-        if isinstance(getattr(callback, "cfg", None), DictConfig) and place is not None:
-            return Path(place)
-    return None
 
 
 def _identity(config: str) -> str:

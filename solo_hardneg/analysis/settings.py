@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,7 +13,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from solo_hardneg.errors import ConfigError, bad_value, unknown_name
+from solo_hardneg.limits import check_writable
 from solo_hardneg.negatives.numbers import whole
+
+_LONGEST_NAME = 255  # bytes that file systems take
+MOST_PERCENTILES = 10_000  # bins of difficulty; each is a row for each step and direction
 
 
 @dataclass(frozen=True)
@@ -65,9 +70,9 @@ def read_settings(cfg: DictConfig) -> Hardness:
         if not isinstance(values[name], bool):
             raise bad_value(f"hardness.{name}", values[name], "must be true or false")
     for name in ("every_n_steps", "queries", "percentiles"):
-        values[name] = whole(f"hardness.{name}", values[name], least=1)
-    if not isinstance(values["dir"], str) or not values["dir"]:
-        raise bad_value("hardness.dir", values["dir"], "must be the name of a folder")
+        most = MOST_PERCENTILES if name == "percentiles" else math.inf
+        values[name] = whole(f"hardness.{name}", values[name], least=1, most=most)
+    _check_dir(values["dir"])
     _check_file(values["synsets"])
     return Hardness(**values)
 
@@ -80,6 +85,14 @@ def _refuse_near_misses(cfg: DictConfig) -> None:
             group = cfg.get(key)
             if isinstance(group, DictConfig) and "enabled" in group:
                 raise ConfigError(f"{key}: is not read by anything. Did you mean 'hardness'?")
+
+
+def _check_dir(name: Any) -> None:
+    right = isinstance(name, str) and name != "" and "\0" not in name
+    if not right or max(len(part.encode()) for part in name.split("/")) > _LONGEST_NAME:
+        raise bad_value("hardness.dir", name, "must be the name of a folder")
+    if Path(name).is_absolute():  # others lie in the run's folder
+        check_writable("hardness.dir", name)
 
 
 def _check_file(synsets: Any) -> None:

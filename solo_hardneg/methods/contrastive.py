@@ -6,13 +6,15 @@ import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from omegaconf import DictConfig, OmegaConf
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from omegaconf import DictConfig
 from torch import Tensor
 
-from solo_hardneg.distributed import gather
-from solo_hardneg.errors import ConfigError, DataError
+from solo_hardneg.distributed import gather, get_world_size
+from solo_hardneg.errors import ConfigError, DataError, resolve
 from solo_hardneg.host import BaseMethod
-from solo_hardneg.methods import fingerprint, rng, settings
+from solo_hardneg.methods import fingerprint, finite, rng, settings
 from solo_hardneg.negatives import Policy, Pool
 from solo_hardneg.negatives.kept import Kept
 
@@ -60,7 +62,7 @@ class ContrastiveMethod(BaseMethod):
                 that the data can't give.
         """
         cfg = super().add_and_assert_specific_cfg(cfg)
-        OmegaConf.resolve(cfg)  # what is logged and stored with the checkpoint are values
+        resolve(cfg)  # what is logged and stored with the checkpoint are values
         settings.check_method_kwargs(cfg, cls.known_method_kwargs)
         settings.check_number(cfg, "method_kwargs.temperature", float)
         policy = settings.read_policy(cfg, cls.default_negatives)
@@ -140,6 +142,28 @@ class ContrastiveMethod(BaseMethod):
             )
         return super().configure_optimizers()
 
+    def on_train_start(self) -> None:
+        """Refuses an epoch that has more steps on one rank than on another.
+
+        The ranks would wait for each other at its end. solo-learn's DALI shares images out so that
+        it can happen.
+        """
+        super().on_train_start()
+        resumes = self._rng_states is not None
+        if resumes and getattr(self.trainer.fit_loop, "restarted_mid_epoch", False):
+            self._restore_rng()  # newer versions of Lightning don't start such an epoch once more
+        if get_world_size() == 1:
+            return
+        steps = self.trainer.num_training_batches
+        everybodys = gather(torch.tensor([steps], dtype=torch.float64, device=self.device))
+        if (everybodys != everybodys[0]).any():
+            numbers = ", ".join(f"{number:g}" for number in everybodys.tolist())
+            raise DataError(
+                f"optimizer.batch_size={self.cfg.optimizer.batch_size}: the ranks have "
+                f"{numbers} batches in an epoch, and must have the same number. Set "
+                f"+limit_train_batches={int(everybodys.min())}, or another batch size."
+            )
+
     # ------------------------------------------------------------------ saving and resuming
 
     @property
@@ -152,7 +176,12 @@ class ContrastiveMethod(BaseMethod):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the policy's identity and the random states of all ranks."""
+        """Adds the policy's identity and the random states of all ranks.
+
+        Raises:
+            DivergedError: the weights are not finite. The last checkpoint stays as it is.
+        """
+        finite.check_weights(checkpoint["state_dict"], self.global_step)
         super().on_save_checkpoint(checkpoint)
         fingerprint.write(checkpoint, self.identity)
         checkpoint["solo_hardneg_rng"] = rng.states_of_all_ranks()
@@ -166,12 +195,19 @@ class ContrastiveMethod(BaseMethod):
     def on_train_epoch_start(self) -> None:
         """After a resume: the epoch draws what it would have drawn without the interruption."""
         super().on_train_epoch_start()
+        self._restore_rng()
+
+    def _restore_rng(self) -> None:
         states, self._rng_states = self._rng_states, None
-        if states is not None and len(states) == self.trainer.world_size:
-            rng.restore(states[self.trainer.global_rank])
-            fetcher = self.trainer.fit_loop._data_fetcher
-            if fetcher is not None and not _will_iterate(self.trainer):
-                iter(fetcher)  # draws the loader's seed
+        if states is None:
+            return
+        if len(states) != self.trainer.world_size:
+            rank_zero_warn(rng.other_number(len(states), self.trainer.world_size))
+            return
+        rng.restore(states[self.trainer.global_rank])
+        fetcher = self.trainer.fit_loop._data_fetcher
+        if fetcher is not None and not _will_iterate(self.trainer):
+            iter(fetcher)  # draws the loader's seed
 
 
 def _will_iterate(trainer: Any) -> bool:

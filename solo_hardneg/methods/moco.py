@@ -17,7 +17,7 @@ from solo_hardneg.errors import bad_value
 from solo_hardneg.host import BaseMethod, MoCoV2Plus
 from solo_hardneg.kernels.eager import at_once
 from solo_hardneg.losses import mocov2plus_loss_func
-from solo_hardneg.methods import settings
+from solo_hardneg.methods import finite, settings
 from solo_hardneg.methods.contrastive import ContrastiveMethod
 from solo_hardneg.methods.queue import QueueOfKeys
 from solo_hardneg.negatives import Policy
@@ -77,6 +77,8 @@ class MoCoV2Banded(ContrastiveMethod, QueueOfKeys, MoCoV2Plus):
         indexes, _, targets = batch
         self.check_labels(targets)
         queries, keys, class_loss = self._encode(batch, batch_idx)
+        # Before the loss, whose kernels sort, and before the queue.
+        finite.check_outputs(self, batch, [*queries, *keys, class_loss], self.global_step)
         policy = self.policy_at(batch_idx)
         shares: list[Tensor] = []
 
@@ -101,6 +103,7 @@ class MoCoV2Banded(ContrastiveMethod, QueueOfKeys, MoCoV2Plus):
             # The queue is written to before the backward pass, so the gradient is taken now.
             losses.append(at_once(loss, query, key))
         nce_loss = torch.stack(losses).mean()
+        finite.check_loss(nce_loss, self.global_step)
         self.score_keys(shares, policy.retention)
         self.enqueue(
             torch.stack([gather(k) for k in keys]),

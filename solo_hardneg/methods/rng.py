@@ -49,6 +49,20 @@ def states_of_all_ranks() -> list[State]:
     return everybodys
 
 
+def other_number(saved: int, now: int) -> str:
+    """What to say where a run goes on in another number of processes than have saved states."""
+    return (
+        f"The checkpoint has the random states of {saved} {_processes(saved)}, and this run has "
+        f"{now}: each draws anew, from seed=, and loads other images than it would have. Weights, "
+        "optimizer and queue go on. To repeat the interrupted run exactly, go on with "
+        f"{saved} {_processes(saved)}."
+    )
+
+
+def _processes(number: int) -> str:
+    return "process" if number == 1 else "processes"
+
+
 def _flat(python_state: tuple[Any, ...]) -> tuple[Any, list[int], Any]:
     version, numbers, gauss = python_state
     return version, list(numbers), gauss

@@ -13,7 +13,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from solo_hardneg import ring
+from solo_hardneg.dali import has_dummy_indexes
 from solo_hardneg.errors import ConfigError, DataError, bad_value, unknown_name
+from solo_hardneg.limits import check_memory
 from solo_hardneg.negatives import Policy, build
 
 OUR_GROUPS = ("negatives", "hardness", "backend")
@@ -46,16 +48,13 @@ def read_policy(cfg: DictConfig, default: dict[str, Any]) -> Policy:
     return policy
 
 
-def has_dummy_indexes(cfg: DictConfig) -> bool:
-    """Whether the indexes of a batch say nothing of where its images are in the dataset."""
-    encoded = OmegaConf.select(cfg, "dali.encode_indexes_into_labels", default=False)
-    return cfg.data.get("format") == "dali" and not encoded
-
-
 def check_method_kwargs(cfg: DictConfig, known: Iterable[str]) -> None:
     """Refuses arguments of the method that nobody reads."""
-    names = set(known)
-    for name in cfg.method_kwargs:
+    names, given = set(known), cfg.get("method_kwargs")
+    if not OmegaConf.is_dict(given):
+        do = f"Known: {', '.join(sorted(names))}."
+        raise bad_value("method_kwargs", given, "must hold several keys, not a value", do)
+    for name in given:
         if name not in names:
             raise unknown_name("method_kwargs", str(name), names, "argument")
 
@@ -82,8 +81,17 @@ def check_number(cfg: DictConfig, key: str, kind: type) -> None:
 def check_queue(cfg: DictConfig, policy: Policy) -> None:
     """The queue's size must hold whole batches, and leave something in every band."""
     check_number(cfg, "method_kwargs.queue_size", int)
-    ring.check_divisible(cfg.method_kwargs.queue_size, cfg.optimizer.batch_size)
+    size = cfg.method_kwargs.queue_size
+    _check_queue_memory(size, cfg.method_kwargs.get("proj_output_dim"))
+    ring.check_divisible(size, cfg.optimizer.batch_size)
     policy.check(cfg.method_kwargs.queue_size)
+
+
+def _check_queue_memory(size: int, dimensions: Any) -> None:
+    """The host makes two queues of float32, and the policy is tried on one query's similarities."""
+    if isinstance(dimensions, int):  # what else it may be, the host says
+        needed = size * (2 * 4 * dimensions + 64)
+        check_memory("method_kwargs.queue_size", size, needed, "the queue")
 
 
 def check_backend(cfg: DictConfig, policy: Policy, keys: int | None) -> None:
@@ -110,6 +118,10 @@ def check_folders(cfg: DictConfig) -> None:
 
     if host.NAME != "solo" or cfg.data.dataset not in ("custom", "imagenet", "imagenet100"):
         return
+    no_validation = OmegaConf.select(cfg, "data.val_path") is None
+    if cfg.data.get("format") == "dali" and no_validation and cfg.get("limit_val_batches") != 0:
+        do = "Point it at a folder of images, or add +limit_val_batches=0."
+        raise bad_value("data.val_path", None, "solo-learn's DALI loader needs validation", do)
     for key in ("data.train_path", "data.val_path"):
         path = OmegaConf.select(cfg, key)
         if path is None:

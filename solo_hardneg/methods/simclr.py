@@ -9,10 +9,11 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from solo_hardneg.dali import has_dummy_indexes
 from solo_hardneg.errors import ConfigError
 from solo_hardneg.host import BaseMethod, SimCLR
 from solo_hardneg.losses import check_no_queue, simclr_loss_func
-from solo_hardneg.methods import settings
+from solo_hardneg.methods import finite, settings
 from solo_hardneg.methods.contrastive import ContrastiveMethod
 from solo_hardneg.negatives import Policy
 
@@ -52,12 +53,14 @@ class SimCLRBanded(ContrastiveMethod, SimCLR):
             The contrastive loss plus that of the online classifier, a scalar.
         """
         indexes, _, targets = batch
-        if settings.has_dummy_indexes(self.cfg):
+        if has_dummy_indexes(self.cfg):
             # DALI's are told apart on one node only; what they are of doesn't matter here.
             places = torch.arange(len(indexes), device=indexes.device)
             indexes = places + self.global_rank * len(indexes)
         self.check_labels(targets)
         out = BaseMethod.training_step(self, batch, batch_idx)
+        # Before the loss, whose kernels sort.
+        finite.check_outputs(self, batch, [*out["z"], out["loss"]], self.global_step)
         nce_loss = simclr_loss_func(
             torch.cat(out["z"]),
             indexes.repeat(self.num_crops),
@@ -66,6 +69,7 @@ class SimCLRBanded(ContrastiveMethod, SimCLR):
             query_labels=targets.repeat(self.num_crops),
             **self.loss_settings(),
         )
+        finite.check_loss(nce_loss, self.global_step)
         self.log("train_nce_loss", nce_loss, on_epoch=True, sync_dist=True)
         return nce_loss + out["loss"]
 

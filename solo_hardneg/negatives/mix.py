@@ -22,6 +22,9 @@ SOURCE = (
 )
 
 
+MOST = 2**20  # synthetic negatives of a kind for each query; the papers have 1024
+
+
 @register("mix", summary="adds synthetic negatives, mixed from the hardest ones", source=SOURCE)
 class Mix:
     """Adds ``pairs + queries`` synthetic negatives to each query, made of its own hardest ones.
@@ -43,8 +46,8 @@ class Mix:
 
     def __init__(self, hardest: int, pairs: int = 0, queries: int = 0, detach: bool = True):
         key = "negatives.mix"
-        self.pairs = whole(f"{key}.pairs", pairs, least=0)
-        self.queries = whole(f"{key}.queries", queries, least=0)
+        self.pairs = whole(f"{key}.pairs", pairs, least=0, most=MOST)
+        self.queries = whole(f"{key}.queries", queries, least=0, most=MOST)
         do = "A pair is made of two different negatives." if self.pairs else ""
         self.hardest = whole(f"{key}.hardest", hardest, least=2 if self.pairs else 1, do=do)
         if not isinstance(detach, bool):

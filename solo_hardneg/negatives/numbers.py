@@ -35,12 +35,13 @@ def real(key: str, value: Any, allowed: str, do: str = "", **ends: float) -> flo
     return float(value)
 
 
-def whole(key: str, value: Any, least: int, do: str = "") -> int:
-    """Reads a whole number of at least ``least``; 32.0 counts as one.
+def whole(key: str, value: Any, least: int, do: str = "", most: float = math.inf) -> int:
+    """Reads a whole number of at least ``least`` and at most ``most``; 32.0 counts as one.
 
     Raises:
         ConfigError: it is none.
     """
-    if not is_number(value) or value != int(value) or value < least:
-        raise bad_value(key, value, f"must be a whole number of at least {least}", do)
+    if not is_number(value) or value != int(value) or not least <= value <= most:
+        limit = f" and at most {most}" if most < math.inf else ""
+        raise bad_value(key, value, f"must be a whole number of at least {least}{limit}", do)
     return int(value)

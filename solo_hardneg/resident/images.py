@@ -16,7 +16,7 @@ from torch import Tensor
 from solo_hardneg.errors import ConfigError, bad_value
 from solo_hardneg.standalone.data import read_image
 
-_OTHERWISE = "Use data.format=image_folder, or dali in solo-learn."
+_OTHERWISE = "Use data.format=image_folder, or dali."
 
 
 def load_images(dataset: Any, device: torch.device) -> Tensor:

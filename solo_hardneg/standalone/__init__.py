@@ -2,7 +2,7 @@
 
 The config keys, the names of attributes and methods, the batches ``[indexes, [X1, X2], targets]``
 and the checkpoint keys are solo-learn's, so a run can move from one host to the other. Whatever
-only solo-learn has (DALI, multi-crop, fine-tuning, more methods) is refused by name.
+only solo-learn has (HDF5, multi-crop, fine-tuning, more methods) is refused by name.
 """
 
 from solo_hardneg.standalone.base import BaseMethod, BaseMomentumMethod

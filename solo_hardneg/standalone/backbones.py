@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from solo_hardneg.errors import ConfigError, bad_value
 
@@ -48,8 +50,39 @@ def build_backbone(
         if name in ("resnet18", "resnet50"):
             return _resnet(name, kwargs, small=dataset in SMALL_IMAGES)
         return _timm(name, kwargs)
-    except TypeError as error:
-        raise bad_value("backbone.kwargs", dict(kwargs), f"{name} refuses it: {error}") from error
+    except ConfigError:
+        raise
+    except Exception as error:  # torchvision and timm check little, and stumble in many ways
+        text = f"{name} refuses it: {type(error).__name__}, {error}"
+        raise bad_value("backbone.kwargs", dict(kwargs), text) from error
+
+
+def try_out(backbone: nn.Module, images: Tensor, features_dim: int | None, kwargs: Any) -> None:
+    """Refuses a backbone that can't take images of this size, before anything is trained.
+
+    Works on a copy: batch statistics, and random numbers, stay as they are.
+
+    Args:
+        backbone: in the mode, and on the device, that it will be used in.
+        images: (B, 3, H, W).
+        features_dim: how wide the features must be; ``None`` for whatever they are.
+        kwargs: what the config says of it, for the message.
+
+    Raises:
+        ConfigError: it can't, or gives something else than features (B, features_dim).
+    """
+    side = images.shape[-1]
+    do = "Let backbone.name, backbone.kwargs and crop_size fit."
+    try:
+        devices = [images.device] if images.is_cuda else []
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            shape = tuple(copy.deepcopy(backbone)(images).shape)
+    except Exception as error:  # as above
+        text = f"fails on {len(images)} images of {side} pixels: {str(error).rstrip('.')}"
+        raise bad_value("backbone.kwargs", kwargs, text, do) from error
+    if len(shape) != 2 or shape[1] != (features_dim or shape[1]):
+        text = f"makes {shape} of {len(images)} images of {side} pixels, not ({len(images)}, "
+        raise bad_value("backbone.kwargs", kwargs, f"{text}{features_dim or 'D'})", do)
 
 
 def _resnet(name: str, kwargs: Mapping[str, Any], small: bool) -> tuple[nn.Module, int]:

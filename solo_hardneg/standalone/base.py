@@ -10,12 +10,20 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from solo_hardneg.errors import bad_value
-from solo_hardneg.standalone.backbones import build_backbone
-from solo_hardneg.standalone.checks import COUNT, POSITIVE, REQUIRED, SHARE, Rules, settle
+from solo_hardneg.limits import check_memory
+from solo_hardneg.standalone.backbones import build_backbone, try_out
+from solo_hardneg.standalone.checks import (
+    COUNT,
+    POSITIVE,
+    REQUIRED,
+    SHARE,
+    Rules,
+    settle,
+)
 from solo_hardneg.standalone.knn import DISTANCES, knn_accuracy
 from solo_hardneg.standalone.training import TrainedModule, class_metrics
 
@@ -63,6 +71,15 @@ class BaseMethod(TrainedModule):
         # (features, targets) of this epoch's batches, on the CPU
         self._knn_train: list[tuple[Tensor, Tensor]] = []
         self._knn_val: list[tuple[Tensor, Tensor]] = []
+
+    def on_fit_start(self) -> None:
+        """Refuses a backbone that can't take the views, before the first batch is made."""
+        super().on_fit_start()
+        side = OmegaConf.select(self.cfg, "augmentations.0.crop_size")
+        weight = next(self.backbone.parameters(), torch.zeros(1))
+        # Statistics of a single value are none, so one image is another case than two.
+        images = weight.new_zeros(min(self.batch_size, 2), 3, side, side)
+        try_out(self.backbone, images, self.features_dim, self.cfg.backbone.kwargs)
 
     @staticmethod
     def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
@@ -276,3 +293,9 @@ class ProjectedMomentumMethod(BaseMomentumMethod, ABC):
 def frozen_copy(module: nn.Module) -> nn.Module:
     """A copy with equal weights that no optimizer trains."""
     return copy.deepcopy(module).requires_grad_(False)
+
+
+def check_head(key: str, inputs: int, hidden: int, outputs: int) -> None:
+    """Refuses a head of two layers whose weights don't fit into this machine's memory."""
+    needed = 4 * hidden * (inputs + outputs)
+    check_memory(key, hidden, needed, f"a head ({inputs}, {hidden}, {outputs})")

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from solo_hardneg.standalone.base import PROJECTOR_SIZES, ProjectedMomentumMethod
+from solo_hardneg.standalone.base import PROJECTOR_SIZES, ProjectedMomentumMethod, check_head
 from solo_hardneg.standalone.checks import COUNT, REQUIRED, Number, Rules, settle
 
 BYOL_RULES: Rules = {
@@ -21,8 +21,13 @@ BYOL_RULES: Rules = {
 }
 
 
-def build_head(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """The form of BYOL's projector and predictor: (B, inputs) -> (B, outputs)."""
+def build_head(key: str, inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """The form of BYOL's projector and predictor: (B, inputs) -> (B, outputs).
+
+    Raises:
+        ConfigError: it would not fit into this machine's memory; ``key`` is the hidden size's.
+    """
+    check_head(key, inputs, hidden, outputs)
     return nn.Sequential(
         nn.Linear(inputs, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, outputs)
     )
@@ -47,7 +52,8 @@ class BYOL(ProjectedMomentumMethod):
     def __init__(self, cfg: DictConfig) -> None:
         super().__init__(cfg)
         width = cfg.method_kwargs.proj_output_dim
-        self.predictor = build_head(width, cfg.method_kwargs.pred_hidden_dim, width)
+        key, hidden = "method_kwargs.pred_hidden_dim", cfg.method_kwargs.pred_hidden_dim
+        self.predictor = build_head(key, width, hidden, width)
 
     @staticmethod
     def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
@@ -59,7 +65,7 @@ class BYOL(ProjectedMomentumMethod):
     def make_projector(self, method_kwargs: DictConfig) -> nn.Module:
         """The projector of BYOL."""
         sizes = method_kwargs.proj_hidden_dim, method_kwargs.proj_output_dim
-        return build_head(self.features_dim, *sizes)
+        return build_head("method_kwargs.proj_hidden_dim", self.features_dim, *sizes)
 
     @property
     def learnable_params(self) -> list[dict[str, Any]]:

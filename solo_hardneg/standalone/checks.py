@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -16,6 +17,10 @@ from omegaconf.errors import OmegaConfBaseException
 from solo_hardneg.errors import ConfigError, bad_value, unknown_name
 
 REQUIRED = object()  # stands for the default of a key that must be given
+
+
+# Far above what anybody means, and below what overflows once it is scaled, in int64 or float32.
+_FAR, _FAR_WHOLE = 1e9, 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -34,18 +39,22 @@ class Number:
         if right_kind and self.least <= value <= self.most and value > self.above:
             return
         bounds = {"at least": self.least, "above": self.above, "at most": self.most}
-        words = [f"{word} {bound:g}" for word, bound in bounds.items() if abs(bound) < float("inf")]
+        if self.most in (_FAR, _FAR_WHOLE) and not (right_kind and value > self.most):
+            del bounds["at most"]  # nobody comes near it, and it would only be in the way
+        ends = {w: b if isinstance(b, int) else f"{b:g}" for w, b in bounds.items() if isfinite(b)}
+        words = [f"{word} {bound}" for word, bound in ends.items()]
         allowed = ", ".join(["a whole number" if self.whole else "a number", *words])
         raise bad_value(key, value, f"must be {allowed}")
 
 
-COUNT = Number(least=1, whole=True)
-WHOLE = Number(least=0, whole=True)
-POSITIVE = Number(above=0)
-NOT_NEGATIVE = Number(least=0)
+COUNT = Number(least=1, most=_FAR_WHOLE, whole=True)
+WHOLE = Number(least=0, most=_FAR_WHOLE, whole=True)
+POSITIVE = Number(above=0, most=_FAR)
+NOT_NEGATIVE = Number(least=0, most=_FAR)
 SHARE = Number(least=0, most=1)
 
-# key -> (default, what it may hold): a Number, a tuple of names, bool, dict, or None for anything
+# key -> (default, what it may hold): a Number, a tuple of names, bool, dict, str (or the default),
+# or None for anything
 Rules = Mapping[str, tuple[Any, Any]]
 
 
@@ -77,6 +86,12 @@ def _check(key: str, value: Any, rule: Any) -> None:
         raise bad_value(key, value, "must be true or false")
     elif rule is dict and not (isinstance(value, dict) or OmegaConf.is_dict(value)):
         raise bad_value(key, value, "must hold several keys, not a value")
+    elif rule is str and value is not None and not _is_text(value):
+        raise bad_value(key, value, "must be a word, or a path", "Put numbers in quotes.")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value != "" and "\0" not in value
 
 
 def read(cfg: DictConfig, key: str, default: Any = None) -> Any:

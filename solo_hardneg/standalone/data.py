@@ -17,11 +17,12 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader, find_cla
 
 from solo_hardneg.errors import DataError, bad_value
 from solo_hardneg.standalone.checks import number_of_devices, read
+from solo_hardneg.standalone.trainer import check_trainer
 from solo_hardneg.standalone.transforms import Views, plain_pipeline
 
 FOLDERS = ("custom", "imagenet", "imagenet100", "tinyimagenet")
 DATASETS = ("cifar10", "cifar100", "digits", *FOLDERS)
-FORMATS = ("image_folder", "resident")
+FORMATS = ("image_folder", "resident", "dali")
 
 
 @dataclass(frozen=True)
@@ -203,14 +204,11 @@ def _part(split: Split, fraction: float, no_labels: bool) -> Split:
 
 def make_loader(cfg: DictConfig, dataset: Any, train: bool) -> DataLoader:
     """Batches of a dataset: in random order and complete for training, else all and in order."""
-    batch = cfg.optimizer.batch_size
-    share = len(dataset) // (number_of_devices(cfg) * read(cfg, "num_nodes", 1))
-    if train and share < batch:
-        allowed = f"there are only {share} training images for each device, not one full batch"
-        raise bad_value("optimizer.batch_size", batch, allowed, f"Set it to {share} or less.")
+    if train:
+        _check_batch(cfg, len(dataset))
     return DataLoader(
         dataset,
-        batch_size=batch,
+        batch_size=cfg.optimizer.batch_size,
         shuffle=train,
         drop_last=train,
         # with nothing to decode, to hand a batch over would take longer than to make it
@@ -219,35 +217,60 @@ def make_loader(cfg: DictConfig, dataset: Any, train: bool) -> DataLoader:
     )
 
 
+def _check_batch(cfg: DictConfig, images: int) -> None:
+    batch = cfg.optimizer.batch_size
+    share = images // (number_of_devices(cfg) * read(cfg, "num_nodes", 1))
+    if share < batch:
+        allowed = f"there are only {share} training images for each device, not one full batch"
+        raise bad_value("optimizer.batch_size", batch, allowed, f"Set it to {share} or less.")
+
+
 def plain_loader(cfg: DictConfig, train: bool, crop: int) -> DataLoader:
     """All images of a set once and in order, without augmentation: batches ``[X, targets]``."""
     dataset = ImageDataset(load_split(cfg, train), plain_pipeline(cfg.data.dataset, crop, False))
     return make_loader(cfg, dataset, train=False)
 
 
-def _training_set(cfg: DictConfig, transform: Callable[..., Any], indexed: bool = False) -> Dataset:
+def _training_loader(cfg: DictConfig, transform: Any, indexed: bool) -> Any:
+    """Complete batches in random order, of the views that torchvision's pipelines describe."""
     split = load_split(cfg, True)
+    if read(cfg, "data.format") == "dali":
+        _check_batch(cfg, len(split.images))
+        from solo_hardneg.resident.recipe import read_pipeline
+        from solo_hardneg.standalone.dali import DaliLoader
+
+        pipelines = transform.pipelines if indexed else [transform]
+        return DaliLoader(split, [read_pipeline(p) for p in pipelines], cfg, indexed)
     if read(cfg, "data.format") == "resident":
-        return IndexDataset(split)
-    return ImageDataset(split, transform, indexed)
+        return make_loader(cfg, IndexDataset(split), train=True)
+    return make_loader(cfg, ImageDataset(split, transform, indexed), train=True)
 
 
-def pretrain_loaders(cfg: DictConfig) -> tuple[DataLoader, DataLoader | None]:
+def pretrain_loaders(cfg: DictConfig) -> tuple[Any, DataLoader | None]:
     """Loaders of ``[indexes, [X1, X2], targets]`` and, with ``data.val_path``, ``[X, targets]``.
 
     With ``data.format=resident`` there are no views: a callback puts them in on the device. For
-    training the classifier it's the same.
+    training the classifier it's the same. With ``data.format=dali`` DALI reads the files.
     """
     entries: Any = OmegaConf.to_container(cfg.augmentations, resolve=True)
-    dataset = _training_set(cfg, Views(cfg.data.dataset, entries), indexed=True)
+    train = _training_loader(cfg, Views(cfg.data.dataset, entries), indexed=True)
     val = None
     if cfg.data.val_path is not None and not cfg.data.no_labels:
         val = plain_loader(cfg, False, entries[0]["crop_size"])
-    return make_loader(cfg, dataset, train=True), val
+    return _checked(cfg, train, val)
 
 
-def linear_loaders(cfg: DictConfig) -> tuple[DataLoader, DataLoader]:
+def linear_loaders(cfg: DictConfig) -> tuple[Any, DataLoader]:
     """Loaders of ``[X, targets]`` for training the classifier, and for validation."""
     crop = cfg.data.augmentations.crop_size
-    dataset = _training_set(cfg, plain_pipeline(cfg.data.dataset, crop, True))
-    return make_loader(cfg, dataset, train=True), plain_loader(cfg, False, crop)
+    train = _training_loader(cfg, plain_pipeline(cfg.data.dataset, crop, True), indexed=False)
+    return _checked(cfg, train, plain_loader(cfg, False, crop))
+
+
+def _checked(cfg: DictConfig, train: Any, val: Any) -> tuple[Any, Any]:
+    """The loaders, once Lightning is known to take the config with so many batches."""
+    if number_of_devices(cfg) * read(cfg, "num_nodes", 1) > 1:
+        check_trainer(cfg, None, None)  # each gets a part, how many Lightning decides
+    else:
+        check_trainer(cfg, len(train), None if val is None else len(val))
+    return train, val

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from solo_hardneg.standalone.backbones import try_out
 from solo_hardneg.standalone.training import TrainedModule, class_metrics
 
 
@@ -66,8 +67,13 @@ class LinearModel(TrainedModule):
 def embed(
     backbone: nn.Module, loader: DataLoader, device: torch.device
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The features (N, D) of all images of a loader, and their targets (N,)."""
+    """The features (N, D) of all images of a loader, and their targets (N,).
+
+    Raises:
+        ConfigError: the backbone can't take images of their size.
+    """
     backbone = backbone.to(device).eval()
+    try_out(backbone, next(iter(loader))[0].to(device)[:1], None, "the pretrained run's")
     rows = [(backbone(X.to(device)).float().cpu().numpy(), y.numpy()) for X, y in loader]
     features, targets = zip(*rows, strict=True)
     return np.concatenate(features), np.concatenate(targets)

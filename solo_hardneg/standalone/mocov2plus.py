@@ -11,9 +11,10 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from solo_hardneg.distributed import gather
+from solo_hardneg.limits import check_memory
 from solo_hardneg.losses import mocov2plus_loss_func
 from solo_hardneg.ring import check_divisible
-from solo_hardneg.standalone.base import PROJECTOR_SIZES, ProjectedMomentumMethod
+from solo_hardneg.standalone.base import PROJECTOR_SIZES, ProjectedMomentumMethod, check_head
 from solo_hardneg.standalone.checks import COUNT, POSITIVE, REQUIRED, Rules, settle
 
 PROJECTOR_RULES: Rules = {
@@ -23,12 +24,27 @@ PROJECTOR_RULES: Rules = {
 
 
 def build_projector(features_dim: int, method_kwargs: DictConfig) -> nn.Sequential:
-    """The head (B, features_dim) -> (B, proj_output_dim) that the contrastive loss looks at."""
+    """The head (B, features_dim) -> (B, proj_output_dim) that the contrastive loss looks at.
+
+    Raises:
+        ConfigError: it would not fit into this machine's memory.
+    """
+    check_head("method_kwargs.proj_hidden_dim", features_dim, *_sizes(method_kwargs))
     return nn.Sequential(
         nn.Linear(features_dim, method_kwargs.proj_hidden_dim),
         nn.ReLU(),
         nn.Linear(method_kwargs.proj_hidden_dim, method_kwargs.proj_output_dim),
     )
+
+
+def _sizes(method_kwargs: DictConfig) -> tuple[int, int]:
+    return method_kwargs.proj_hidden_dim, method_kwargs.proj_output_dim
+
+
+def check_queue_memory(length: int, dimensions: int) -> None:
+    """Refuses a queue whose keys, (2, dimensions, length), are more than fits into memory."""
+    needed = 2 * 4 * dimensions * length
+    check_memory("method_kwargs.queue_size", length, needed, "the queue")
 
 
 class MoCoV2Plus(ProjectedMomentumMethod):
@@ -41,6 +57,7 @@ class MoCoV2Plus(ProjectedMomentumMethod):
         super().__init__(cfg)
         self.temperature: float = cfg.method_kwargs.temperature
         self.queue_size: int = cfg.method_kwargs.queue_size
+        check_queue_memory(self.queue_size, cfg.method_kwargs.proj_output_dim)
         queue = torch.randn(2, cfg.method_kwargs.proj_output_dim, self.queue_size)
         self.register_buffer("queue", F.normalize(queue, dim=1))
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))

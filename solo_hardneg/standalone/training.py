@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR, MultiStepLR
 
-from solo_hardneg.errors import bad_value, unknown_name
+from solo_hardneg.errors import DivergedError, bad_value, unknown_name
 from solo_hardneg.standalone.checks import (
     COUNT,
     NOT_NEGATIVE,
@@ -28,7 +28,7 @@ SCHEDULERS = ("warmup_cosine", "step", "none")
 TRAINING_RULES: Rules = {
     "max_epochs": (REQUIRED, COUNT),
     "accumulate_grad_batches": (1, COUNT),
-    "backbone.name": (REQUIRED, None),
+    "backbone.name": (REQUIRED, str),
     "backbone.kwargs": ({}, dict),
     "optimizer.name": (REQUIRED, OPTIMIZERS),
     "optimizer.batch_size": (REQUIRED, COUNT),
@@ -147,6 +147,7 @@ def build_optimizer(
         ConfigError: the name isn't known, or the optimizer doesn't take the arguments.
     """
     extra: dict[str, Any] = {k: _plain(v) for k, v in kwargs.items()}
+    groups = [{**group, "params": list(group["params"])} for group in groups]
     if exclude_bias_n_norm_wd:
         groups = split_by_dimension(groups, weight_decay=0)
     optimizer: Any = {
@@ -164,10 +165,23 @@ def build_optimizer(
             groups = split_by_dimension(groups, weight_decay=0, always_adapt=False)
     elif optimizer is None:
         raise unknown_name("optimizer.name", name, OPTIMIZERS, "optimizer")
+    settings = {"lr": lr, "weight_decay": weight_decay, **extra}
     try:
-        return optimizer(groups, lr=lr, weight_decay=weight_decay, **extra)
-    except (TypeError, ValueError) as error:
+        _try_out(optimizer, groups, settings)
+        return optimizer(groups, **settings)
+    except Exception as error:  # torch and timm check some of it, and stumble over the rest
         raise bad_value("optimizer.kwargs", dict(kwargs), f"{name} refuses it: {error}") from error
+
+
+def _try_out(optimizer: Any, groups: list[dict[str, Any]], settings: Mapping[str, Any]) -> None:
+    """Takes two steps with a parameter of its own: some settings are looked at only then."""
+    first = next((p for group in groups for p in group["params"]), None)
+    if first is not None:
+        made_up = torch.nn.Parameter(torch.zeros_like(first.reshape(-1)[:1]))
+        made_up.grad = torch.zeros_like(made_up)
+        trial = optimizer([made_up], **settings)
+        trial.step()
+        trial.step()
 
 
 def _plain(value: Any) -> Any:
@@ -226,6 +240,17 @@ class TrainedModule(LightningModule):
         shape = {"start_lr": self.warmup_start_lr, "min_lr": self.min_lr}
         rates = WarmupCosine(optimizer, warmup=warmup, total=total, **shape)
         return [optimizer], [{"scheduler": rates, "interval": schedule.interval}]
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Ends a run that has nothing more to learn from.
+
+        Raises:
+            DivergedError: the loss isn't finite.
+        """
+        if not loss.isfinite().all():
+            do = "Lower optimizer.lr, warm up longer, or raise method_kwargs.temperature."
+            text = f"Step {self.global_step}, rank {self.global_rank}: the loss is"
+            raise DivergedError(f"{text} {float(loss)}. {do}")
 
     def as_input(self, X: Tensor) -> Tensor:
         """Images (B, 3, H, W) in the memory format that the backbone is fast with."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision import transforms as T
 
 from solo_hardneg.errors import bad_value, unknown_name
+from solo_hardneg.negatives.numbers import is_number
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 DIGITS = ((0.305,) * 3, (0.376,) * 3)  # measured on the training images
@@ -30,7 +31,15 @@ _PROBABILITIES = (
     "equalization",
     "horizontal_flip",
 )
-_KEYS = ("rrc", *_PROBABILITIES, "crop_size", "num_crops", "mean", "std")
+_CROP = ("enabled", "crop_min_scale", "crop_max_scale")
+_JITTER = ("brightness", "contrast", "saturation", "hue")
+# The keys of an entry that hold several keys, and which.
+_PARTS = {
+    "rrc": _CROP,
+    **dict.fromkeys(_PROBABILITIES, ("prob",)),
+    "color_jitter": ("prob", *_JITTER),
+}
+_KEYS = (*_PARTS, "crop_size", "num_crops", "mean", "std")
 
 
 def blur(image: Image.Image) -> Image.Image:
@@ -55,29 +64,23 @@ def view_pipeline(dataset: str, entry: Mapping[str, Any], key: str) -> Callable[
     Raises:
         ConfigError: a key isn't known, or a value is out of range.
     """
-    for name in entry:
-        if name not in _KEYS:
-            raise unknown_name(key, str(name), _KEYS, "key")
+    parts = _parts(entry, key)
     size = entry.get("crop_size")
-    if not isinstance(size, int) or size < 1:
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise bad_value(f"{key}.crop_size", size, "must be a whole number of pixels above 0")
-    p = {name: (entry.get(name) or {}).get("prob", 0.0) for name in _PROBABILITIES}
+    p = {name: parts[name].get("prob", 0.0) for name in _PROBABILITIES}
     for name, value in p.items():
-        if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        if not is_number(value) or not 0 <= value <= 1:
             raise bad_value(f"{key}.{name}.prob", value, "must be a probability, 0 to 1")
     bicubic = T.InterpolationMode.BICUBIC
-    crop, jitter = entry.get("rrc") or {}, entry.get("color_jitter") or {}
-    try:
-        if crop.get("enabled", False):
-            scale = (crop["crop_min_scale"], crop["crop_max_scale"])
-            steps = [T.RandomResizedCrop(size, scale=scale, interpolation=bicubic)]
-        else:
-            steps = [T.Resize(size, interpolation=bicubic), T.CenterCrop(size)]
-        if p["color_jitter"]:
-            amounts = [jitter[k] for k in ("brightness", "contrast", "saturation", "hue")]
-            steps.append(T.RandomApply([T.ColorJitter(*amounts)], p=p["color_jitter"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise bad_value(key, dict(entry), f"rrc or color_jitter can't be built: {error}") from error
+    steps: list[Any]
+    if _enabled(parts["rrc"], key):
+        scale = _scale(parts["rrc"], key)
+        steps = [T.RandomResizedCrop(size, scale=scale, interpolation=bicubic)]
+    else:
+        steps = [T.Resize(size, interpolation=bicubic), T.CenterCrop(size)]
+    if p["color_jitter"]:
+        steps.append(T.RandomApply([_jitter(parts["color_jitter"], key)], p=p["color_jitter"]))
     random_steps = {
         "grayscale": lambda q: T.RandomGrayscale(p=q),
         "gaussian_blur": lambda q: T.RandomApply([blur], p=q),
@@ -86,8 +89,77 @@ def view_pipeline(dataset: str, entry: Mapping[str, Any], key: str) -> Callable[
         "horizontal_flip": lambda q: T.RandomHorizontalFlip(p=q),
     }
     steps += [build(p[name]) for name, build in random_steps.items() if p[name]]
-    own = (entry.get("mean", IMAGENET[0]), entry.get("std", IMAGENET[1]))
+    mean, std = IMAGENET
+    own: Any = (
+        _channels(f"{key}.mean", entry.get("mean", mean)),
+        _channels(f"{key}.std", entry.get("std", std)),
+    )
     return _finish(steps, PRETRAIN_NORMALIZATION.get(dataset, own))
+
+
+def _parts(entry: Mapping[str, Any], key: str) -> dict[str, Mapping[str, Any]]:
+    """What stands in an entry for each transformation; nothing for those that it doesn't name."""
+    for name in entry:
+        if name not in _KEYS:
+            raise unknown_name(key, str(name), _KEYS, "key")
+    parts = {name: {} if entry.get(name) is None else entry[name] for name in _PARTS}
+    for name, part in parts.items():
+        if not isinstance(part, Mapping):
+            allowed = f"must hold the keys {', '.join(_PARTS[name])}"
+            raise bad_value(
+                f"{key}.{name}", part, allowed, f"Write {key}.{name}.{_PARTS[name][0]}=..."
+            )
+        for inner in part:
+            if inner not in _PARTS[name]:
+                raise unknown_name(f"{key}.{name}", str(inner), _PARTS[name], "key")
+    return parts
+
+
+def _enabled(crop: Mapping[str, Any], key: str) -> bool:
+    enabled = crop.get("enabled", False)
+    if not isinstance(enabled, bool):
+        raise bad_value(f"{key}.rrc.enabled", enabled, "must be true or false")
+    return enabled
+
+
+def _scale(crop: Mapping[str, Any], key: str) -> tuple[float, float]:
+    """The least and the most of an image's area that a crop has."""
+    low: Any = crop.get("crop_min_scale")
+    high: Any = crop.get("crop_max_scale")
+    if not (is_number(low) and is_number(high) and 0 < low <= high <= 1):
+        allowed = (
+            "crop_min_scale and crop_max_scale must be shares of the area, 0 < min <= max <= 1"
+        )
+        raise bad_value(f"{key}.rrc", dict(crop), allowed)
+    return low, high
+
+
+def _jitter(jitter: Mapping[str, Any], key: str) -> T.ColorJitter:
+    """Amounts are finite numbers, or pairs of them; torchvision knows which are too large."""
+    amounts = [jitter.get(name) for name in _JITTER]
+    for name, amount in zip(_JITTER, amounts, strict=True):
+        pair = (
+            list(amount)
+            if isinstance(amount, Sequence) and not isinstance(amount, str)
+            else [amount]
+        )
+        if not all(map(is_number, pair)):
+            allowed = "must be a number from 0 up, or two of them"
+            raise bad_value(f"{key}.color_jitter.{name}", amount, allowed)
+    try:
+        return T.ColorJitter(*amounts)
+    except (TypeError, ValueError) as error:
+        raise bad_value(f"{key}.color_jitter", dict(jitter), f"can't be made: {error}") from error
+
+
+def _channels(key: str, values: Any) -> tuple[float, ...]:
+    """The three means or deviations to normalize with."""
+    sequence = isinstance(values, Sequence) and not isinstance(values, str)
+    numbers = sequence and all(map(is_number, values))
+    if not numbers or len(values) != 3 or (key.endswith("std") and min(values) <= 0):
+        above = " above 0" if key.endswith("std") else ""
+        raise bad_value(key, values, f"must be three numbers{above}, one for each channel")
+    return tuple(values)
 
 
 class Views:

@@ -16,6 +16,7 @@ from solo_hardneg.methods import OUR_METHODS
 Maker = Callable[..., Any]
 FAMILIES = ["mocov2_banded", "simclr_banded"]
 MOCO, SIMCLR = FAMILIES
+DUMMIES = ["data.format=dali", "dali.encode_indexes_into_labels=False"]
 TOO_MUCH = {"mix": {"hardest": 13, "pairs": 1}}
 NONE_LEFT = "Its verbs apply from top to bottom; take one of them out."
 
@@ -99,16 +100,16 @@ def test_labels_are_asked_for_once_and_one_is_enough(model: Maker, batch: Maker)
 
 def test_own_images_without_true_indexes(model: Maker, fit: Maker, config: Maker) -> None:
     negatives = {"drop": {"image": "same"}}
-    assert refusal(model, fit, MOCO, "data.format=dali", negatives=negatives) == (
+    assert refusal(model, fit, MOCO, *DUMMIES, negatives=negatives) == (
         f"negatives={negatives}: needs dataset indexes, and DALI's are dummies unless "
         "++dali.encode_indexes_into_labels=True. Set that."
     )
-    message = refusal(model, fit, SIMCLR, "data.format=dali", negatives=negatives)
+    message = refusal(model, fit, SIMCLR, *DUMMIES, negatives=negatives)
     assert "encode_indexes_into_labels=True. Set that." in message
-    cfg = config("data.format=dali", negatives=negatives)
+    cfg = config(*DUMMIES, negatives=negatives)
     cfg.dali = {"encode_indexes_into_labels": True}
     OUR_METHODS[MOCO].add_and_assert_specific_cfg(cfg)
-    cfg = config("data.format=dali", negatives={"drop": {"label": "same"}})
+    cfg = config(*DUMMIES, negatives={"drop": {"label": "same"}})
     OUR_METHODS[MOCO].add_and_assert_specific_cfg(cfg)  # DALI's labels are true
 
 

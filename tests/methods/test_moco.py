@@ -16,6 +16,7 @@ from solo_hardneg.negatives import EmptyBandError, full_pool
 from solo_hardneg.negatives.kept import kept_of
 
 Maker = Callable[..., Any]
+DUMMIES = ["data.format=dali", "dali.encode_indexes_into_labels=False"]
 
 
 def keys(count: int, views: int, start: int = 0) -> torch.Tensor:
@@ -284,7 +285,10 @@ def test_what_a_run_logs_of_its_negatives(model: Maker, fit: Maker, method: str)
         (["negatives.keep.band=[0.5,1.2]"], r"negatives.keep.band=\[0.5, 1.2\]: lies outside"),
         (["+negatives.kep.band=[0.5,1]"], "negatives: unknown policy 'kep'"),
         (["negatives=drop_same_class", "+data.no_labels=true"], "needs labels, and data.no_labels"),
-        (["negatives=all", "+negatives.drop.image=same", "data.format=dali"], "encode_indexes"),
+        (
+            ["negatives=all", "+negatives.drop.image=same", *DUMMIES],
+            "encode_indexes",
+        ),
         (["+negatve={}"], r"negatve: .*Did you mean 'negatives'\?"),
         (["negatives.keep=5"], "negatives.keep.band=5"),
     ],

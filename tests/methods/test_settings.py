@@ -95,10 +95,10 @@ def test_data_that_give_what_is_needed(config: Maker) -> None:
     for overrides, negatives in (
         (["+data.no_labels=false"], labels),
         (["+data.no_labels=true"], indexes),
-        (["data.format=dali"], labels),
+        (["data.format=dali", "dali.encode_indexes_into_labels=false"], labels),
         (["data.format=h5"], indexes),
         (["~data.format"], indexes),
-        (["data.format=dali", "+dali.encode_indexes_into_labels=true"], indexes),
+        (["data.format=dali"], indexes),
     ):
         read = settings.read_policy(config(*overrides, negatives=negatives), {})
         assert read.config == negatives

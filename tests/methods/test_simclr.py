@@ -244,7 +244,12 @@ def test_a_fill_with_nothing_needs_no_queue(model: Maker, batch: Maker) -> None:
 def test_dummy_indexes_are_numbered_across_processes(
     model: Maker, batch: Maker, monkeypatch: pytest.MonkeyPatch, rank: int
 ) -> None:
-    simclr = model("data.format=dali", method="simclr_banded", negatives={})
+    simclr = model(
+        "data.format=dali",
+        "dali.encode_indexes_into_labels=False",
+        method="simclr_banded",
+        negatives={},
+    )
     seen: list[list[int]] = []
     loss = simclr_loss_func
 
@@ -267,7 +272,12 @@ def test_dummy_indexes_are_numbered_across_processes(
 def test_what_needs_true_indexes_refuses_dummies(config: Maker) -> None:
     method = OUR_METHODS["simclr_banded"]
     images = {"drop": {"image": "same"}}
-    cfg = config("data.format=dali", method="simclr_banded", negatives=images)
+    cfg = config(
+        "data.format=dali",
+        "dali.encode_indexes_into_labels=False",
+        method="simclr_banded",
+        negatives=images,
+    )
     with pytest.raises(ConfigError, match=r"needs dataset indexes, and DALI's are dummies unless"):
         method.add_and_assert_specific_cfg(cfg.copy())
     cfg.dali = {"encode_indexes_into_labels": True}

@@ -88,8 +88,8 @@ def test_a_plain_dict_will_do(config):
         ),
         (
             "data.format",
-            "dali",
-            r"data\.format=dali: must be image_folder or resident; dali and h5.*solo-learn",
+            "h5",
+            r"data\.format=h5: must be image_folder, resident or dali; h5 is in solo-learn only",
         ),
         ("data.fraction", 1.5, r"data\.fraction=1\.5: must lie between 0 and 1"),
         ("data.no_labels", "nope", r"data\.no_labels=nope: must be true or false"),
