@@ -13,6 +13,8 @@ _registered = False
 def register() -> None:
     """Adds our methods to the host's ``METHODS``, the very dict that its scripts look into.
 
+    In solo-learn, its DALI loaders learn to run without a GPU, too.
+
     Calling it again is harmless.
 
     Raises:
@@ -21,6 +23,7 @@ def register() -> None:
     """
     global _registered
     from solo_hardneg import host
+    from solo_hardneg.dali import extend_solo_learn
     from solo_hardneg.methods import OUR_METHODS
 
     if host.NAME == "standalone" and "solo.methods" in sys.modules:
@@ -36,6 +39,8 @@ def register() -> None:
                 f"{theirs.__module__}.{theirs.__qualname__}, so "
                 f"{ours.__module__}.{ours.__qualname__} can't have it. Rename or remove the other."
             )
+    if host.NAME == "solo":
+        extend_solo_learn()
     _registered = True
 
 
@@ -43,12 +48,15 @@ def callbacks() -> list[Any]:
     """The callbacks that Lightning adds to every trainer in a host's program, in this order.
 
     Any program on the machine that makes a trainer calls this, so it imports nothing before our
-    methods are registered in the process. Each does nothing unless the config enables it: the one
-    that makes the views (``data.format=resident``), and the recorder, which looks at them.
+    methods are registered in the process. First the two that keep a run safe, in all runs alike.
+    The others do nothing unless the config enables them: the one that makes the views
+    (``data.format=resident``), and the recorder, which looks at them.
     """
     if not _registered:
         return []
     from solo_hardneg.analysis.recorder import Recorder
     from solo_hardneg.resident.callback import ResidentData
+    from solo_hardneg.safety.checkpoint_io import SafeCheckpoints
+    from solo_hardneg.safety.stopping import Stopping
 
-    return [ResidentData(), Recorder()]
+    return [SafeCheckpoints(), Stopping(), ResidentData(), Recorder()]

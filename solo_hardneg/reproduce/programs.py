@@ -12,7 +12,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from solo_hardneg.errors import DataError
+from solo_hardneg.errors import CheckpointError, DataError
 from solo_hardneg.reproduce.overrides import composed, quoted
 
 SCRIPTS = ("main_pretrain.py", "main_linear.py")
@@ -89,7 +89,7 @@ def newest(folder: Path) -> Trained:
         DataError: there is none.
     """
     from solo_hardneg.analysis import records, runs
-    from solo_hardneg.standalone.checkpoints import newest_checkpoint
+    from solo_hardneg.safety.reading import newest_checkpoint
 
     folders = [args.parent for args in folder.glob("*/args.json")]
     if not folders:
@@ -109,8 +109,11 @@ def _accuracies(metrics: dict[str, float]) -> dict[str, float]:
 
 
 def is_finished(checkpoint: Path, config: str, overrides: Sequence[str]) -> bool:
-    """Whether a checkpoint is of the last epoch of a run."""
-    from solo_hardneg.standalone.checkpoints import read_checkpoint
+    """Whether a checkpoint is of the end of a run's last epoch; a damaged one is not."""
+    from solo_hardneg.safety.reading import epochs_done, read_checkpoint
 
-    _, content = read_checkpoint("checkpoint.dir", checkpoint)
-    return bool(content.get("epoch", -1) + 1 >= composed(config, overrides).max_epochs)
+    try:
+        _, content = read_checkpoint("checkpoint.dir", checkpoint)
+    except CheckpointError:
+        return False
+    return bool(epochs_done(content) >= composed(config, overrides).max_epochs)

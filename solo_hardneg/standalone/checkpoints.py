@@ -1,20 +1,20 @@
-"""Writing a run's folder, finding a run to resume, and reading checkpoints of either host."""
+"""Writing a run's folder, finding a run to resume, and loading a checkpoint's backbone."""
 
 from __future__ import annotations
 
 import json
-import re
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from solo_hardneg.errors import CheckpointError
+from solo_hardneg.safety.checkpoint_io import unwritable
+from solo_hardneg.safety.reading import newest_checkpoint
 from solo_hardneg.standalone.checks import read
 
 # What must be equal for a run to be resumed by itself; the host's list.
@@ -32,7 +32,6 @@ _SHOULD_MATCH = (
     "wandb.entity",
     "pretrained_feature_extractor",
 )
-_SHOWN = 10  # so many folders a message names
 
 
 class RunFolder(Checkpoint):
@@ -54,45 +53,54 @@ class RunFolder(Checkpoint):
         self.folder = Path(trainer.strategy.broadcast(str(self.folder)))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the config as the method has filled it in."""
+        """Writes the config as the method has filled it in.
+
+        Raises:
+            CheckpointError: it can't be written.
+        """
         if trainer.is_global_zero:
-            self.folder.mkdir(parents=True, exist_ok=True)
             args: Any = OmegaConf.to_container(self.cfg, resolve=True)
             args["wandb_run_id"] = self.wandb_run_id
             text = json.dumps(args, indent=1, default=str)
-            (self.folder / "args.json").write_text(text)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                (self.folder / "args.json").write_text(text)
+            except OSError as error:
+                raise CheckpointError(unwritable(self.folder, error)) from error
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Notes which epoch trains: after the last one Lightning counts one more."""
+        self._epoch = trainer.current_epoch
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves if it is this epoch's turn."""
-        self._epoch = trainer.current_epoch
-        if (self._epoch + 1) % self.cfg.checkpoint.frequency == 0:
-            self._save(trainer)
+        if (trainer.current_epoch + 1) % self.cfg.checkpoint.frequency == 0:
+            self.save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves the last epoch if it hasn't been its turn."""
-        if trainer.global_step != self._saved_step:
-            self._save(trainer)
+        self.save(trainer)
 
-    def _save(self, trainer: Trainer) -> None:
+    def save(self, trainer: Trainer) -> None:
+        """Saves what there is after this step, unless that is done, and removes the one before.
+
+        All ranks must call it together.
+        """
+        if trainer.global_step == self._saved_step:
+            return
         # Not the host's "-ep=7": Hydra's command line takes a path with "=" only in quotes.
         path = self.folder / f"{self.cfg.name}-{self.folder.name}-ep{self._epoch}.ckpt"
         # Reduces what was logged on all processes; the first one has, for its progress bar, and
         # the others would wait in the barrier of saving while it waits for them.
         _ = trainer.callback_metrics
-        partial = path.with_suffix(".part")
-        trainer.save_checkpoint(partial)
-        if trainer.is_global_zero:
-            partial.replace(path)  # a run that is killed while it saves leaves no half checkpoint
+        trainer.save_checkpoint(path)
         previous, self.newest, self._saved_step = self.newest, path, trainer.global_step
         if previous is None or previous == path or self.cfg.checkpoint.keep_prev:
             return
         if trainer.is_global_zero:
             previous.unlink(missing_ok=True)  # only now that the newer one is on the disk
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint in a run's folder that was written last."""
-    return max(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime, default=None)
 
 
 def find_checkpoint(folder: Path, cfg: DictConfig) -> tuple[Path | None, str | None]:
@@ -119,57 +127,6 @@ def find_checkpoint(folder: Path, cfg: DictConfig) -> tuple[Path | None, str | N
         if all(plain(saved, key) == plain(cfg, key) for key in _SHOULD_MATCH):
             found.append((newest.stat().st_mtime, newest, saved.get("wandb_run_id")))
     return max(found, key=lambda run: run[0])[1:] if found else (None, None)
-
-
-def read_checkpoint(key: str, path: Path) -> tuple[Path, dict[str, Any]]:
-    """The content of a checkpoint: tensors and plain values; nothing in it is executed.
-
-    Args:
-        key: the key of the config that named it, for messages.
-        path: the file, or the folder of a run, whose newest one is taken.
-
-    Returns:
-        the file, and what it holds.
-
-    Raises:
-        CheckpointError: it isn't there, is damaged, or is no Lightning checkpoint.
-    """
-    file = newest_checkpoint(path) if path.is_dir() else path
-    if file is None or not file.is_file():
-        raise CheckpointError(f"{key}={path}: there is {_nothing(path)}")
-    try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # zip, pickle and torch have an error each
-        raise CheckpointError(f"{key}={file}: can't be read; {_reason(error)}") from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise CheckpointError(
-            f"{key}={file}: holds no 'state_dict', so it is no checkpoint of a training run. "
-            "Take one that pretraining wrote."
-        )
-    return file, checkpoint
-
-
-def _nothing(path: Path) -> str:
-    """What is said where there is no checkpoint: those below a folder are named."""
-    if not path.is_dir():
-        return "no such file. Check the path."
-    below = sorted({file.parent for file in path.rglob("*.ckpt")})
-    text = "no checkpoint (*.ckpt) in this folder"
-    if not below:
-        return f"{text}. Check the path."
-    shown = ", ".join(map(str, below[:_SHOWN])) + (", ..." if len(below) > _SHOWN else "")
-    return f"{text}, but below it, in: {shown}. Give the folder of a run."
-
-
-def _reason(error: Exception) -> str:
-    """Why a file can't be read, and what to do; torch's own words advise to execute it."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}. Check the path."
-    found = re.search(r"Unsupported class (\S+)|GLOBAL (\S+)", str(error))  # torch 2.1, and later
-    if found:
-        text = f"it asks for {found[1] or found[2]}, and only tensors and plain values are read"
-        return f"{text}. Take a checkpoint that pretraining wrote."
-    return "it is cut off, or no checkpoint. Take another checkpoint of the run."
 
 
 def load_backbone(backbone: nn.Module, state: dict[str, Tensor], key: str, path: Path) -> None:

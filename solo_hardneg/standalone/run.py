@@ -17,13 +17,9 @@ from torch.utils.data import TensorDataset
 
 from solo_hardneg import plugin
 from solo_hardneg.errors import CheckpointError, ConfigError, bad_value, unknown_name
+from solo_hardneg.safety.reading import epochs_done, read_checkpoint, read_or_older
 from solo_hardneg.standalone.backbones import build_backbone
-from solo_hardneg.standalone.checkpoints import (
-    RunFolder,
-    find_checkpoint,
-    load_backbone,
-    read_checkpoint,
-)
+from solo_hardneg.standalone.checkpoints import RunFolder, find_checkpoint, load_backbone
 from solo_hardneg.standalone.config import parse_linear, parse_pretrain
 from solo_hardneg.standalone.data import linear_loaders, make_loader, plain_loader, pretrain_loaders
 from solo_hardneg.standalone.knn import knn_accuracy
@@ -106,17 +102,17 @@ def _resume(cfg: DictConfig, folder: Path, model: Any) -> tuple[Path | None, str
     """The checkpoint to go on from, if any, and the wandb id of its run."""
     key, wandb_id = "resume_from_checkpoint", None
     if cfg.resume_from_checkpoint is not None:
-        path = Path(cfg.resume_from_checkpoint).expanduser()
+        path, checkpoint = read_checkpoint(key, Path(cfg.resume_from_checkpoint).expanduser())
     elif cfg.auto_resume.enabled:
         found, wandb_id = find_checkpoint(folder, cfg)
         if found is None:
             return None, None
-        key, path = "auto_resume.enabled=True found", found
+        key = "auto_resume.enabled=True found"
+        path, checkpoint = read_or_older(key, found)
         print(f"Resuming {path}")
     else:
         return None, None
-    path, checkpoint = read_checkpoint(key, path)
-    if checkpoint.get("epoch", -1) + 1 >= cfg.max_epochs:
+    if epochs_done(checkpoint) >= cfg.max_epochs:
         text = f"{key}={path}: it has trained all of its epochs, max_epochs={cfg.max_epochs}"
         raise CheckpointError(
             f"{text}. Raise max_epochs to go on, or start anew without it "

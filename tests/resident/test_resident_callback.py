@@ -19,7 +19,6 @@ from torchvision.datasets import folder as torchvisions
 from torchvision.transforms.functional import to_tensor
 
 from solo_hardneg import plugin
-from solo_hardneg.analysis.recorder import Recorder
 from solo_hardneg.errors import ConfigError, DataError
 from solo_hardneg.resident.callback import ResidentData
 from solo_hardneg.resident.images import load_images
@@ -184,7 +183,8 @@ def test_a_second_one_does_nothing(dataset: Indexed, check: Any) -> None:
 def test_it_comes_before_the_recorder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert plugin.callbacks() == []
     monkeypatch.setattr("solo_hardneg.plugin._registered", True)
-    assert [type(callback) for callback in plugin.callbacks()] == [ResidentData, Recorder]
+    names = [type(callback).__name__ for callback in plugin.callbacks()]
+    assert names == ["SafeCheckpoints", "Stopping", "ResidentData", "Recorder"]
 
 
 def as_tuple(items: list[Any]) -> tuple[Any, ...]:

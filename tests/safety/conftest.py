@@ -1,0 +1,80 @@
+"""Small runs of the standalone host in this process, and what sends them signals."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_module
+from integration_helpers import (
+    CLASSES,
+    NO_CHECKOUT,
+    PER_CLASS,
+    Images,
+    solo_learn_checkout,
+    write_images,
+)
+from omegaconf import DictConfig
+from safety_runs import Watch, small
+from torch import nn
+
+from solo_hardneg import plugin, standalone
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Watch]:
+    """``watched(...)`` makes a callback of all trainers from now on."""
+    ours = plugin.callbacks
+
+    def make(*arguments: Any, **more: Any) -> Watch:
+        watch = Watch(*arguments, **more)
+        monkeypatch.setattr(plugin, "callbacks", lambda: [*ours(), watch])
+        return watch
+
+    return make
+
+
+def build_tiny(*_: Any) -> tuple[nn.Module, int]:
+    layers = [nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Linear(192, 6), nn.BatchNorm1d(6)]
+    return nn.Sequential(*layers), 6
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every backbone is tiny, and SIGTERM is as it was before, at the end."""
+    monkeypatch.setattr("solo_hardneg.standalone.base.build_backbone", build_tiny)
+    monkeypatch.setattr("solo_hardneg.standalone.run.build_backbone", build_tiny)
+    monkeypatch.setattr("solo_hardneg.host.METHODS", dict(standalone.METHODS))
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Callable[..., DictConfig]:
+    """``config("simclr", "optimizer.lr=1", ...)`` composes a config of a small run."""
+
+    def make(name: str, *overrides: str) -> DictConfig:
+        with initialize_config_module("solo_hardneg.configs", version_base="1.2"):
+            return compose(name, [*small(name, tmp_path / "runs"), *overrides])
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def solo_learn() -> Path:
+    """The checkout of solo-learn, which no test changes."""
+    checkout = solo_learn_checkout()
+    if checkout is None:
+        pytest.skip(NO_CHECKOUT)
+    return checkout
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Images:
+    folder = tmp_path_factory.mktemp("images")
+    train = write_images(folder / "train", PER_CLASS, CLASSES)
+    return Images(train, write_images(folder / "val", 1, CLASSES), train)

@@ -1,0 +1,355 @@
+"""Checkpoints are written whole or not at all, and read without executing what is in them."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pickle
+import resource
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from omegaconf import DictConfig, OmegaConf
+
+from solo_hardneg.errors import CheckpointError
+from solo_hardneg.safety import checkpoint_io
+from solo_hardneg.safety.checkpoint_io import SafeCheckpointIO, SafeCheckpoints
+from solo_hardneg.safety.reading import epochs_done, other_checkpoints
+
+AUTO = {"auto_resume": {"enabled": True}, "resume_from_checkpoint": None}
+SIZE = 200_000  # bytes of a checkpoint
+
+
+class Strategy:
+    def __init__(self) -> None:
+        self.said: list[Any] = []
+
+    def broadcast(self, answer: Any) -> Any:
+        self.said.append(answer)
+        return answer
+
+
+class FirstOfMany:
+    """As much of a trainer as reading needs."""
+
+    def __init__(self, first: bool = True) -> None:
+        self.strategy, self.is_global_zero, self.callbacks = Strategy(), first, []
+
+
+def plugin(cfg: Any = None, trainer: Any = None) -> SafeCheckpointIO:
+    config = None if cfg is None else OmegaConf.create(cfg)
+    return SafeCheckpointIO(TorchCheckpointIO(), trainer or FirstOfMany(), config)
+
+
+def content(step: int) -> dict[str, Any]:
+    weights = torch.full((SIZE // 4,), float(step))
+    return {"epoch": step // 4, "global_step": step, "state_dict": {"weights": weights}}
+
+
+def write(file: Path, step: int, args: Any = None) -> Path:
+    """A checkpoint in a run's folder that is as new as its step."""
+    plugin().save_checkpoint(content(step), file)
+    os.utime(file, (step, step))
+    if args is not None:
+        (file.parent / "args.json").write_text(json.dumps(args))
+    return file
+
+
+def damage(file: Path, step: int = 99) -> Path:
+    file.write_bytes(file.read_bytes()[: SIZE // 2])
+    os.utime(file, (step, step))
+    return file
+
+
+# ---------------------------------------------------------------------- writing
+
+
+def test_a_file_is_there_at_once_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, seen = tmp_path / "run" / "x.ckpt", []
+    replace, flush = os.replace, os.fsync
+    monkeypatch.setattr(os, "fsync", lambda number: seen.append("flushed") or flush(number))
+
+    def watch(part: Path, whole: Path) -> None:
+        seen.append("renamed")
+        assert not whole.exists()
+        assert torch.load(part, weights_only=True)["global_step"] == 4
+        replace(part, whole)
+
+    monkeypatch.setattr(os, "replace", watch)
+    safe = plugin()
+    safe.save_checkpoint(content(4), file)
+    assert seen == ["flushed", "renamed", "flushed"]  # the file, and then its folder
+    assert safe.newest == file
+    assert safe.load_checkpoint(file)["global_step"] == 4
+    assert os.listdir(file.parent) == ["x.ckpt"]
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.ENOSPC, r"\(No space left on device\)\. Make room, or set checkpoint\.dir"),
+        (errno.EDQUOT, r"\(Disk quota exceeded\)\. Make room"),
+        (errno.EROFS, r"\(Read-only file system\)\. Set checkpoint\.dir to a folder that"),
+        (errno.EACCES, r"\(Permission denied\)\. Set checkpoint\.dir to a folder"),
+        (errno.EIO, r"\(Input/output error\)\. Look after the disk"),
+    ],
+)
+@pytest.mark.parametrize("when", ["open", "fsync", "replace"])
+def test_why_it_cant_be_written_and_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, advice: str, when: str
+) -> None:
+    safe = plugin({"checkpoint": {"dir": "my/dir"}})
+    safe.save_checkpoint(content(4), tmp_path / "old.ckpt")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    owner: Any = Path if when == "open" else os
+    monkeypatch.setattr(owner, when, fail)
+    text = (
+        rf"checkpoint\.dir=my/dir: the checkpoint of epoch 2, step 8 can't be written to .*"
+        rf"new\.ckpt {advice}.* The last complete one is .*old\.ckpt: go on with "
+        rf"\"\+\+resume_from_checkpoint='.*old\.ckpt'\"$"
+    )
+    with pytest.raises(CheckpointError, match=text):
+        safe.save_checkpoint(content(8), tmp_path / "new.ckpt")
+    monkeypatch.undo()
+    assert os.listdir(tmp_path) == ["old.ckpt"]
+    assert safe.load_checkpoint(tmp_path / "old.ckpt")["global_step"] == 4
+
+
+def test_an_error_that_is_not_the_disks_stays_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        plugin().save_checkpoint({"state_dict": lambda: None}, tmp_path / "x.ckpt")
+    assert not os.listdir(tmp_path)
+
+
+def test_a_key_that_is_pressed_while_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        plugin().save_checkpoint(content(4), tmp_path / "x.ckpt")
+    assert not os.listdir(tmp_path)
+
+
+def full_disk(disk: Path) -> None:
+    """In the place of a checkpoint that fits comes one that doesn't."""
+    safe = plugin()
+    safe.save_checkpoint(content(4), disk / "old.ckpt")
+    for name in ("new.ckpt", "old.ckpt"):
+        with pytest.raises(
+            CheckpointError, match=r"step 8 can't .*Make room.*complete one is .*old"
+        ):
+            safe.save_checkpoint({**content(8), "more": torch.zeros(SIZE)}, disk / name)
+    assert os.listdir(disk) == ["old.ckpt"]
+    assert safe.load_checkpoint(disk / "old.ckpt")["global_step"] == 4
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of half a megabyte."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(disk)]
+    try:
+        mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no mount")
+    if mounted.returncode:
+        pytest.skip(f"mounting isn't allowed: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk(small_disk: Path) -> None:
+    full_disk(small_disk)
+
+
+def test_a_disk_that_can_only_be_read(small_disk: Path) -> None:
+    write(small_disk / "old.ckpt", 4)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(CheckpointError, match=r"Read-only file system\)\. Set checkpoint\.dir to"):
+        plugin().save_checkpoint(content(8), small_disk / "new.ckpt")
+    assert "Read-only file system" in str(checkpoint_io._try_writing(small_disk / "runs"))
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """No file may be larger than two checkpoints, as where a quota is used up."""
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2 * SIZE, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.usefixtures("small_files")
+def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
+    full_disk(tmp_path)
+
+
+# ---------------------------------------------------------------------- before the first step
+
+
+class Saver:
+    def __init__(self, home: Path) -> None:
+        self.cfg, self.logdir = OmegaConf.create({}), home
+
+    def save(self, trainer: Trainer) -> None:
+        """Never called."""
+
+
+class Ranks:
+    """As much of a trainer as the callback needs."""
+
+    def __init__(self, home: Path) -> None:
+        self.strategy = SingleDeviceStrategy()
+        self.is_global_zero, self.callbacks = True, [Saver(home)]
+
+
+def test_a_folder_that_cant_be_is_found_before_the_first_step(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    text = r"checkpoint\.dir=.*file/runs: can't be written to \(Not a directory\)"
+    with pytest.raises(CheckpointError, match=text):
+        SafeCheckpoints().setup(Ranks(tmp_path / "file" / "runs"), None, "fit")  # type: ignore
+
+
+def test_the_plugin_is_put_in_once_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    trainer: Any = Ranks(tmp_path / "runs")
+    for _ in range(2):
+        SafeCheckpoints().setup(trainer, None, "fit")  # type: ignore[arg-type]
+        assert type(trainer.strategy.checkpoint_io) is SafeCheckpointIO
+        assert type(trainer.strategy.checkpoint_io.inner) is TorchCheckpointIO
+    assert not os.listdir(tmp_path / "runs")
+
+
+def test_somebody_elses_plugin_stays(tmp_path: Path) -> None:
+    class Theirs(TorchCheckpointIO):
+        """Does something else."""
+
+    trainer: Any = Ranks(tmp_path)
+    trainer.strategy.checkpoint_io = Theirs()
+    SafeCheckpoints().setup(trainer, None, "fit")  # type: ignore[arg-type]
+    assert type(trainer.strategy.checkpoint_io) is Theirs
+
+
+# ---------------------------------------------------------------------- reading
+
+
+class Evil:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.file),)
+
+
+@pytest.mark.parametrize("asked", [None, False, True])
+def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path, asked: bool | None) -> None:
+    file, trace = tmp_path / "x.ckpt", tmp_path / "executed"
+    torch.save({"state_dict": {}, "evil": Evil(trace)}, file)
+    with pytest.raises(CheckpointError, match=r"resume_from_checkpoint=.*only tensors and plain"):
+        plugin().load_checkpoint(file, weights_only=asked)
+    assert not trace.exists()
+
+
+def test_a_damaged_one_that_was_found_is_replaced_by_the_one_before(tmp_path: Path) -> None:
+    files = [write(tmp_path / f"{step}.ckpt", step) for step in (4, 8, 12)]
+    damage(files[2])
+    trainer = FirstOfMany()
+    safe = plugin(AUTO, trainer)
+    text = (
+        r"auto_resume.enabled=True found=.*12\.ckpt: it is cut off, or no checkpoint\. The run "
+        r"goes on from the one before it: .*8\.ckpt"
+    )
+    with pytest.warns(UserWarning, match=text):
+        assert safe.load_checkpoint(files[2])["global_step"] == 8
+    write(files[0], 99)
+    for _ in range(2):  # whatever has become of the others
+        assert safe.load_checkpoint(files[2])["global_step"] == 8
+    assert trainer.strategy.said == [(files[1], "")]
+
+
+def test_ranks_read_what_the_first_one_says(tmp_path: Path) -> None:
+    files = [write(tmp_path / f"{step}.ckpt", step) for step in (4, 8)]
+    trainer = FirstOfMany(first=False)
+    trainer.strategy.broadcast = lambda _: (files[0], "")  # type: ignore[method-assign]
+    assert plugin(AUTO, trainer).load_checkpoint(files[1])["global_step"] == 4
+    trainer.strategy.broadcast = lambda _: (None, "it says why")  # type: ignore[method-assign]
+    with pytest.raises(CheckpointError, match="it says why"):
+        plugin(AUTO, trainer).load_checkpoint(files[1])
+
+
+def test_earlier_starts_of_the_run_count_and_others_dont(tmp_path: Path) -> None:
+    args = {"method": "simclr", "seed": 5, "wandb_run_id": None, "resume_from_checkpoint": None}
+    starts = {"seed": 6}, {"wandb_run_id": "x", "auto_resume": {"enabled": True}}, {}
+    steps = (20, 4, 8)
+    files = [
+        write(tmp_path / f"start{step}" / "x.ckpt", step, {**args, **more})
+        for step, more in zip(steps, starts, strict=True)
+    ]
+    own = write(tmp_path / "last" / "own.ckpt", 2, args)
+    newest = damage(write(tmp_path / "last" / "x.ckpt", 30, args))
+    write(tmp_path / "unknown" / "x.ckpt", 40)
+    write(tmp_path / "broken" / "x.ckpt", 40)
+    (tmp_path / "broken" / "args.json").write_text('{"method"')
+    assert other_checkpoints(newest) == [own, files[2], files[1]]
+    damage(own)
+    with pytest.warns(UserWarning, match="goes on from the one before it: .*start8"):
+        assert plugin(AUTO).load_checkpoint(newest)["global_step"] == 8
+
+
+@pytest.mark.parametrize(
+    "cfg", [None, {}, {"auto_resume": {"enabled": True}}, {**AUTO, "resume_from_checkpoint": "x"}]
+)
+def test_a_damaged_one_that_was_named_is_an_error_that_names_the_one_before(
+    tmp_path: Path, cfg: Any
+) -> None:
+    files = [write(tmp_path / f"{step}.ckpt", step) for step in (4, 8, 12)]
+    text = (
+        r"resume_from_checkpoint=.*12\.ckpt: can't be read; it is cut off.*other one .* is .*8\.c"
+    )
+    with pytest.raises(CheckpointError, match=text):
+        plugin(cfg).load_checkpoint(damage(files[2]))
+
+
+def test_if_all_are_damaged_that_is_said(tmp_path: Path) -> None:
+    files = [damage(write(tmp_path / f"{step}.ckpt", step)) for step in (4, 8)]
+    text = (
+        r"found=.*8\.ckpt: can't be read; it is cut off, or no checkpoint\. No other checkpoint of "
+        r"this run can be read\. Start anew with auto_resume\.enabled=False\.$"
+    )
+    with pytest.raises(CheckpointError, match=text):
+        plugin(AUTO).load_checkpoint(files[1])
+
+
+def test_how_many_epochs_are_done() -> None:
+    progress = {"epoch_progress": {"current": {"processed": 3}}}
+    assert epochs_done({"epoch": 3, "loops": {"fit_loop": progress}}) == 3
+    assert epochs_done({"epoch": 3}) == 4
+    assert epochs_done({}) == 0
+
+
+def test_who_has_chosen_a_checkpoint_is_in_the_config() -> None:
+    assert plugin(AUTO)._found_by_itself
+    named: DictConfig = OmegaConf.create(AUTO)
+    del named.resume_from_checkpoint  # as solo-learn does
+    assert not plugin(named)._found_by_itself

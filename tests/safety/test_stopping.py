@@ -1,0 +1,286 @@
+"""SIGTERM at every kind of moment: the run is saved, ends, and goes on without losing a step."""
+
+from __future__ import annotations
+
+import errno
+import math
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from integration_helpers import load_checkpoint
+from omegaconf import DictConfig
+from safety_runs import STEPS, Watch
+
+from solo_hardneg.errors import CheckpointError
+from solo_hardneg.safety import stopping
+from solo_hardneg.safety.reading import epochs_done
+from solo_hardneg.safety.stopping import STATUS, Stopped, forget_next_batch
+from solo_hardneg.standalone.run import linear, pretrain
+
+pytestmark = pytest.mark.usefixtures("tiny")
+
+Config = Callable[..., DictConfig]
+Watched = Callable[..., Watch]
+EPOCHS = 3
+
+
+def checkpoints(tmp_path: Path) -> list[Path]:
+    return sorted(tmp_path.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+
+
+def stop(cfg: DictConfig) -> None:
+    with pytest.raises(Stopped) as ended:
+        pretrain(cfg)
+    assert ended.value.code == STATUS == 143
+    assert stopping._shields == 0
+
+
+@pytest.mark.parametrize("method", ["mocov2plus", "simclr_banded", "mocov2_banded"])
+@pytest.mark.parametrize(
+    ("hook", "step", "done"),
+    [
+        ("step", 1, 0),
+        ("step", STEPS - 1, 0),
+        ("step", STEPS, 1),  # at the end of an epoch
+        ("validation", STEPS, 1),
+        ("step", STEPS + 2, 1),
+        ("step", EPOCHS * STEPS - 1, EPOCHS - 1),  # in the last epoch
+    ],
+)
+def test_a_stopped_run_goes_on_where_it_was(
+    config: Config,
+    watched: Watched,
+    tmp_path: Path,
+    capsys: Any,
+    method: str,
+    hook: str,
+    step: int,
+    done: int,
+) -> None:
+    before = watched(hook, step)
+    stop(config(method))
+    assert before.steps == list(range(1, step + 1))
+    said = capsys.readouterr().out
+    (file,) = checkpoints(tmp_path)
+    assert f"\nSIGTERM: the run ends after step {step}. Saved: {file}\n" in said
+    assert "the same command with auto_resume.enabled=True, or with" in said
+    assert f"\"++resume_from_checkpoint='{file}'\"" in said
+    content = load_checkpoint(file)
+    assert content["global_step"] == step
+    assert epochs_done(content) == done
+    if step % STEPS:  # the batch that was fetched for the next step doesn't count
+        progress = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        assert set(progress["current"].values()) == {step % STEPS}
+        assert set(progress["total"].values()) == {step}
+        assert not progress["is_last_batch"]
+
+    after = watched()
+    result = pretrain(config(method, "auto_resume.enabled=True"))
+    assert after.steps == list(range(step + 1, EPOCHS * STEPS + 1))
+    assert all(math.isfinite(loss) for loss in after.losses)
+    assert result.checkpoint is not None
+    content = load_checkpoint(result.checkpoint)
+    assert content["global_step"] == EPOCHS * STEPS
+    assert epochs_done(content) == EPOCHS
+    assert content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] == EPOCHS
+    with pytest.raises(CheckpointError, match="has trained all of its epochs"):
+        pretrain(config(method, "auto_resume.enabled=True"))
+
+
+def test_a_run_can_be_stopped_again_and_again(
+    config: Config, watched: Watched, tmp_path: Path
+) -> None:
+    steps = []
+    for step in (2, 3, 4, 5, 7, 10):
+        watch = watched("step", step)
+        stop(config("simclr_banded", "auto_resume.enabled=True"))
+        steps += watch.steps
+    watch = watched()
+    pretrain(config("simclr_banded", "auto_resume.enabled=True"))
+    assert steps + watch.steps == list(range(1, EPOCHS * STEPS + 1))
+
+
+@pytest.mark.parametrize("hook", ["sanity check", "start"])
+def test_before_the_first_step_there_is_nothing_to_save(
+    config: Config, watched: Watched, tmp_path: Path, capsys: Any, hook: str
+) -> None:
+    watch = watched(hook, 0)
+    stop(config("simclr", "+num_sanity_val_steps=1"))
+    assert not watch.steps
+    assert not checkpoints(tmp_path)
+    assert "before it has trained anything. Nothing was saved." in capsys.readouterr().out
+
+
+def test_after_the_last_step_the_run_is_at_its_end_anyway(config: Config, watched: Watched) -> None:
+    watch = watched("step", EPOCHS * STEPS)
+    result = pretrain(config("simclr"))
+    assert len(watch.steps) == EPOCHS * STEPS
+    assert result.checkpoint is not None
+    assert epochs_done(load_checkpoint(result.checkpoint)) == EPOCHS
+
+
+def test_without_checkpoints_it_ends_likewise(
+    config: Config, watched: Watched, tmp_path: Path, capsys: Any
+) -> None:
+    watch = watched("step", 2)
+    stop(config("simclr", "checkpoint.enabled=False"))
+    assert watch.steps == [1, 2]
+    assert not checkpoints(tmp_path)
+    assert "Nothing was saved, because of checkpoint.enabled=False." in capsys.readouterr().out
+
+
+def test_more_signals_change_nothing(config: Config, watched: Watched, tmp_path: Path) -> None:
+    watched("step", 2, times=3)
+    stop(config("simclr"))
+    assert load_checkpoint(checkpoints(tmp_path)[0])["global_step"] == 2
+
+
+def test_gradients_that_are_being_summed_are_not_lost(
+    config: Config, watched: Watched, tmp_path: Path
+) -> None:
+    more = "+accumulate_grad_batches=2"
+    before = watched("step", 2)  # sent in the third batch, in the middle of a sum
+    before.times, batches = 0, []
+
+    def count(trainer: Any, *_: Any) -> None:
+        batches.append(trainer.global_step)
+        if len(batches) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before.on_train_batch_end = count  # type: ignore[method-assign]
+    with pytest.raises(Stopped):
+        pretrain(config("simclr", more, "++limit_train_batches=6"))
+    assert len(batches) == 4
+    after = watched()
+    pretrain(config("simclr", more, "++limit_train_batches=6", "auto_resume.enabled=True"))
+    assert len(after.steps) == 3 * 6 - 4
+
+
+def test_the_one_before_stays_until_the_new_one_is_written(
+    config: Config, watched: Watched, tmp_path: Path
+) -> None:
+    watched("step", STEPS + 2)
+    stop(config("simclr", "+checkpoint.keep_prev=True"))
+    first, second = checkpoints(tmp_path)
+    assert (first.stem[-4:], second.stem[-4:]) == ("-ep0", "-ep1")
+
+
+def test_what_an_epoch_has_logged_is_written_before_the_end(
+    config: Config, watched: Watched, tmp_path: Path
+) -> None:
+    watched("validation", STEPS)
+    stop(config("simclr"))
+    (metrics,) = tmp_path.rglob("metrics.csv")
+    lines = metrics.read_text().splitlines()
+    assert "train_nce_loss_epoch" in lines[0]
+    column = lines[0].split(",").index("train_nce_loss_epoch")
+    assert any(line.split(",")[column] for line in lines[1:])
+
+
+def test_lightnings_handler_is_replaced_and_ours_is_gone_afterwards(
+    config: Config, watched: Watched
+) -> None:
+    watch = watched("end", EPOCHS * STEPS, times=0)
+    pretrain(config("simclr"))  # the fixture compares the handlers
+    assert "Stopping" in watch.handler.__qualname__
+
+
+def test_an_error_of_the_run_leaves_no_handler(
+    config: Config, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = watched()
+
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    watch.on_train_batch_end = fail  # type: ignore[method-assign]
+    with pytest.raises(ZeroDivisionError):
+        pretrain(config("simclr"))
+    assert stopping._shields == 0
+
+
+def test_outside_the_main_thread_there_is_no_handler(config: Config, watched: Watched) -> None:
+    watch = watched("end", EPOCHS * STEPS, times=0)
+    thread = threading.Thread(target=pretrain, args=(config("simclr"),))
+    thread.start()
+    thread.join(120)
+    assert len(watch.steps) == EPOCHS * STEPS
+
+
+def test_forgetting_a_batch() -> None:
+    part = {"ready": 6, "started": 5, "processed": 5, "completed": 5}
+    progress = {"total": {**part}, "current": {**part}, "is_last_batch": True}
+    forget_next_batch(progress)
+    whole = dict.fromkeys(part, 5)
+    assert progress == {"total": whole, "current": whole, "is_last_batch": False}
+
+
+def test_linear_evaluation_can_be_stopped_too(
+    config: Config, watched: Watched, tmp_path: Path
+) -> None:
+    pretrained = pretrain(config("simclr", "max_epochs=1")).checkpoint
+    more = [f"pretrained_feature_extractor='{pretrained}'", "++limit_train_batches=4"]
+    before = watched("step", 6)
+    with pytest.raises(Stopped):
+        linear(config("linear", *more))
+    after = watched()
+    linear(config("linear", *more, "auto_resume.enabled=True"))
+    assert before.steps + after.steps == list(range(1, EPOCHS * STEPS + 1))
+
+
+def test_a_signal_for_the_loaders_workers_is_held_back(config: Config, watched: Watched) -> None:
+    watch, workers = watched("step", 1, times=0), []
+    note = watch.on_train_batch_end
+
+    def kill(*arguments: Any) -> None:
+        note(*arguments)
+        for worker in multiprocessing.active_children():
+            workers.append(worker)
+            os.kill(worker.pid or 0, signal.SIGTERM)
+
+    watch.on_train_batch_end = kill  # type: ignore[method-assign]
+    pretrain(config("simclr", "data.num_workers=1", "max_epochs=1"))
+    assert workers
+    assert watch.steps == list(range(1, STEPS + 1))
+    assert not any(worker.is_alive() for worker in workers)
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_said(
+    config: Config, watched: Watched, tmp_path: Path, capsys: Any
+) -> None:
+    watched("step", STEPS + 2)
+    stop(config("simclr_banded", "+checkpoint.keep_prev=True"))
+    older, newest = checkpoints(tmp_path)
+    newest.write_bytes(newest.read_bytes()[:1000])
+    after = watched()
+    with pytest.raises(CheckpointError, match=f"can't be read; .*of this run is {older}"):
+        pretrain(config("simclr_banded", f"+resume_from_checkpoint='{newest}'"))
+    with pytest.warns(UserWarning, match=f"found={newest}: it is cut off.* before it: {older}"):
+        pretrain(config("simclr_banded", "auto_resume.enabled=True"))
+    assert f"Resuming {older}" in capsys.readouterr().out
+    assert after.steps == list(range(STEPS + 1, EPOCHS * STEPS + 1))
+
+
+def test_a_disk_that_fills_up_leaves_the_last_checkpoint(
+    config: Config, watched: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = watched()
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    watch.on_train_epoch_start = lambda trainer, _: (  # type: ignore[method-assign]
+        monkeypatch.setattr(os, "fsync", fail) if trainer.current_epoch == 2 else None
+    )
+    text = r"checkpoint\.dir=.*runs: the checkpoint of epoch 2, step 12 .*one is .*-ep1\.ckpt: go"
+    with pytest.raises(CheckpointError, match=text):
+        pretrain(config("simclr"))
+    (left,) = checkpoints(tmp_path)
+    assert left.stem.endswith("-ep1")
+    assert not list(tmp_path.rglob("*.part"))
