@@ -264,7 +264,7 @@ def _found(out: Path, facts: Mapping[str, Any], files: Mapping[str, str]) -> str
     try:
         stored = json.loads((out / "split.json").read_text())
         way = str(stored.pop("way"))
-    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         raise _wrong(out, "it exists and holds no split", "Choose another out", "out") from error
     if keys := [k for k in {**stored, **facts} if stored.get(k) != facts.get(k)]:
         other = ", ".join(f"{k}={stored.get(k)} instead of {facts.get(k)}" for k in keys)

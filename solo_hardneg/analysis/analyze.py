@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -64,7 +65,7 @@ def analyze(
     """
     cfg = read_settings(overrides)
     device = _device(cfg.device)
-    paths = {str(Path(path).expanduser().resolve()): Path(path) for path in checkpoints}
+    paths = {os.path.realpath(Path(path).expanduser()): Path(path) for path in checkpoints}
     if not paths:
         raise ConfigError("analyze: no checkpoint is given. Add the path of a checkpoint or a run.")
     out = None if cfg.out is None else Path(str(cfg.out)).expanduser()

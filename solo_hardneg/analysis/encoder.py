@@ -7,7 +7,7 @@ works for any of the host's methods, and nothing in the checkpoint is executed.
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +20,11 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from solo_hardneg.analysis.args import resolved
+from solo_hardneg.analysis.untrusted import literal, read_config
 from solo_hardneg.errors import CheckpointError, ConfigError
+from solo_hardneg.safety.reading import read_checkpoint
 from solo_hardneg.standalone.backbones import build_backbone
-from solo_hardneg.standalone.checkpoints import load_backbone, read_checkpoint
+from solo_hardneg.standalone.checkpoints import load_backbone
 from solo_hardneg.standalone.checks import read
 
 KEY = "checkpoint"  # what a message calls it
@@ -115,15 +116,16 @@ def load(
     """
     file, checkpoint = read_checkpoint(KEY, path.expanduser())
     config = run_config(file)
-    trained_on = config.get("data") or data or {}
+    trained_on = literal(config.get("data")) or data or {}
     given: Any = {**dict(overrides or {}), "data": trained_on}
-    cfg: Any = OmegaConf.merge(config, given)
+    cfg: Any = OmegaConf.merge(literal(config), given)
     assert_known(cfg, file)
     state = checkpoint["state_dict"]
     method = read(cfg, "method", read(cfg, "pretrain_method"))
     backbone, width = _backbone(cfg, method, state, file)
     head, notes = _head(state, width, file, method)
-    epoch = int(checkpoint.get("epoch", -1)) + 1
+    last = checkpoint.get("epoch", -1)
+    epoch = last + 1 if isinstance(last, int) else 0
     return Loaded(Encoder(backbone, *head), file, config, epoch, notes)
 
 
@@ -137,14 +139,10 @@ def run_config(file: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError("it holds no keys")
-        OmegaConf.create(config)
+        return read_config(path)
     except (OSError, ValueError) as error:
         do = "Mend it, or take it away and give backbone.name=... and data=... yourself"
         raise CheckpointError(f"{path}: can't be read ({error}). {do}.") from error
-    return resolved(config)
 
 
 def assert_known(cfg: Any, file: Path) -> None:
@@ -235,7 +233,7 @@ def rebuild(
     if not layers:
         return None, width
     which = f"{KEY}={file}: its {part}"
-    wrong = [number for number in layers if not number.isdecimal()]
+    wrong = [number for number in layers if not re.fullmatch(r"[0-9]{1,3}", number)]
     if wrong:
         raise _unknown(which, wrong[0], layers[wrong[0]], "it is no sequence of layers")
     activation = _ACTIVATIONS.get(str(method), nn.ReLU)
@@ -262,7 +260,10 @@ def _layer(
     if names in _LINEAR and weight is not None and weight.ndim == 2:
         gives, takes = weight.shape
         layer = nn.Linear(takes, gives, bias="bias" in names)
-    elif names - {"num_batches_tracked"} in (_STATISTICS, _STATISTICS | _AFFINE):
+    elif (
+        names - {"num_batches_tracked"} in (_STATISTICS, _STATISTICS | _AFFINE)
+        and weights["running_mean"].ndim == 1
+    ):
         takes = gives = len(weights["running_mean"])
         layer = nn.BatchNorm1d(takes, affine="weight" in names)
     else:

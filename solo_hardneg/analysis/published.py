@@ -21,7 +21,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from solo_hardneg.analysis.args import resolved
+from solo_hardneg.analysis.untrusted import resolved
 from solo_hardneg.errors import unknown_name
 from solo_hardneg.negatives import Policy, build
 

@@ -35,6 +35,8 @@ from numpy.typing import ArrayLike
 from solo_hardneg.errors import DataError
 
 SCHEMA_VERSION = 1
+# An epoch has a few rows for each image (and some hundreds more), and ImageNet a million images.
+MOST_ROWS = 50_000_000
 _PREFIX = b"solo_hardneg."
 _NAME = re.compile(r"epoch(\d+)-rank\d+\.parquet")
 FIELDS = pa.schema(
@@ -154,14 +156,15 @@ def read(folder: Path, late_images: float = 1.0) -> Records:
     for path in paths:
         try:
             metadata = _metadata(path)
-            table = pq.ParquetFile(path, read_dictionary=["kind", "quantity"]).read()
+            its_config, its_notes = _told(metadata)
+            table = _table(path)
         except (OSError, pa.ArrowException, ValueError, DataError) as error:
             notes.append(f"{path}: left out, because {_why(error)}")
             continue
         early = pc.and_(pc.equal(table["kind"], "image"), pc.less(table["epoch"], late))
         tables.append(table.filter(pc.invert(early)).to_pandas())
-        config = json.loads(metadata["config"])
-        notes += [note for note in json.loads(metadata["notes"]) if note not in notes]
+        config = its_config
+        notes += [note for note in its_notes if note not in notes]
     if not tables:
         what = "; ".join(notes) or "it holds no Parquet files; a run writes one after each epoch"
         raise DataError(f"{folder}: there is nothing to read. {what}.")
@@ -190,7 +193,7 @@ def drop_from(folder: Path, epoch: int) -> None:
 
 
 def _metadata(path: Path) -> Mapping[str, str]:
-    found = pq.read_schema(path).metadata or {}
+    found = pq.read_metadata(path).metadata or {}
     ours = {
         key[len(_PREFIX) :].decode(): value.decode()
         for key, value in found.items()
@@ -204,6 +207,30 @@ def _metadata(path: Path) -> Mapping[str, str]:
             "read it with the release of solo-hardneg that wrote it"
         )
     return ours
+
+
+def _told(metadata: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
+    """The run's config and the notes; ValueError if they are none."""
+    try:
+        config, notes = json.loads(metadata["config"]), json.loads(metadata["notes"])
+    except RecursionError:
+        raise ValueError("its config is nested too deeply") from None
+    if not isinstance(config, dict) or not isinstance(notes, list):
+        raise ValueError("its config or its notes are none")
+    return config, [note for note in notes if isinstance(note, str)]
+
+
+def _table(path: Path) -> pa.Table:
+    """All rows, in our columns, and no others; DataError if it has other ones, or too many."""
+    told = pq.read_metadata(path)
+    # By Parquet's own schema: Arrow's, in the metadata, may name types that run code when read.
+    found = told.schema.to_arrow_schema()
+    if {field.name: field.type for field in found} != {field.name: field.type for field in FIELDS}:
+        raise DataError(f"its columns are not those of the records ({', '.join(found.names)})")
+    if not 0 <= told.num_rows <= MOST_ROWS:
+        raise DataError(f"it claims {told.num_rows} rows; no epoch has so many")
+    with pq.ParquetFile(path, read_dictionary=["kind", "quantity"]) as file:
+        return file.read()
 
 
 def _why(error: Exception) -> str:

@@ -37,6 +37,7 @@ from solo_hardneg.analysis.plots import Plot
 from solo_hardneg.analysis.runs import Note, find
 from solo_hardneg.analysis.study import Study
 from solo_hardneg.analysis.summary import METRICS, Summary, summarize
+from solo_hardneg.analysis.untrusted import for_spreadsheets, no_links
 from solo_hardneg.errors import DataError, HardnegError
 
 _VERSIONS = ("solo-hardneg", "torch", "numpy", "pandas", "matplotlib")
@@ -146,8 +147,8 @@ def _save(out: Path, context: Mapping[str, Any], summary: Summary, groups: Seque
     texts = {
         "report.html": page(context),
         "report.md": markdown(context),
-        "report.csv": tables.numbers(summary).to_csv(**plain),
-        "runs.csv": tables.of_runs(groups).to_csv(**plain),
+        "report.csv": for_spreadsheets(tables.numbers(summary)).to_csv(**plain),
+        "runs.csv": for_spreadsheets(tables.of_runs(groups)).to_csv(**plain),
     }
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -186,7 +187,7 @@ def markdown(context: Mapping[str, Any]) -> str:
     if context["missing"]:
         items = [f"- {plain(where)}: {plain(text)}" for text, where in context["missing"]]
         parts += ["## What is missing, and why", "\n".join(items)]
-    return "\n\n".join(parts) + "\n"
+    return no_links("\n\n".join(parts) + "\n")
 
 
 # ---------------------------------------------------------------------- pictures

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,8 @@ from solo_hardneg.analysis.plots import Plot
 from solo_hardneg.analysis.runs import Run
 from solo_hardneg.analysis.study import QUANTITIES, Study, class_pairs, t_tests
 from solo_hardneg.analysis.tables import markdown as markdown_of
+from solo_hardneg.analysis.tables import plain
+from solo_hardneg.analysis.untrusted import file_name, for_spreadsheets, no_links
 from solo_hardneg.errors import DataError
 
 if TYPE_CHECKING:
@@ -109,12 +110,12 @@ def _places(
     for index, one in enumerate(done):
         if out is not None:
             seed = one.config.get("seed")
-            name = _slug(label_of[index]) + ("" if seed is None else f"-seed{seed}")
-            place = out / name
+            name = label_of[index] + ("" if seed is None else f"-seed{seed}")
+            place = out / file_name(name)
         else:
             place = one.file.parent / "analysis"
             if folders.count(folders[index]) > 1:  # several checkpoints of one run
-                place = place / _slug(one.file.stem)
+                place = place / file_name(one.file.stem)
         number = 2
         first = place
         while place in places:
@@ -122,10 +123,6 @@ def _places(
             number += 1
         places.append(place)
     return places
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^\w.]+", "-", text).strip("-.") or "study"
 
 
 def group(done: Sequence[Studied]) -> dict[str, list[int]]:
@@ -166,7 +163,7 @@ def _write_figures(groups: Mapping[str, Sequence[Study]], folder: Path) -> dict[
         for label, studies in groups.items():
             for number, study in enumerate(studies):
                 if len(study.tsne):
-                    several = f"-{_slug(label)}" + (f"-{number + 1}" if number else "")
+                    several = f"-{file_name(label)}" + (f"-{number + 1}" if number else "")
                     made[f"tsne{several if total > 1 else ''}"] = tsne(study)
     for name, plot in made.items():
         plots.save_png(plot.figure, folder / f"{name}.png")
@@ -184,10 +181,10 @@ def _write_tables(groups: Mapping[str, Sequence[Study]], folder: Path) -> dict[s
     for label, studies in groups.items():
         for kind, table in class_pairs(together(studies)).items():
             if len(table):
-                several = f"-{_slug(label)}" if len(groups) > 1 else ""
+                several = f"-{file_name(label)}" if len(groups) > 1 else ""
                 tables[f"table-{_TABLES[kind]}-{kind}{several}"] = table
     for name, table in tables.items():
-        table.to_csv(folder / f"{name}.csv", index=False)
+        for_spreadsheets(table).to_csv(folder / f"{name}.csv", index=False)
         (folder / f"{name}.md").write_text(markdown(table), encoding="utf-8")
     return tables
 
@@ -246,11 +243,12 @@ def markdown(table: DataFrame) -> str:
 
     # Column by column, for pandas would make floats of a row's whole numbers.
     texts = {name: [shown(value) for value in table[name]] for name in table.columns}
-    return markdown_of(type(table)(texts))
+    return no_links(markdown_of(type(table)(texts)))
 
 
 def show(results: Results, console: Console) -> None:
     """Prints the values of figure 4, what is missing, and where everything lies."""
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title="Negatives by difficulty: hardest 5 % / easiest 95 %")
@@ -265,7 +263,7 @@ def show(results: Results, console: Console) -> None:
                 for part in ("hardest_5", "easiest_95")
             ]
             cells.append(" / ".join("-" if value != value else f"{value:{form}}" for value in pair))
-        table.add_row(label, str(len(studies)), *cells)
+        table.add_row(escape(label), str(len(studies)), *cells)
     console.print(table)
     for note in results.notes:
         console.print(f"- {note}", markup=False, highlight=False)
@@ -283,30 +281,41 @@ def _compared(info: Mapping[str, Any]) -> str:
     return f"outputs of the projector{through}"
 
 
+def _code(value: Any) -> str:
+    """A text between backquotes."""
+    return " ".join(str(value).split()).replace("`", "'")
+
+
 def _summary(
     groups: Mapping[str, Sequence[Study]],
     made: Mapping[str, Plot],
     tables: Mapping[str, DataFrame],
     notes: Sequence[str],
 ) -> str:
+
+    def text(value: Any) -> str:
+        return no_links(plain(value))
+
     first = next(iter(groups.values()))[0].info
     parts = ["# The negatives of trained encoders\n"]
     what = (
-        f"{first.get('queries')} queries and {first.get('negatives')} negatives of "
-        f"{first.get('dataset')} ({first.get('split')} images, {first.get('views')} views), ranked "
+        f"{text(first.get('queries'))} queries and {text(first.get('negatives'))} negatives of "
+        f"{text(first.get('dataset'))} ({text(first.get('split'))} images, "
+        f"{text(first.get('views'))} views), ranked "
         "by cosine similarity. As in Cai et al. 2020 (arXiv 2010.06682), section 4, the trained "
         "encoder embeds both, also where the loss has keys of a momentum encoder.\n"
     )
     parts.append(what)
     for label, studies in groups.items():
-        found = ", ".join(f"`{study.info.get('checkpoint')}`" for study in studies)
-        parts.append(f"- {label}: {found}. Compared: {_compared(studies[0].info)}.")
+        found = ", ".join(f"`{_code(study.info.get('checkpoint'))}`" for study in studies)
+        parts.append(f"- {text(label)}: {found}. Compared: {text(_compared(studies[0].info))}.")
     if notes:
         parts.append("\n## What is missing\n")
-        parts += [f"- {note}" for note in notes]
+        parts += [f"- {text(note)}" for note in notes]
     parts.append("\n## Figures\n")
     for name, plot in made.items():
-        parts.append(f"![{plot.alt}]({name}.png)\n\n{plot.alt}\n")
+        alt = text(plot.alt)
+        parts.append(f"![{alt}]({name}.png)\n\n{alt}\n")
     for name, table in tables.items():
         if name != "percentiles":  # hundreds of rows
             parts.append(f"## {name}\n\n{markdown(table)}")

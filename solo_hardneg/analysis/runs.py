@@ -7,7 +7,6 @@ what can't be read is left out, with a note.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,9 +17,9 @@ import pandas as pd
 
 from solo_hardneg.analysis import records as recorded
 from solo_hardneg.analysis import studied
-from solo_hardneg.analysis.args import resolved
 from solo_hardneg.analysis.records import Records
 from solo_hardneg.analysis.study import Study
+from solo_hardneg.analysis.untrusted import read_json, resolved
 from solo_hardneg.errors import DataError, HardnegError
 
 FROM = "pretrained_feature_extractor"  # the key by which a linear evaluation names its run
@@ -65,7 +64,8 @@ class Run:
     @property
     def seed(self) -> int | None:
         """The seed, if the config says it."""
-        return self.args.get("seed")
+        seed = self.args.get("seed")
+        return seed if isinstance(seed, int) else None
 
     @property
     def labelled(self) -> bool:
@@ -164,7 +164,7 @@ def _unique(folders: Iterable[Path]) -> list[Path]:
 def _read_args(folder: Path, notes: list[Note]) -> Run | None:
     run = Run(folder, {})
     try:
-        args = json.loads((folder / "args.json").read_text(encoding="utf-8"))
+        args = read_json(folder / "args.json")
     except (OSError, ValueError) as error:
         notes.append(Note(run.title, f"left out, because its args.json is damaged ({error})."))
         return None
@@ -180,12 +180,12 @@ def _read(run: Run, notes: list[Note]) -> Run:
     records = None
     place = section(run.args, "hardness").get("dir")
     folder = run.folder / Path(place if isinstance(place, str) and place else "hardness")
-    if folder.is_dir():
-        try:
+    try:
+        if folder.is_dir():
             records = recorded.read(folder, late_images=LATE)
             notes += [Note(run.title, note) for note in records.notes]
-        except HardnegError as error:
-            notes.append(Note(run.title, f"its records are left out. {error}"))
+    except (HardnegError, OSError) as error:
+        notes.append(Note(run.title, f"its records are left out. {error}"))
     run = replace(run, records=records, history=_history(run, records, notes))
     if FROM in run.args:
         return run
@@ -263,10 +263,13 @@ def _attach(
 
 def _owner(linear: Run, runs: Sequence[Run]) -> Run | None:
     """The run whose folder, or a checkpoint in it, the linear evaluation names."""
-    named = Path(str(linear.args[FROM])).expanduser()
-    # A relative path was meant from where it was started: here, or somewhere above its folder.
-    starts = [Path.cwd(), *linear.folder.resolve().parents]
-    meant = {(start / named).resolve() for start in starts}
+    try:
+        named = Path(str(linear.args[FROM])).expanduser()
+        # A relative path was meant from where it was started: here, or somewhere above its folder.
+        starts = [Path.cwd(), *linear.folder.resolve().parents]
+        meant = {(start / named).resolve() for start in starts}
+    except (OSError, ValueError, RuntimeError):  # an endless link, no such user, no path at all
+        return None
     for run in runs:
         folder = run.folder.resolve()
         if any(folder in (place, place.parent) for place in meant):

@@ -136,7 +136,7 @@ def load(path: Path) -> Study:
         known = {name.name for name in fields(Study)}
         result = Study(**{k: v for k, v in stored.items() if k in known}, **plain)
         _check(result)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: this study is damaged ({error}). {again}.") from error
     return result
 

@@ -110,7 +110,7 @@ def _panels(
 def _wide(lines: Iterable[Line]) -> bool:
     """Whether the values, all above 0, stretch over more than a factor of ten."""
     values = np.concatenate([line.mean[np.isfinite(line.mean)] for line in lines])
-    return bool(values.min() > 0 and values.max() > 10 * values.min())
+    return bool(len(values) and values.min() > 0 and values.max() > 10 * values.min())
 
 
 def logarithmic(axes: Axes) -> None:
@@ -192,6 +192,8 @@ def draw(axes: Axes, line: Line, label: str, look: Mapping[str, Any]) -> None:
 def in_words(line: Line) -> str:
     """Where a curve begins and ends."""
     known = np.flatnonzero(np.isfinite(line.mean))
+    if not len(known):  # damaged records: what was counted is no number
+        return "is unknown"
     first, last = known[0], known[-1]
     spread = f" ± {line.std[last]:.3g}" if np.isfinite(line.std[last]) else ""
     end = f"{line.mean[last]:.3g}{spread}"

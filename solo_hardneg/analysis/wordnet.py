@@ -110,7 +110,7 @@ def _rows(file: Path, key: str) -> dict[str, tuple[str, int]]:
         reader = csv.DictReader(io.StringIO(file.read_text(encoding="utf-8-sig"), newline=""))
         header = reader.fieldnames or []
         lines = [(reader.line_num, row.get("class"), row.get("synset")) for row in reader]
-    except (OSError, UnicodeError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise bad_value(
             key, str(file), f"this file can't be read ({error})", f"{_FORM}."
         ) from error

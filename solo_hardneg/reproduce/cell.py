@@ -6,7 +6,6 @@ other. It goes on where an earlier one was killed: pretraining from its last che
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import signal
@@ -20,6 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from solo_hardneg.analysis.untrusted import read_json
 from solo_hardneg.errors import DataError, HardnegError
 from solo_hardneg.reproduce.cells import Cell
 from solo_hardneg.reproduce.overrides import quoted
@@ -112,7 +112,11 @@ def _pretrain(
                 raise DataError(f"{cell.name}: pretraining was stopped. {do}")
             path = newest.resolve().relative_to(home.resolve())  # the folder may be moved
             write_json(marker, {"checkpoint": str(path), "metrics": metrics})
-    known: dict[str, Any] = json.loads(_when_there(marker).read_text(encoding="utf-8"))
+    try:
+        known: dict[str, Any] = read_json(_when_there(marker))
+    except ValueError as error:
+        text = f"{marker}: what pretraining wrote down is damaged ({error})"
+        raise DataError(f"{text}. Remove the file to find the run again.") from error
     return known
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from solo_hardneg.analysis.untrusted import for_spreadsheets, no_formula, no_links
 from solo_hardneg.reproduce import claims as claimed
 from solo_hardneg.reproduce.cells import Cell
 from solo_hardneg.reproduce.claims import Verdict
@@ -54,7 +55,7 @@ class Outcome:
 def write(folder: Path, outcome: Outcome) -> Path:
     """Writes ``README.md``, ``table.csv``, ``claims.csv`` and ``cells.csv``; returns the first."""
     files = {
-        "table.csv": outcome.table.to_csv(index=False, float_format="%.4f"),
+        "table.csv": for_spreadsheets(outcome.table).to_csv(index=False, float_format="%.4f"),
         "claims.csv": _claims_csv(outcome.verdicts),
         "cells.csv": _cells_csv(outcome),
         "README.md": page(outcome),
@@ -70,9 +71,10 @@ def page(outcome: Outcome) -> str:
     """The page in Markdown: what was run, the table, the claims, and what is missing."""
     experiment = outcome.experiment
     parts = [
-        f"# {experiment.title}",
-        f"{experiment.source}, run on {outcome.data} at the scale *{outcome.scale.name}* "
-        f"({outcome.scale.title}). {outcome.done} of {len(outcome.cells)} cells have a result. "
+        f"# {_plain(experiment.title)}",
+        f"{_plain(experiment.source)}, run on {_plain(outcome.data)} at the scale "
+        f"*{_plain(outcome.scale.name)}* ({_plain(outcome.scale.title)}). "
+        f"{outcome.done} of {len(outcome.cells)} cells have a result. "
         "Accuracies in percent, of the linear evaluation after its last epoch; ± is the standard "
         "deviation over seeds; differences in points.",
         *_changes(outcome),
@@ -119,7 +121,8 @@ def _changes(outcome: Outcome) -> list[str]:
         return [f"The settings are the published ones, {_seeds(outcome)}."]
     everywhere = len({cell.row for cell in outcome.cells})
     lines = [
-        f"- `{change}`" + ("" if len(which) == everywhere else f" ({', '.join(sorted(which))})")
+        f"- `{_code(change)}`"
+        + ("" if len(which) == everywhere else f" ({_plain(', '.join(sorted(which)))})")
         for change, which in rows.items()
     ]
     head = f"Changed against the published settings, {_seeds(outcome)}:"
@@ -146,21 +149,21 @@ def _notes(outcome: Outcome) -> list[str]:
         )
     for line in table.to_dict("records"):
         if line["note"]:
-            notes.append(f"- {line['title']} ({line['source']}): {line['note']}.")
+            notes.append("- " + _plain(f"{line['title']} ({line['source']}): {line['note']}."))
     return ["\n".join(dict.fromkeys(notes))] if notes else []
 
 
 def _failures(outcome: Outcome) -> list[str]:
     missing = [cell.name for cell in outcome.cells if cell.name not in outcome.results]
-    lines = [f"- {result.cell}: {result.error}" for result in outcome.failed]
+    lines = [f"- {_plain(result.cell)}: {_plain(result.error)}" for result in outcome.failed]
     if missing:
-        lines.append(f"- not run yet: {', '.join(missing)}")
+        lines.append(f"- not run yet: {_plain(', '.join(missing))}")
     return ["## What is missing", "\n".join(lines)] if lines else []
 
 
 def _ran_on(outcome: Outcome) -> list[str]:
     machines = {
-        ", ".join(f"{key} {value}" for key, value in result.ran_on.items()): None
+        _plain(", ".join(f"{key} {value}" for key, value in result.ran_on.items())): None
         for result in outcome.results.values()
         if result.ran_on
     }
@@ -171,11 +174,21 @@ def _ran_on(outcome: Outcome) -> list[str]:
     return ["## What it ran on", f"{where}. {seconds / 60:.0f} minutes for all cells together."]
 
 
+def _plain(text: str) -> str:
+    """A text on one line of Markdown, without HTML, links and pictures."""
+    return no_links(" ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;"))
+
+
+def _code(text: str) -> str:
+    """A text on one line, to stand between backquotes."""
+    return " ".join(text.split()).replace("`", "'")
+
+
 def as_markdown(table: pd.DataFrame) -> str:
     """A table of text in Markdown."""
 
     def line(values: Sequence[str]) -> str:
-        return "| " + " | ".join(v.replace("|", "\\|").replace("\n", " ") for v in values) + " |"
+        return "| " + " | ".join(_plain(v).replace("|", "\\|") for v in values) + " |"
 
     heads = list(map(str, table.columns))
     rows = [line(row) for row in table.astype(str).to_numpy().tolist()]
@@ -205,7 +218,7 @@ def _claims_csv(verdicts: Sequence[Verdict]) -> str:
         }
         for v in verdicts
     ]
-    return pd.DataFrame(rows).to_csv(index=False, float_format="%.6g")
+    return for_spreadsheets(pd.DataFrame(rows)).to_csv(index=False, float_format="%.6g")
 
 
 def _cells_csv(outcome: Outcome) -> str:
@@ -227,5 +240,6 @@ def _cells_csv(outcome: Outcome) -> str:
         for program in ("pretrain", "linear"):
             line[program] = " ".join(what_counts(getattr(result, program)))
         ran_on = " ".join(f"{key}={value}" for key, value in result.ran_on.items())
-        writer.writerow({**line, **numbers, "ran_on": ran_on})
+        line |= {**numbers, "ran_on": ran_on}
+        writer.writerow({key: no_formula(value) for key, value in line.items()})
     return out.getvalue()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from solo_hardneg.analysis.untrusted import read_json
 from solo_hardneg.errors import DataError
 from solo_hardneg.reproduce.cells import Cell
 
@@ -106,7 +108,7 @@ def read_result(file: Path) -> Result:
         DataError: it is cut short or no result, or was written by another version.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
     except (OSError, ValueError) as error:
         raise DataError(f"{file}: it is cut short or damaged ({error}).") from error
     if not isinstance(content, dict) or content.pop("format", None) != "solo-hardneg result":
@@ -127,12 +129,25 @@ def read_result(file: Path) -> Result:
 
 def _check(result: Result) -> None:
     numbers = [result.seconds, *dict(result.metrics).values()]
-    if not all(isinstance(n, int | float) for n in numbers):
+    if not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
         raise ValueError("a number is none")
+    texts = [result.cell, result.row, result.fingerprint, result.error, result.config]
+    texts += [*result.pretrain, *result.linear, *result.changed, *dict(result.ran_on).values()]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("a text is none")
     if result.state not in (DONE, FAILED):
         raise ValueError(f"state={result.state}")
     if result.state == DONE and "top1" not in result.metrics:
         raise ValueError("it is done, without an accuracy")
+
+
+def _check_cell(cell: Cell) -> None:
+    """Raises ValueError unless a cell's files lie in its folder, and its lists hold texts."""
+    if not all(re.fullmatch(r"[^/\\\0]+", part) for part in (cell.name, cell.fingerprint)):
+        raise ValueError(f"{cell.name}: no name of a cell")
+    texts = [cell.row, cell.config, *cell.pretrain, *cell.linear, *cell.changed]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{cell.name}: a text is none")
 
 
 def keep_aside(folder: Path, file: Path) -> Path:
@@ -196,11 +211,12 @@ def read_plan(file: Path) -> tuple[dict[str, Cell], dict[str, Any]]:
         DataError: there is no plan that can be read.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        cells = {}
+        content, cells = read_json(file), {}
         for cell in content.pop("cells"):
             lists = {key: tuple(cell[key]) for key in ("pretrain", "linear", "changed")}
-            cells[cell["name"]] = Cell(**{**cell, **lists})
+            found = Cell(**{**cell, **lists})
+            _check_cell(found)
+            cells[found.name] = found
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         do = "`solo-hardneg reproduce` writes it; start that."
         raise DataError(f"{file}: there is no plan that can be read ({error}). {do}") from error
