@@ -1,0 +1,149 @@
+"""A rank that dies ends the run with an error, in solo-learn's own script; nobody waits for it.
+
+Most programs here are started as a cluster does it, so that nobody ends the other ranks: they find
+out by themselves. Two are started as users do it, and are ended by Lightning, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from integration_helpers import Result, environment
+from many_processes import (
+    BATCH,
+    CLASSES,
+    PER_CLASS,
+    TESTS,
+    Place,
+    Program,
+    dying,
+    prepare,
+    run_ranks,
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.host]
+
+SECONDS = 120
+KILLED = -signal.SIGKILL
+LOST = "Connection closed by peer|Connection reset by peer|Broken pipe"  # gloo's words
+WORLD, STEP = 2, 13
+METHODS = ("mocov2_banded", "simclr_banded")
+# The method, how a rank dies, and what it is.
+DEATHS = {
+    f"{method} {what} {rank}": (method, {"rank": rank, **how})
+    for method in METHODS
+    for rank in range(WORLD)
+    for what, how in {
+        "killed": {"step": STEP},
+        "fails": {"step": STEP, "error": True},
+        "killed before saving": {},
+        "killed in saving": {"late": True},
+    }.items()
+    if method.startswith("moco") or "saving" not in what  # which is the same in both
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    folder = tmp_path_factory.mktemp("dying")
+    yield prepare(folder)
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def damaged(place: Place) -> Place:
+    """The same, with an image that can't be decoded, which rank 1 loads at step 6 of epoch 0."""
+    images = Path(shutil.copytree(place.images, place.folder / "damaged"))
+    seed = 5  # configs/common/run.yaml; PyTorch's sampler shuffles by seed + epoch
+    order = torch.randperm(CLASSES * PER_CLASS, generator=torch.Generator().manual_seed(seed))
+    number = order[1::WORLD][6 * BATCH // WORLD]
+    sorted(images.rglob("*.png"))[number].write_text("no image")
+    return replace(place, images=images)
+
+
+@pytest.fixture(scope="module")
+def ended(solo_learn: Path, place: Place, damaged: Place) -> dict[str, list[Result]]:
+    """How the ranks of each program ended."""
+    programs = {
+        name: Program(WORLD, [*place.arguments(method, WORLD), "negatives=all", *dying(**how)])
+        for name, (method, how) in DEATHS.items()
+    }
+    for method in METHODS:
+        arguments = [*damaged.arguments(method, WORLD), "negatives=all", *dying(rank=WORLD)]
+        programs[f"{method} damaged"] = Program(WORLD, arguments)
+    return run_ranks(programs, solo_learn / "main_pretrain.py", place.folder, SECONDS)
+
+
+@pytest.mark.parametrize("name", DEATHS)
+def test_all_ranks_end_with_an_error(ended: dict[str, list[Result]], name: str) -> None:
+    _, how = DEATHS[name]
+    dead, other = ended[name][how["rank"]], ended[name][1 - how["rank"]]
+    if how.get("error"):
+        assert dead.code == 1, dead.text[-3000:]
+        assert "ValueError: no such luck" in dead.text
+    else:
+        assert dead.code == KILLED, dead.text[-3000:]
+    assert other.code == 1, other.text[-3000:]
+    assert re.search(LOST, other.text)
+    assert "no such luck" not in other.text
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_image_of_one_rank_that_cant_be_decoded_ends_all(
+    ended: dict[str, list[Result]], method: str
+) -> None:
+    other, dead = ended[f"{method} damaged"]
+    assert (dead.code, other.code) == (1, 1), dead.text[-3000:] + other.text[-3000:]
+    assert "UnidentifiedImageError: cannot identify image file" in dead.text
+    assert "UnidentifiedImageError" not in other.text
+    assert re.search(LOST, other.text)
+
+
+@pytest.mark.parametrize(("method", "rank"), [("mocov2_banded", 1), ("simclr_banded", 0)])
+def test_as_users_start_it(solo_learn: Path, place: Place, method: str, rank: int) -> None:
+    """Rank 0 has started rank 1; no process stays behind, whoever is killed."""
+    arguments = [*place.arguments(method, WORLD), "negatives=all", *dying(rank=rank, step=STEP)]
+    with subprocess.Popen(
+        [sys.executable, solo_learn / "main_pretrain.py", *map(str, arguments)],
+        cwd=place.folder,
+        env=environment(PYTHONPATH=str(TESTS)),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as program:
+        try:
+            text, _ = program.communicate(timeout=3 * SECONDS)  # until all have closed the pipe
+            all_gone = wait_for_the_end_of(program.pid, SECONDS)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(program.pid, signal.SIGKILL)
+    assert all_gone
+    # Rank 1's end is found out by gloo, in rank 0, or by Lightning, which then kills rank 0.
+    assert program.returncode in ([KILLED] if rank == 0 else [1, KILLED]), text[-3000:]
+    assert re.search(f"{LOST}|terminated with code", text)
+
+
+def wait_for_the_end_of(group: int, seconds: float) -> bool:
+    """Whether all processes of a group have ended in that time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
