@@ -1,4 +1,4 @@
-"""``python -m benchmarks loss|simclr|step|loader|scaling|limits|recorder|plots|table``."""
+"""``python -m benchmarks loss|simclr|step|load|loader|scaling|limits|recorder|plots|table``."""
 
 from __future__ import annotations
 
@@ -133,6 +133,25 @@ def loader(
 
 
 @app.command()
+def load(
+    images: Annotated[
+        Path | None, typer.Option(help="a folder per class; made up if left out")
+    ] = None,
+    n: Annotated[int, typer.Option(help="batch size")] = 32,
+    k: Annotated[int, typer.Option(help="queue size")] = 4096,
+    steps: Annotated[int, typer.Option(help="of a run")] = 100,
+    rounds: Annotated[int, typer.Option()] = 3,
+    pixels: Annotated[int, typer.Option(help="of a side of the views")] = 64,
+    backbone: Annotated[str, typer.Option()] = "resnet18",
+) -> None:
+    """Whole runs inside solo-learn: its baseline and ours, recorded or not, folder and DALI."""
+    from benchmarks.load import run_load
+
+    found = run_load(images, n, steps, rounds, pixels, k, backbone)
+    print(found.iloc[:, :11].to_string(index=False))
+
+
+@app.command()
 def limits(threads: Threads = 0) -> None:
     """What was measured beside what the machine would take at least."""
     _use(threads)
@@ -203,6 +222,8 @@ def table() -> None:
     print(figures.markdown(figures.main_table()))
     print()
     print(figures.markdown(figures.loader_table()))
+    print()
+    print(figures.markdown(figures.load_table()))
 
 
 if __name__ == "__main__":

@@ -77,6 +77,23 @@ def loader_table() -> pd.DataFrame:
     )
 
 
+def load_table() -> pd.DataFrame:
+    """Whole runs inside solo-learn: steps and images per second, and a step's time as a ratio."""
+    rows = pd.read_csv(HERE / "load.csv")
+    rows = rows[rows["device"] == rows["device"].iloc[-1]]
+    spread = rows["ratio"].map("{:.2f}".format)
+    spread += rows["ratio_p20"].map(" ({:.2f}".format) + rows["ratio_p80"].map("-{:.2f})".format)
+    return pd.DataFrame(
+        {
+            "data.format": rows["format"],
+            "run": rows["run"],
+            "steps per second": rows["steps_s"].map("{:.2f}".format),
+            "images per second": rows["images_s"].map("{:.0f}".format),
+            "a step's time": spread,
+        }
+    )
+
+
 def markdown(table: pd.DataFrame) -> str:
     """A table in Markdown."""
     lines = [table.columns, ["---"] * len(table.columns), *table.astype(str).to_numpy()]
