@@ -66,8 +66,9 @@ def extend_solo_learn() -> None:
 
     Its builders give every pipeline the number of a GPU, also those that use none. Its data modules
     look the builders up in their module when training begins, so ours are put there, which take
-    that number away again, and say by our errors what can't be. Nothing changes where there is a
-    GPU, and nothing happens where DALI isn't installed. Calling it again is harmless.
+    that number away again, and say by our errors what can't be. Where there is a GPU, all that they
+    do is to refuse what isn't a device, or no threads. Nothing happens where DALI isn't installed.
+    Calling it again is harmless.
     """
     try:
         module = importlib.import_module("solo.data.dali_dataloader")
@@ -81,8 +82,8 @@ def extend_solo_learn() -> None:
 
 class _OnTheCpu:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        check_resources(kwargs.get("device"), kwargs.get("num_threads", 4))
         super().__init__(*args, **kwargs)
+        check_resources(getattr(self, "device", None), getattr(self, "num_threads", None))
         if not torch.cuda.is_available():  # only now, for __init__ adds the number to the seed
             self.device_id = None
 

@@ -199,11 +199,20 @@ def test_gather_takes_tensors_of_any_layout_and_kind(ranks: Ranks) -> None:
 
 
 def test_all_ranks_end_by_what_one_has_computed(ranks: Ranks) -> None:
-    (said,) = {found["diverging"]["said"] for found in ranks}
-    assert said.startswith(
+    found = [rank["diverging"] for rank in ranks]
+    (image,) = {said["image"] for said in found}
+    assert image.startswith(
         "Step 7: not all that was computed is finite. rank 1: 1 of its 2 images hold NaN or "
-        "infinity (indexes 3). The queue has not"
+        "infinity (indexes 3). Nothing of this step is kept."
     )
+    for rank, said in enumerate(found):
+        assert said["loss"].startswith(
+            f"Step 8, rank {rank}: the loss is {'nan' if rank == 1 else 0.0}"
+        )
+        which = "norm.running_var" if rank == 1 else "those of another rank"
+        assert said["weight"].startswith(
+            f"Step 9, rank {rank}: not all weights are finite ({which}"
+        )
 
 
 # ---------------------------------------------------------------- training

@@ -72,7 +72,7 @@ def read_settings(cfg: DictConfig) -> Hardness:
     for name in ("every_n_steps", "queries", "percentiles"):
         most = MOST_PERCENTILES if name == "percentiles" else math.inf
         values[name] = whole(f"hardness.{name}", values[name], least=1, most=most)
-    _check_dir(values["dir"])
+    _check_dir(values["dir"], values["enabled"])
     _check_file(values["synsets"])
     return Hardness(**values)
 
@@ -87,11 +87,11 @@ def _refuse_near_misses(cfg: DictConfig) -> None:
                 raise ConfigError(f"{key}: is not read by anything. Did you mean 'hardness'?")
 
 
-def _check_dir(name: Any) -> None:
+def _check_dir(name: Any, used: bool) -> None:
     right = isinstance(name, str) and name != "" and "\0" not in name
     if not right or max(len(part.encode()) for part in name.split("/")) > _LONGEST_NAME:
         raise bad_value("hardness.dir", name, "must be the name of a folder")
-    if Path(name).is_absolute():  # others lie in the run's folder
+    if used and Path(name).is_absolute():  # others lie in the run's folder
         check_writable("hardness.dir", name)
 
 

@@ -109,7 +109,8 @@ class Running:
 
     def __init__(self, query: Tensor, scale: float, gradient: bool) -> None:
         self.scale, self.gradient = scale, gradient
-        self.top = query.new_full((len(query), 1), -torch.inf)
+        # Not -inf: of a tile in which nothing counts that would leave NaN.
+        self.top = query.new_full((len(query), 1), torch.finfo(query.dtype).min)
         self.sum = torch.zeros_like(self.top)
         self.vector = torch.zeros_like(query)
 
@@ -128,7 +129,7 @@ class Running:
         return (self.sum.log() + self.top)[:, 0]
 
     def pulled(self) -> Tensor:
-        return self.vector / self.sum
+        return self.vector / self.sum.clamp(min=torch.finfo(self.sum.dtype).tiny)
 
 
 class SparseKernel(Block):

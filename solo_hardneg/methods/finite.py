@@ -13,14 +13,18 @@ from solo_hardneg.distributed import gather, get_rank, get_world_size
 from solo_hardneg.errors import DivergedError
 
 _WAY_OUT = (
-    "The queue has not taken this step in, and no checkpoint has. Mend what is named here, or go "
-    "on from the last checkpoint with a lower optimizer.lr, a longer warm-up or precision=32."
+    "Nothing of this step is kept. Mend what is named here, or go on from the last checkpoint "
+    "with a lower optimizer.lr, a longer warm-up or precision=32."
 )
 _SHOWN = 5  # names or indexes that a message lists
 
 
 def check_outputs(
-    module: nn.Module, batch: Sequence[Any], outputs: Iterable[Tensor], step: int
+    module: nn.Module,
+    batch: Sequence[Any],
+    vectors: Iterable[Tensor],
+    class_loss: Tensor,
+    step: int,
 ) -> None:
     """Ends the run, on all ranks alike, if any rank's outputs of a step are not all finite.
 
@@ -29,14 +33,18 @@ def check_outputs(
     Args:
         module: whose parameters may be the reason.
         batch: ``[indexes, views, targets]``, whose images may be it.
-        outputs: of this rank.
+        vectors: of this rank.
+        class_loss: the classifier's. Where no image has a label, solo-learn's is NaN, and teaches
+            nothing.
         step: the optimizer's, for the message.
 
     Raises:
         DivergedError: it names step, ranks and reasons.
     """
-    fine = torch.stack([output.isfinite().all() for output in outputs]).all()
-    if gather(fine.reshape(1)).all():
+    labelled = (batch[2] != -1).any()
+    finite = [vector.isfinite().all() for vector in vectors]
+    fine = torch.stack([*finite, class_loss.isfinite().all() | ~labelled]).all()
+    if _everywhere(fine):
         return
     mine = None if fine else _reason(module, batch)
     everybodys: list[Any] = [mine]
@@ -48,30 +56,40 @@ def check_outputs(
 
 
 def check_loss(loss: Tensor, step: int) -> None:
-    """Ends the run if a loss of finite vectors isn't finite.
+    """Ends the run, on all ranks alike, if a rank's loss of finite vectors isn't finite.
 
     Raises:
-        DivergedError: it names step and rank.
+        DivergedError: it names step and rank, and the loss there.
     """
-    if not loss.isfinite().all():
+    if not _everywhere(loss.isfinite().all()):
         do = "Raise method_kwargs.temperature, or lower negatives.reweight.beta."
         text = f"Step {step}, rank {get_rank()}: the loss is {float(loss.mean())}"
-        raise DivergedError(f"{text}, though all vectors are finite. {do}")
+        raise DivergedError(f"{text}, and all vectors are finite. {do}")
 
 
 def check_weights(state: Mapping[str, Any], step: int) -> None:
     """Refuses to save weights that are not finite: the last checkpoint must stay the good one.
 
+    Statistics of batches are each rank's own, so one rank's may be the only ones.
+
     Raises:
-        DivergedError: it names step and weights.
+        DivergedError: it names step and weights, on all ranks alike.
     """
     wrong = _not_finite(state)
-    if wrong:
-        text = f"Step {step}, rank {get_rank()}: not all weights are finite ({_some(wrong)})"
+    if not _everywhere(torch.tensor(not wrong)):
+        which = _some(wrong) if wrong else "those of another rank"
+        text = f"Step {step}, rank {get_rank()}: not all weights are finite ({which})"
         raise DivergedError(
             f"{text}, and no checkpoint is written. Go on from the last one with a lower "
             "optimizer.lr, a longer warm-up or precision=32."
         )
+
+
+def _everywhere(fine: Tensor) -> bool:
+    """Whether something holds on all ranks; all must ask together."""
+    if get_world_size() > 1 and dist.get_backend() == "nccl":
+        fine = fine.cuda()
+    return bool(gather(fine.reshape(1)).all())
 
 
 def _reason(module: nn.Module, batch: Sequence[Any]) -> str:

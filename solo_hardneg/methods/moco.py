@@ -78,7 +78,7 @@ class MoCoV2Banded(ContrastiveMethod, QueueOfKeys, MoCoV2Plus):
         self.check_labels(targets)
         queries, keys, class_loss = self._encode(batch, batch_idx)
         # Before the loss, whose kernels sort, and before the queue.
-        finite.check_outputs(self, batch, [*queries, *keys, class_loss], self.global_step)
+        finite.check_outputs(self, batch, [*queries, *keys], class_loss, self.global_step)
         policy = self.policy_at(batch_idx)
         shares: list[Tensor] = []
 

@@ -60,7 +60,7 @@ class SimCLRBanded(ContrastiveMethod, SimCLR):
         self.check_labels(targets)
         out = BaseMethod.training_step(self, batch, batch_idx)
         # Before the loss, whose kernels sort.
-        finite.check_outputs(self, batch, [*out["z"], out["loss"]], self.global_step)
+        finite.check_outputs(self, batch, out["z"], out["loss"], self.global_step)
         nce_loss = simclr_loss_func(
             torch.cat(out["z"]),
             indexes.repeat(self.num_crops),

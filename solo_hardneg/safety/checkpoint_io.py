@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ class SafeCheckpointIO(CheckpointIO):
             path.parent.mkdir(parents=True, exist_ok=True)
             # By a name instead of a file, torch says of a full disk only that its writer failed.
             with part.open("wb") as file:
-                torch.save(checkpoint, file)
+                torch.save(plain(checkpoint), file)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(part, path)
@@ -136,11 +137,14 @@ class SafeCheckpointIO(CheckpointIO):
         answer: tuple[Path | None, str] = (None, "")
         content = error = None
         if self._trainer.is_global_zero:
-            read = read_or_older if self._found_by_itself else read_checkpoint
+            read: Any = read_checkpoint
+            if self._found_by_itself:
+                # With checkpoint.keep_prev, solo-learn takes any one of its folder.
+                read, path = read_or_older, newest_checkpoint(path.parent) or path
             try:
                 file, content = read(self._key, path)
                 answer = file, ""
-            except CheckpointError as unreadable:
+            except Exception as unreadable:  # whatever it is, the other ranks wait for an answer
                 answer, error = (None, str(unreadable)), unreadable
         chosen, text = self._trainer.strategy.broadcast(answer)
         if chosen is None:
@@ -174,6 +178,20 @@ class SafeCheckpointIO(CheckpointIO):
         self.inner.teardown()
 
 
+def plain(value: Any) -> Any:
+    """A checkpoint's content in containers that can be read without executing anything.
+
+    solo-learn hands lists of its config to optimizers, and PyTorch counts milestones in a Counter.
+    """
+    if OmegaConf.is_config(value):
+        return OmegaConf.to_container(value, resolve=True)
+    if type(value) in (dict, Counter):
+        return {key: plain(part) for key, part in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(plain(part) for part in value)
+    return value
+
+
 def resume_words(path: Path) -> str:
     """What to add to the command so that it goes on from a checkpoint, as a shell takes it.
 
@@ -189,10 +207,15 @@ def unwritable(place: Path, error: OSError) -> str:
 
 
 def _try_writing(home: Path) -> str | None:
-    """Makes the folder, writes to it, and says what was wrong."""
+    """Writes to the folder, or to the one in which it will be made, and says what was wrong.
+
+    Nothing stays: a run that is refused later leaves no folder behind.
+    """
+    place = home.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
     try:
-        home.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=home, prefix=".try-") as file:
+        with tempfile.NamedTemporaryFile(dir=place, prefix=".try-") as file:
             file.write(bytes(4096))
             file.flush()
             os.fsync(file.fileno())

@@ -41,10 +41,9 @@ def read_checkpoint(key: str, path: Path) -> tuple[Path, dict[str, Any]]:
     file = newest_checkpoint(path) if path.is_dir() else path
     if file is None or not file.is_file():
         raise CheckpointError(f"{key}={path}: there is {_nothing(path)}")
-    if tarfile.is_tarfile(file):  # torch before 2.6 would execute these, whatever it is told
-        do = "Take a checkpoint that pretraining wrote."
-        raise CheckpointError(f"{key}={file}: can't be read; it is in torch's old format. {do}")
     try:
+        if tarfile.is_tarfile(file):  # torch before 2.6 would execute these, whatever it is told
+            raise ValueError("GLOBAL torch's-oldest-format")
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and torch have an error each
         others = other_checkpoints(file)
@@ -79,6 +78,8 @@ def read_or_older(key: str, file: Path) -> tuple[Path, dict[str, Any]]:
     try:
         return read_checkpoint(key, file)
     except CheckpointError as error:
+        if "it asks for" in str(error):  # it is whole, and of somebody whom we don't trust blindly
+            raise
         damaged = error
     for other in other_checkpoints(file):
         try:

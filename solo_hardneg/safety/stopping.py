@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from typing import Any, NoReturn
 
@@ -108,8 +109,15 @@ class Stopping(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Puts the handler back; where SIGTERM ends the run, Lightning does so in a moment."""
+        """Puts the handler back; where SIGTERM ends the run, Lightning does so in a moment.
+
+        Where the first process fails alone, as on a full disk, those that it has started would wait
+        for it, with NCCL for half an hour.
+        """
         self._shield(False)
+        launcher = trainer.strategy.launcher
+        if launcher is not None and trainer.is_global_zero and isinstance(exception, Exception):
+            launcher.kill(signal.SIGKILL)
         if not isinstance(exception, Stopped):
             self._put_handler_back()
         self._handler = self._previous = None
@@ -235,5 +243,18 @@ def _shield_child() -> None:
     Clusters send it to all processes of a job. A worker that it ends takes the run with it, which
     still has to save. Workers end when the run closes its loader, or is gone.
     """
-    if _shields > 0:
+    if _shields > 0 and _is_a_loaders():
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+
+
+def _is_a_loaders() -> bool:
+    """Whether this process has just been forked by a loader.
+
+    Others, such as those of a ``multiprocessing.Pool``, are ended by SIGTERM and must hear it.
+    """
+    frame: Any = sys._getframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "torch.utils.data.dataloader":
+            return True
+        frame = frame.f_back
+    return False

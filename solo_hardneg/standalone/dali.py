@@ -40,7 +40,7 @@ class DaliLoader:
     def __init__(
         self, split: Split, recipes: Sequence[Recipe], cfg: DictConfig, indexed: bool
     ) -> None:
-        self.dataset, self.recipes, self.indexed = split, recipes, indexed
+        self.split, self.recipes, self.indexed = split, recipes, indexed
         self.batch_size: int = cfg.optimizer.batch_size
         self.threads, self.device = int(cfg.data.num_workers), str(read(cfg, "dali.device", "gpu"))
         self.seed: int = cfg.seed
@@ -58,10 +58,10 @@ class DaliLoader:
 
     def make_sampler(self) -> DistributedSampler:
         """A sampler of this process's share, at the first epoch."""
-        images: Any = range(len(self.dataset.images))
-        return DistributedSampler(
-            images, get_world_size(), get_rank(), seed=self.seed, drop_last=True
-        )
+        images: Any = range(len(self.split.images))
+        # It adds the epoch to its seed: those of neighbours would be the same, an epoch apart.
+        seed = int(np.random.SeedSequence(self.seed).generate_state(1)[0])
+        return DistributedSampler(images, get_world_size(), get_rank(), seed=seed, drop_last=True)
 
     def __len__(self) -> int:
         return len(self.sampler) // self.batch_size
@@ -69,6 +69,7 @@ class DaliLoader:
     def __iter__(self) -> Iterator[list[Any]]:
         try:
             if self._passes is None or self._under_way:  # the last epoch was left early
+                self._passes = None  # or there would be two for a while
                 self._passes = self._build()
             self._under_way = True
             for outputs in self._passes:
@@ -121,7 +122,7 @@ class _Files:
         order = list(sampler)
         for number in range(len(loader)):
             indexes = order[number * loader.batch_size :][: loader.batch_size]
-            names = [str(loader.dataset.images[i]).encode() for i in indexes]
+            names = [str(loader.split.images[i]).encode() for i in indexes]
             yield [np.frombuffer(n, np.uint8) for n in names], [np.array([i]) for i in indexes]
 
 

@@ -118,8 +118,9 @@ def fits(value: Any, hint: Any) -> bool:
         pairs = value.items() if isinstance(value, Mapping) else [(None, None)]
         return all(fits(k, inner[0]) and fits(v, inner[1]) for k, v in pairs)
     if hint in (int, float):
-        number = int if hint is int else (int, float)
-        return isinstance(value, number) and not isinstance(value, bool)
+        if hint is int and isinstance(value, float):
+            return value.is_integer()  # max_steps=1e5
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
     return isinstance(hint, type) and isinstance(value, hint)
 
 

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR, MultiStepLR
 
+from solo_hardneg.distributed import gather
 from solo_hardneg.errors import DivergedError, bad_value, unknown_name
 from solo_hardneg.standalone.checks import (
     COUNT,
@@ -247,7 +248,7 @@ class TrainedModule(LightningModule):
         Raises:
             DivergedError: the loss isn't finite.
         """
-        if not loss.isfinite().all():
+        if not gather(loss.isfinite().all().reshape(1)).all():  # or the other ranks would wait
             do = "Lower optimizer.lr, warm up longer, or raise method_kwargs.temperature."
             text = f"Step {self.global_step}, rank {self.global_rank}: the loss is"
             raise DivergedError(f"{text} {float(loss)}. {do}")

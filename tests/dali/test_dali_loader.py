@@ -117,7 +117,8 @@ def test_the_order_follows_seed_and_epoch(config: Maker) -> None:
     first = orders(pretraining(config("simclr", "seed=1")), 3)
     assert first == orders(pretraining(config("simclr", "seed=1")), 3)
     assert len({tuple(order) for order in first}) == 3
-    assert first[0] != orders(pretraining(config("simclr", "seed=2")), 1)[0]
+    others = orders(pretraining(config("simclr", "seed=2")), 3)
+    assert not {tuple(order) for order in first} & {tuple(order) for order in others}
 
 
 def test_a_resumed_run_has_the_order_of_its_epoch_and_other_views(config: Maker) -> None:

@@ -199,6 +199,7 @@ def test_ties_and_layouts(backend: str, config: dict[str, Any], kind: str) -> No
     seed=st.integers(0, 99),
 )
 @example("chunked", (3, 20, 1), (19, 20), "keep", 0.0, 0.5, 1)  # all are ties
+@example("numba", (1, 3, 1), (0, 14), "keep", 0.0, 0.07, 0)  # all are at the band's edge
 def test_any_band(
     backend: str,
     shape: tuple[int, int, int],

@@ -60,7 +60,7 @@ def test_an_image(
     told = spoiled(fit, ours, spoil, monkeypatch)
     assert told.startswith(
         "Step 2: not all that was computed is finite. rank 0: 1 of its 4 images hold NaN or "
-        f"infinity (indexes {spoil.seen[2]}). The queue has not taken this step in"
+        f"infinity (indexes {spoil.seen[2]}). Nothing of this step is kept"
     )
     assert len(ours.losses) == 2
     unchanged(ours, spoil)
@@ -123,6 +123,19 @@ def test_a_loss(value: float) -> None:
 
 def test_finite_outputs_pass() -> None:
     batch = [torch.arange(2), [torch.zeros(2, 3, 4, 4)], torch.zeros(2)]
-    finite.check_outputs(torch.nn.Linear(1, 1), batch, [torch.zeros(2), torch.tensor(1e38)], 0)
+    zero, module = torch.tensor(0.0), torch.nn.Linear(1, 1)
+    finite.check_outputs(module, batch, [torch.zeros(2), torch.tensor(1e38)], zero, 0)
     with pytest.raises(DivergedError, match="what the network makes of them is not"):
-        finite.check_outputs(torch.nn.Linear(1, 1), batch, [torch.tensor(torch.inf)], 0)
+        finite.check_outputs(module, batch, [torch.tensor(torch.inf)], zero, 0)
+
+
+def test_the_classifiers_loss_counts_where_there_are_labels() -> None:
+    """solo-learn's is NaN where there are none."""
+    module, nothing = torch.nn.Linear(1, 1), torch.tensor(torch.nan)
+    for targets, counts in ([-1, -1], False), ([-1, 0], True):
+        batch = [torch.arange(2), [torch.zeros(2, 3, 4, 4)], torch.tensor(targets)]
+        if counts:
+            with pytest.raises(DivergedError):
+                finite.check_outputs(module, batch, [torch.zeros(2)], nothing, 0)
+        else:
+            finite.check_outputs(module, batch, [torch.zeros(2)], nothing, 0)

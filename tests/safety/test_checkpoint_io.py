@@ -9,6 +9,7 @@ import pickle
 import resource
 import signal
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from solo_hardneg.errors import CheckpointError
 from solo_hardneg.safety import checkpoint_io
 from solo_hardneg.safety.checkpoint_io import SafeCheckpointIO, SafeCheckpoints
-from solo_hardneg.safety.reading import epochs_done, other_checkpoints
+from solo_hardneg.safety.reading import epochs_done, other_checkpoints, read_checkpoint
 
 AUTO = {"auto_resume": {"enabled": True}, "resume_from_checkpoint": None}
 SIZE = 200_000  # bytes of a checkpoint
@@ -236,7 +237,7 @@ def test_the_plugin_is_put_in_once_and_leaves_nothing_behind(tmp_path: Path) -> 
         SafeCheckpoints().setup(trainer, None, "fit")  # type: ignore[arg-type]
         assert type(trainer.strategy.checkpoint_io) is SafeCheckpointIO
         assert type(trainer.strategy.checkpoint_io.inner) is TorchCheckpointIO
-    assert not os.listdir(tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_somebody_elses_plugin_stays(tmp_path: Path) -> None:
@@ -353,3 +354,28 @@ def test_who_has_chosen_a_checkpoint_is_in_the_config() -> None:
     named: DictConfig = OmegaConf.create(AUTO)
     del named.resume_from_checkpoint  # as solo-learn does
     assert not plugin(named)._found_by_itself
+
+
+def test_a_checkpoint_holds_plain_containers(tmp_path: Path) -> None:
+    """What solo-learn's adamw, and PyTorch's MultiStepLR, put into theirs."""
+    groups = [{"betas": OmegaConf.create([0.9, 0.999]), "lr": 0.1}]
+    given = {
+        "state_dict": {"weight": torch.zeros(2)},
+        "optimizer_states": [{"param_groups": groups, "state": {0: torch.ones(1)}}],
+        "lr_schedulers": [{"milestones": Counter({60: 1, 80: 1})}],
+    }
+    plugin().save_checkpoint(given, tmp_path / "one.ckpt")
+    _, found = read_checkpoint("key", tmp_path / "one.ckpt")
+    (group,) = found["optimizer_states"][0]["param_groups"]
+    assert group == {"betas": [0.9, 0.999], "lr": 0.1}
+    assert found["lr_schedulers"] == [{"milestones": {60: 1, 80: 1}}]
+
+
+def test_of_several_that_auto_resume_may_find_the_newest_is_read(tmp_path: Path) -> None:
+    """With keep_prev, solo-learn takes whichever its folder lists first."""
+    io = plugin(AUTO)
+    for epoch in range(3):
+        file = tmp_path / f"x-ep={epoch}.ckpt"
+        io.save_checkpoint({"state_dict": {}, "epoch": epoch}, file)
+        os.utime(file, (epoch, epoch))
+    assert io.load_checkpoint(tmp_path / "x-ep=0.ckpt")["epoch"] == 2
