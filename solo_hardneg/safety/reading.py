@@ -38,8 +38,12 @@ def read_checkpoint(key: str, path: Path) -> tuple[Path, dict[str, Any]]:
     Raises:
         CheckpointError: it isn't there, is damaged, or is no Lightning checkpoint.
     """
-    file = newest_checkpoint(path) if path.is_dir() else path
-    if file is None or not file.is_file():
+    try:
+        file = newest_checkpoint(path) if path.is_dir() else path
+        there = file is not None and file.is_file()
+    except OSError as error:  # too long a name, a folder that nobody may look into
+        raise CheckpointError(f"{key}={path}: can't be looked at; {_reason(error)}") from error
+    if file is None or not there:
         raise CheckpointError(f"{key}={path}: there is {_nothing(path)}")
     try:
         if tarfile.is_tarfile(file):  # torch before 2.6 would execute these, whatever it is told

@@ -27,4 +27,8 @@ def test_a_run_of_the_standalone_host_is_studied_from_the_command_line(tmp_path:
     assert one.info["projector"] is True
     wrong = run_python("-m", "solo_hardneg", "analyze", folder, "querys=1", cwd=tmp_path)
     assert wrong.code == 1
-    assert wrong.err.strip().startswith("ConfigError: analyze: unknown setting 'querys'.")
+    assert (
+        wrong.err.strip()
+        .splitlines()[-1]
+        .startswith("ConfigError: analyze: unknown setting 'querys'.")
+    )

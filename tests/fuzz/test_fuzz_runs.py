@@ -105,6 +105,8 @@ FOUND: dict[str, tuple[str, list[Any]]] = {
     "environment": ("simclr", [("set", "performance", {"": "${oc.env:NO_SUCH_VARIABLE}"})]),
     "into itself": ("simclr", [("set", "data.fraction", "${data}")]),
     "resume": ("simclr_banded", [("set", "resume_from_checkpoint", 2)]),
+    "resume too long": ("simclr", [("set", "resume_from_checkpoint", "x" * 300)]),
+    "checkpoint too long": ("linear", [("set", "pretrained_feature_extractor", "x" * 300)]),
     "folder": ("simclr_sscl", [("set", "checkpoint.dir", -(10**9))]),
     "folder too long": ("simclr", [("set", "checkpoint.dir", "x" * 300)]),
     "folder's name": ("simclr", [("set", "checkpoint.dir", "a\0b")]),
