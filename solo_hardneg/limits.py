@@ -26,6 +26,19 @@ def check_memory(key: str, value: Any, needed: int, what: str) -> None:
         raise bad_value(key, value, f"{sizes} {there / 2**30:.3g}", "Make it smaller.")
 
 
+def check_queue_memory(size: int, dimensions: Any) -> None:
+    """Refuses a queue that this machine can't hold.
+
+    The hosts make two of float32, and a policy is tried on one query's similarities.
+
+    Raises:
+        ConfigError: it needs more than all of the machine's memory.
+    """
+    if isinstance(dimensions, int):  # what else it may be, the host says
+        needed = size * (2 * 4 * dimensions + 64)
+        check_memory("method_kwargs.queue_size", size, needed, "the queue")
+
+
 def check_writable(key: str, value: str) -> None:
     """Refuses a folder that can't be made, or written to.
 

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from solo_hardneg import ring
 from solo_hardneg.dali import has_dummy_indexes
 from solo_hardneg.errors import ConfigError, DataError, bad_value, unknown_name
-from solo_hardneg.limits import check_memory
+from solo_hardneg.limits import check_queue_memory
 from solo_hardneg.negatives import Policy, build
 
 OUR_GROUPS = ("negatives", "hardness", "backend")
@@ -82,16 +82,9 @@ def check_queue(cfg: DictConfig, policy: Policy) -> None:
     """The queue's size must hold whole batches, and leave something in every band."""
     check_number(cfg, "method_kwargs.queue_size", int)
     size = cfg.method_kwargs.queue_size
-    _check_queue_memory(size, cfg.method_kwargs.get("proj_output_dim"))
+    check_queue_memory(size, cfg.method_kwargs.get("proj_output_dim"))
     ring.check_divisible(size, cfg.optimizer.batch_size)
     policy.check(cfg.method_kwargs.queue_size)
-
-
-def _check_queue_memory(size: int, dimensions: Any) -> None:
-    """The host makes two queues of float32, and the policy is tried on one query's similarities."""
-    if isinstance(dimensions, int):  # what else it may be, the host says
-        needed = size * (2 * 4 * dimensions + 64)
-        check_memory("method_kwargs.queue_size", size, needed, "the queue")
 
 
 def check_backend(cfg: DictConfig, policy: Policy, keys: int | None) -> None:

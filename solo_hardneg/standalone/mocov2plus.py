@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from solo_hardneg.distributed import gather
-from solo_hardneg.limits import check_memory
+from solo_hardneg.limits import check_queue_memory
 from solo_hardneg.losses import mocov2plus_loss_func
 from solo_hardneg.ring import check_divisible
 from solo_hardneg.standalone.base import PROJECTOR_SIZES, ProjectedMomentumMethod, check_head
@@ -39,12 +39,6 @@ def build_projector(features_dim: int, method_kwargs: DictConfig) -> nn.Sequenti
 
 def _sizes(method_kwargs: DictConfig) -> tuple[int, int]:
     return method_kwargs.proj_hidden_dim, method_kwargs.proj_output_dim
-
-
-def check_queue_memory(length: int, dimensions: int) -> None:
-    """Refuses a queue whose keys, (2, dimensions, length), are more than fits into memory."""
-    needed = 2 * 4 * dimensions * length
-    check_memory("method_kwargs.queue_size", length, needed, "the queue")
 
 
 class MoCoV2Plus(ProjectedMomentumMethod):
