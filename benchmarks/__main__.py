@@ -139,7 +139,7 @@ def load(
     ] = None,
     n: Annotated[int, typer.Option(help="batch size")] = 32,
     k: Annotated[int, typer.Option(help="queue size")] = 4096,
-    steps: Annotated[int, typer.Option(help="of a run")] = 100,
+    steps: Annotated[int, typer.Option(help="of a run")] = 50,
     rounds: Annotated[int, typer.Option()] = 3,
     pixels: Annotated[int, typer.Option(help="of a side of the views")] = 64,
     backbone: Annotated[str, typer.Option()] = "resnet18",
