@@ -6,10 +6,13 @@ inside the handler, for the other ranks, and so for ever if they got no signal.
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import os
 import signal
 import sys
 import threading
+from pathlib import Path
 from typing import Any, NoReturn
 
 from lightning.fabric.plugins.environments import LightningEnvironment
@@ -115,6 +118,7 @@ class Stopping(Callback):
         for it, with NCCL for half an hour.
         """
         self._shield(False)
+        _end_shielded()
         launcher = trainer.strategy.launcher
         if launcher is not None and trainer.is_global_zero and isinstance(exception, Exception):
             launcher.kill(signal.SIGKILL)
@@ -245,6 +249,16 @@ def _shield_child() -> None:
     """
     if _shields > 0 and _is_a_loaders():
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+
+
+def _end_shielded() -> None:
+    """Ends the workers that don't hear SIGTERM: Python sends it to them at its end, and waits."""
+    for child in multiprocessing.active_children():
+        with contextlib.suppress(OSError, ValueError, StopIteration):
+            lines = Path(f"/proc/{child.pid}/status").read_text().splitlines()
+            blocked = next(line for line in lines if line.startswith("SigBlk:")).split()[1]
+            if int(blocked, 16) >> (signal.SIGTERM - 1) & 1:
+                child.kill()
 
 
 def _is_a_loaders() -> bool:

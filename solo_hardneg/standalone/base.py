@@ -76,6 +76,8 @@ class BaseMethod(TrainedModule):
         """Refuses a backbone that can't take the views, before the first batch is made."""
         super().on_fit_start()
         side = OmegaConf.select(self.cfg, "augmentations.0.crop_size")
+        if side is None:  # whoever makes the batches knows how large they are
+            return
         weight = next(self.backbone.parameters(), torch.zeros(1))
         # Statistics of a single value are none, so one image is another case than two.
         images = weight.new_zeros(min(self.batch_size, 2), 3, side, side)
