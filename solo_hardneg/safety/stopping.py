@@ -6,6 +6,7 @@ inside the handler, for the other ranks, and so for ever if they got no signal.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import multiprocessing
 import os
@@ -103,6 +104,7 @@ class Stopping(Callback):
         if not _registered:
             _registered = True
             os.register_at_fork(after_in_child=_shield_child)
+            atexit.register(_end_shielded)  # before what multiprocessing has registered
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Puts the handler back."""
@@ -118,7 +120,6 @@ class Stopping(Callback):
         for it, with NCCL for half an hour.
         """
         self._shield(False)
-        _end_shielded()
         launcher = trainer.strategy.launcher
         if launcher is not None and trainer.is_global_zero and isinstance(exception, Exception):
             launcher.kill(signal.SIGKILL)
@@ -253,6 +254,7 @@ def _shield_child() -> None:
 
 def _end_shielded() -> None:
     """Ends the workers that don't hear SIGTERM: Python sends it to them at its end, and waits."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would call it a crash
     for child in multiprocessing.active_children():
         with contextlib.suppress(OSError, ValueError, StopIteration):
             lines = Path(f"/proc/{child.pid}/status").read_text().splitlines()
