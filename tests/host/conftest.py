@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from integration_helpers import (
     CLASSES,
-    NO_CHECKOUT,
     PER_CLASS,
     PROJECT,
     Images,
@@ -19,19 +18,9 @@ from integration_helpers import (
     only_checkpoint,
     run_in_one_process,
     run_python,
-    solo_learn_checkout,
     write_images,
 )
 from test_bad_input import BAD_INPUT
-
-
-@pytest.fixture(scope="session")
-def solo_learn() -> Path:
-    """The checkout of solo-learn, which no test changes: outputs go to temporary folders."""
-    checkout = solo_learn_checkout()
-    if checkout is None:
-        pytest.skip(NO_CHECKOUT)
-    return checkout
 
 
 @pytest.fixture(scope="session")

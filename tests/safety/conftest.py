@@ -11,10 +11,8 @@ import pytest
 from hydra import compose, initialize_config_module
 from integration_helpers import (
     CLASSES,
-    NO_CHECKOUT,
     PER_CLASS,
     Images,
-    solo_learn_checkout,
     write_images,
 )
 from omegaconf import DictConfig
@@ -62,15 +60,6 @@ def config(tmp_path: Path) -> Callable[..., DictConfig]:
             return compose(name, [*small(name, tmp_path / "runs"), *overrides])
 
     return make
-
-
-@pytest.fixture(scope="session")
-def solo_learn() -> Path:
-    """The checkout of solo-learn, which no test changes."""
-    checkout = solo_learn_checkout()
-    if checkout is None:
-        pytest.skip(NO_CHECKOUT)
-    return checkout
 
 
 @pytest.fixture(scope="session")
