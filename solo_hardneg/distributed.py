@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def get_world_size() -> int:
@@ -17,6 +18,16 @@ def get_world_size() -> int:
 def get_rank() -> int:
     """This process's rank; 0 without a distributed run."""
     return dist.get_rank() if get_world_size() > 1 else 0
+
+
+def keep_out_of_broadcast(module: nn.Module, buffers: Iterable[str]) -> None:
+    """Keeps buffers of a module out of those that DDP sends from rank 0 before each forward pass.
+
+    They must be equal on all ranks by construction. ``DistributedDataParallel`` reads this
+    attribute of the module that it wraps, in all versions of PyTorch that we support.
+    """
+    ignored = set(getattr(module, "_ddp_params_and_buffers_to_ignore", ()))
+    module._ddp_params_and_buffers_to_ignore = sorted(ignored | set(buffers))  # type: ignore[assignment]
 
 
 class _Gather(torch.autograd.Function):

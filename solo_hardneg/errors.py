@@ -49,6 +49,10 @@ class DivergedError(HardnegError, ArithmeticError):
     """Something that the training computed is not a finite number."""
 
 
+class RanksDifferError(HardnegError, RuntimeError):
+    """The processes of a run hold different values of what must be the same on all of them."""
+
+
 class HostError(HardnegError, ImportError):
     """The host (solo-learn or the standalone one) that was asked for can't be had."""
 

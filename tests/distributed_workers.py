@@ -21,7 +21,7 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
-from distributed_diverging import diverging
+from distributed_diverging import diverging, said
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
@@ -269,13 +269,12 @@ BATCH, QUEUE, STEPS = 16, 48, 12  # of all ranks together
 
 @dataclass(frozen=True)
 class Training:
-    """A run: its method, its negatives, and how the trainer is to treat buffers."""
+    """A run: its method and its negatives."""
 
     negatives: Mapping[str, Any]
     moco: bool = True
     symmetric: bool = False
     twice: bool = False  # the first rank has an image twice
-    broadcast: bool = True  # whether DDP copies rank 0's buffers to all before each step
     backend: str = "auto"
 
 
@@ -283,9 +282,9 @@ HARDEST = {"keep": {"band": [0.5, 1.0]}}
 RETAIN = {"retain": {"strength": 1.0, "band": [0.75, 1.0]}}
 FILL = {"drop": {"band": [0.8, 1.0], "label": "same"}, "fill": {"kind": "older", "reserve": 0.125}}
 TRAININGS = {
-    "moco": Training(HARDEST, symmetric=True, broadcast=False),
-    "moco retain": Training({**RETAIN, **WEIGH}, broadcast=False),
-    "moco fill": Training(FILL, broadcast=False),
+    "moco": Training(HARDEST, symmetric=True),
+    "moco retain": Training({**RETAIN, **WEIGH}),
+    "moco fill": Training(FILL),
     "moco mix": Training({**HARDEST, **MIX, **WEIGH}, symmetric=True),
     "simclr": Training(HARDEST, moco=False),
     "simclr label": Training({"drop": {"label": "same"}, **WEIGH}, moco=False),
@@ -302,14 +301,14 @@ class _Watched:
         super().__init__(cfg)  # type: ignore[call-arg]
         self.losses: list[float] = []
         self.gradients: list[Tensor] = []
-        self.reported: list[tuple[set[int], list[str]]] = []
+        self.reported: list[tuple[list[int], list[str]]] = []
         for name in {"backbone", "momentum_backbone"} & set(dict(self.named_children())):
             torch.manual_seed(1)
             layers = nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, self.features_dim)
             setattr(self, name, nn.Sequential(*layers).requires_grad_(name == "backbone"))
 
     def report(self, kept: Kept) -> None:
-        self.reported.append((set(kept.counts.tolist()), sorted(kept.notes)))
+        self.reported.append((sorted(set(kept.counts.tolist())), sorted(kept.notes)))
         super().report(kept)  # type: ignore[misc]
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -318,6 +317,7 @@ class _Watched:
         return loss
 
     def on_after_backward(self) -> None:
+        super().on_after_backward()  # type: ignore[misc]
         trained = [p for p in self.parameters() if p.requires_grad]
         self.gradients.append(torch.cat([p.grad.flatten() for p in trained]))
 
@@ -368,15 +368,21 @@ def batches(training: Training, rank: int, world: int) -> list[list[Any]]:
     return made
 
 
-def train(name: str, rank: int = 0, world: int = 1) -> dict[str, Any]:
-    """Trains through Lightning in float64; everything that ranks should agree on."""
-    training = TRAININGS[name]
-    torch.manual_seed(0)
-    model = (SmallMoCo if training.moco else SmallSimCLR)(config(training, BATCH // world))
+class FlippedMoCo(SmallMoCo):
+    """MoCo whose queue changes on rank 1 alone, in the middle of an epoch."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        if self.global_rank == 1 and batch_idx == STEPS - 1:
+            self.queue[0, 0, 0] += 1e-3
+        return super().training_step(batch, batch_idx)
+
+
+def fit(model: Any, training: Training, rank: int, world: int) -> Trainer:
+    """Trains through Lightning in float64."""
     trainer = Trainer(
         accelerator="cpu",
         devices=world,
-        strategy=DDPStrategy(broadcast_buffers=training.broadcast) if world > 1 else "auto",
+        strategy=DDPStrategy() if world > 1 else "auto",
         plugins=[LightningEnvironment()] if world > 1 else None,
         precision="64-true",
         max_epochs=1,
@@ -389,6 +395,23 @@ def train(name: str, rank: int = 0, world: int = 1) -> dict[str, Any]:
     with draws_by_identity(rows(rank, world, BATCH, views=1 if training.moco else 2)):
         trainer.fit(model, DataLoader(batches(training, rank, world), batch_size=None))
     assert trainer.world_size == world
+    return trainer
+
+
+def flipped(rank: int, world: int) -> str:
+    """What each rank says of a queue that DDP would have overwritten by rank 0's."""
+    training = TRAININGS["moco"]
+    torch.manual_seed(0)
+    model = FlippedMoCo(config(training, BATCH // world))
+    return said(lambda: fit(model, training, rank, world))
+
+
+def train(name: str, rank: int = 0, world: int = 1) -> dict[str, Any]:
+    """Everything that ranks should agree on."""
+    training = TRAININGS[name]
+    torch.manual_seed(0)
+    model = (SmallMoCo if training.moco else SmallSimCLR)(config(training, BATCH // world))
+    trainer = fit(model, training, rank, world)
     return {
         "losses": torch.tensor(model.losses, dtype=torch.float64),
         "first gradient": model.gradients[0],
@@ -407,5 +430,6 @@ def everything(rank: int, world: int) -> dict[str, Any]:
         "mixing": random_mixing(rank, world),
         "gather": gathering(rank, world),
         "diverging": diverging(rank, world),
+        "flipped": flipped(rank, world),
         "train": {name: train(name, rank, world) for name in TRAININGS},
     }

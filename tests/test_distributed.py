@@ -202,8 +202,8 @@ def test_all_ranks_end_by_what_one_has_computed(ranks: Ranks) -> None:
     found = [rank["diverging"] for rank in ranks]
     (image,) = {said["image"] for said in found}
     assert image.startswith(
-        "Step 7: not all that was computed is finite. rank 1: 1 of its 2 images hold NaN or "
-        "infinity (indexes 3). Nothing of this step is kept."
+        "Step 7: not all outputs are finite. rank 1: 1 of its 2 images hold NaN or infinity "
+        "(indexes 3). Nothing of this step is kept."
     )
     for rank, said in enumerate(found):
         assert said["loss"].startswith(
@@ -213,6 +213,18 @@ def test_all_ranks_end_by_what_one_has_computed(ranks: Ranks) -> None:
         assert said["weight"].startswith(
             f"Step 9, rank {rank}: not all weights are finite ({which}"
         )
+
+
+def test_a_queue_that_differs_on_one_rank_is_said_with_its_rank(ranks: Ranks) -> None:
+    (said,) = {rank["diverging"]["queue"] for rank in ranks}
+    assert said.startswith("Epoch 5: the queue is not the same on all ranks.")
+    assert "on rank 1: queue." in said
+
+
+def test_the_queue_is_not_broadcast_and_an_epochs_end_sees_one_that_differs(ranks: Ranks) -> None:
+    (said,) = {rank["flipped"] for rank in ranks}
+    assert said.startswith("Epoch 0: the queue is not the same on all ranks.")
+    assert "on rank 1: queue." in said
 
 
 # ---------------------------------------------------------------- training

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -17,6 +17,10 @@ from solo_hardneg.host import BaseMethod
 from solo_hardneg.methods import fingerprint, finite, rng, settings
 from solo_hardneg.negatives import Policy, Pool
 from solo_hardneg.negatives.kept import Kept
+from solo_hardneg.step_report import StepReport
+
+# These metrics are means over all ranks when they are logged, so Lightning need not reduce them.
+warnings.filterwarnings("ignore", r"It is recommended to use `self\.log\('negatives/")
 
 # What to say, once, when a note of the pool holds for more than half of the queries.
 _WARNINGS = {
@@ -49,9 +53,10 @@ class ContrastiveMethod(BaseMethod):
         self._rng_states: list[rng.State] | None = None
         self.backend = str(self.cfg.get("backend", "auto"))
         self._backends_said: set[str] = set()
-        self.observers: list[Callable[[Pool], None]] = []  # shown what the policy left, each step
+        self.observers: list[Callable[[Pool], None]] = []  # called with each step's pools
+        self._kept: list[Kept] = []  # of this step, one for each direction
+        self._unread: UnreadStep | None = None
         self._warned: set[str] = set()
-        self._labels_seen = False
 
     @classmethod
     def add_and_assert_specific_cfg(cls, cfg: DictConfig) -> DictConfig:
@@ -97,20 +102,71 @@ class ContrastiveMethod(BaseMethod):
             observer(pool)
 
     def report(self, kept: Kept) -> None:
-        """Logs what the policy left, and warns once of what should not be."""
+        """Takes what the policy left to the queries of one direction."""
         self._say(kept.backend)
-        self.log("negatives/present", kept.counts.float().mean(), on_epoch=True, sync_dist=True)
-        notes = dict(kept.notes)
-        if kept.candidates:  # a queue that holds no key yet is nothing to warn of
-            notes["none_left"] = (kept.counts == 0).float()
-        for name, values in notes.items():
-            self.log(f"negatives/{name}", values.mean(), on_epoch=True, sync_dist=True)
-        for name in _WARNINGS.keys() & notes.keys() - self._warned:
-            share = float(notes[name].mean())
+        self._kept.append(kept)
+
+    def finish_forward(
+        self, batch: Sequence[Any], outputs_finite: Tensor, nce_loss: Tensor
+    ) -> Tensor:
+        """Shares this step's numbers among the ranks, and logs those of the negatives.
+
+        They are read in :meth:`on_after_backward`.
+
+        Args:
+            batch: ``[indexes, views, targets]``.
+            outputs_finite: bool, whether this rank's outputs are; see :mod:`.finite`.
+            nce_loss: this rank's contrastive loss.
+
+        Returns:
+            A bool on the device: whether outputs and loss are finite on all ranks.
+        """
+        kept, self._kept = self._kept, []
+        notes = _notes_of(kept)
+        flags = {
+            "outputs finite": outputs_finite,
+            "loss finite": nce_loss.isfinite(),
+            "labelled": (batch[2] >= 0).any(),
+        }
+        report = StepReport(flags | notes)
+        self._unread = UnreadStep(report, batch, nce_loss.detach(), self.global_step)
+        means = report.means
+        self.log_dict({f"negatives/{name}": means[name] for name in notes}, on_epoch=True)
+        return report.everywhere("outputs finite", "loss finite")
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Leaves out the standalone host's own check of the loss; this class has one."""
+
+    def on_after_backward(self) -> None:
+        """Reads the step's numbers: the one wait for the device, while the backward pass runs.
+
+        Raises:
+            DivergedError: a rank's outputs or loss are not finite. Neither weights nor queue have
+                changed.
+            ConfigError: the policy needs labels, and no image has one.
+        """
+        super().on_after_backward()
+        self.read_step()
+
+    def read_step(self) -> None:
+        """Checks the numbers of the last step, unless that was done already."""
+        unread, self._unread = self._unread, None
+        if unread is None:
+            return
+        values = unread.report.read()
+        finite.check_outputs(values.pop("outputs finite"), self, unread.batch, unread.step)
+        finite.check_loss(values.pop("loss finite"), unread.loss, unread.step)
+        if "labels" in self.policy.needs and not any(values.pop("labelled")):
+            raise ConfigError(
+                f"negatives={self.policy.config}: needs labels, and this dataset gives none "
+                "(all targets are -1). Choose negatives without 'label'."
+            )
+        for name in _WARNINGS.keys() & values.keys() - self._warned:
+            share = sum(values[name]) / len(values[name])
             if share > 0.5:
                 self._warned.add(name)
                 where = f"{share:.0%} of the queries at this step (logged as negatives/{name})."
-                warnings.warn(_WARNINGS[name].format(share=where), stacklevel=2)
+                rank_zero_warn(_WARNINGS[name].format(share=where), stacklevel=2)
 
     def _say(self, backend: str) -> None:
         """Says once which backend computes the loss; while a queue fills it may be another."""
@@ -118,16 +174,6 @@ class ContrastiveMethod(BaseMethod):
             self._backends_said.add(backend)
             if self.global_rank == 0:
                 print(f"Backend of the loss: {backend} (backend={self.backend})")
-
-    def check_labels(self, targets: Tensor) -> None:
-        """Refuses, at the first step, a dataset without the labels that the policy needs."""
-        if "labels" in self.policy.needs and not self._labels_seen:
-            self._labels_seen = True
-            if (gather(targets) < 0).all():
-                raise ConfigError(
-                    f"negatives={self.policy.config}: needs labels, and this dataset gives none "
-                    "(all targets are -1). Choose negatives without 'label'."
-                )
 
     # ------------------------------------------------------------------ before the first step
 
@@ -208,6 +254,27 @@ class ContrastiveMethod(BaseMethod):
         fetcher = self.trainer.fit_loop._data_fetcher
         if fetcher is not None and not _will_iterate(self.trainer):
             iter(fetcher)  # draws the loader's seed
+
+
+class UnreadStep(NamedTuple):
+    """A step whose numbers are not read yet, with what an error message needs."""
+
+    report: StepReport
+    batch: Sequence[Any]
+    loss: Tensor
+    step: int
+
+
+def _notes_of(kept: Sequence[Kept]) -> dict[str, Tensor]:
+    """What is worth logging of a step, by name: means over queries and directions."""
+    notes: dict[str, list[Tensor]] = {}
+    for one in kept:
+        found = {"present": one.counts, **one.notes}
+        if one.candidates:  # a queue that is still empty is no reason to warn
+            found["none_left"] = one.counts == 0
+        for name, values in found.items():
+            notes.setdefault(name, []).append(values.float().mean())
+    return {name: torch.stack(means) for name, means in notes.items()}
 
 
 def _will_iterate(trainer: Any) -> bool:

@@ -1,4 +1,10 @@
-"""Values that are no numbers (NaN) or infinite, found before they reach weights, queue or file."""
+"""NaN and infinity: found on the device, reported with step, rank and cause, kept out of the queue.
+
+A step asks nothing of the device for it. Its outputs become a flag, which travels with the
+:class:`~solo_hardneg.step_report.StepReport`; outputs that are not finite are replaced by
+zeros before the loss, whose kernels sort, and are never written to the queue. The flag is looked
+at after the backward pass, before the optimizer's step.
+"""
 
 from __future__ import annotations
 
@@ -13,86 +19,95 @@ from solo_hardneg.distributed import gather, get_rank, get_world_size
 from solo_hardneg.errors import DivergedError
 
 _WAY_OUT = (
-    "Nothing of this step is kept. Mend what is named here, or go on from the last checkpoint "
+    "Nothing of this step is kept. Fix what is named here, or resume from the last checkpoint "
     "with a lower optimizer.lr, a longer warm-up or precision=32."
 )
 _SHOWN = 5  # names or indexes that a message lists
 
 
+def outputs_finite(vectors: Iterable[Tensor], class_loss: Tensor, targets: Tensor) -> Tensor:
+    """Whether a step's outputs on this rank are all finite, a bool on the device.
+
+    Args:
+        vectors: queries, keys or projections.
+        class_loss: the online classifier's. It doesn't count where no image has a label, because
+            solo-learn's is NaN then, and trains nothing.
+        targets: (B,) classes, -1 where unknown.
+    """
+    unlabelled = ~(targets != -1).any()
+    flags = [vector.isfinite().all() for vector in vectors]
+    return torch.stack([*flags, class_loss.isfinite().all() | unlabelled]).all()
+
+
 def check_outputs(
-    module: nn.Module,
-    batch: Sequence[Any],
-    vectors: Iterable[Tensor],
-    class_loss: Tensor,
-    step: int,
+    fine: Sequence[float], module: nn.Module, batch: Sequence[Any], step: int
 ) -> None:
     """Ends the run, on all ranks alike, if any rank's outputs of a step are not all finite.
 
-    One rank alone must not stop: the others would wait for it in their next collective.
-
     Args:
-        module: whose parameters may be the reason.
-        batch: ``[indexes, views, targets]``, whose images may be it.
-        vectors: of this rank.
-        class_loss: the classifier's. Where no image has a label, solo-learn's is NaN, and teaches
-            nothing.
-        step: the optimizer's, for the message.
+        fine: one value per rank, 0 where outputs are not finite; the same on all ranks.
+        module: whose parameters may be the cause.
+        batch: ``[indexes, views, targets]``, whose images may be the cause.
+        step: the optimizer's step, for the message.
 
     Raises:
-        DivergedError: it names step, ranks and reasons.
+        DivergedError: it names step, ranks and causes.
     """
-    labelled = (batch[2] != -1).any()
-    finite = [vector.isfinite().all() for vector in vectors]
-    fine = torch.stack([*finite, class_loss.isfinite().all() | ~labelled]).all()
-    if _everywhere(fine):
+    if all(fine):
         return
-    mine = None if fine else _reason(module, batch)
-    everybodys: list[Any] = [mine]
+    mine = None if fine[get_rank()] else _cause(module, batch)
+    causes: list[Any] = [mine]
     if get_world_size() > 1:
-        everybodys = [None] * get_world_size()
-        dist.all_gather_object(everybodys, mine)
-    told = "; ".join(f"rank {rank}: {why}" for rank, why in enumerate(everybodys) if why)
-    raise DivergedError(f"Step {step}: not all that was computed is finite. {told}. {_WAY_OUT}")
+        causes = [None] * get_world_size()
+        dist.all_gather_object(causes, mine)
+    told = "; ".join(f"rank {rank}: {cause}" for rank, cause in enumerate(causes) if cause)
+    raise DivergedError(f"Step {step}: not all outputs are finite. {told}. {_WAY_OUT}")
 
 
-def check_loss(loss: Tensor, step: int) -> None:
+def check_loss(fine: Sequence[float], loss: Tensor, step: int) -> None:
     """Ends the run, on all ranks alike, if a rank's loss of finite vectors isn't finite.
+
+    Args:
+        fine: one value per rank, 0 where the loss is not finite; the same on all ranks.
+        loss: this rank's, for the message.
+        step: the optimizer's step, for the message.
 
     Raises:
         DivergedError: it names step and rank, and the loss there.
     """
-    if not _everywhere(loss.isfinite().all()):
+    if not all(fine):
         do = "Raise method_kwargs.temperature, or lower negatives.reweight.beta."
-        text = f"Step {step}, rank {get_rank()}: the loss is {float(loss.mean())}"
+        text = f"Step {step}, rank {get_rank()}: the loss is {float(loss)}"
         raise DivergedError(f"{text}, and all vectors are finite. {do}")
 
 
 def check_weights(state: Mapping[str, Any], step: int) -> None:
-    """Refuses to save weights that are not finite: the last checkpoint must stay the good one.
+    """Refuses to save weights that are not finite, so that the last good checkpoint stays.
 
-    Statistics of batches are each rank's own, so one rank's may be the only ones.
+    BatchNorm statistics are each rank's own, so they may be bad on one rank only.
 
     Raises:
         DivergedError: it names step and weights, on all ranks alike.
     """
     wrong = _not_finite(state)
-    if not _everywhere(torch.tensor(not wrong)):
+    if not _everywhere(not wrong):
         which = _some(wrong) if wrong else "those of another rank"
         text = f"Step {step}, rank {get_rank()}: not all weights are finite ({which})"
         raise DivergedError(
-            f"{text}, and no checkpoint is written. Go on from the last one with a lower "
+            f"{text}, and no checkpoint is written. Resume from the last one with a lower "
             "optimizer.lr, a longer warm-up or precision=32."
         )
 
 
-def _everywhere(fine: Tensor) -> bool:
+def _everywhere(fine: bool) -> bool:
     """Whether something holds on all ranks; all must ask together."""
+    flag = torch.tensor([fine])
     if get_world_size() > 1 and dist.get_backend() == "nccl":
-        fine = fine.cuda()
-    return bool(gather(fine.reshape(1)).all())
+        flag = flag.cuda()
+    return bool(gather(flag).all())
 
 
-def _reason(module: nn.Module, batch: Sequence[Any]) -> str:
+def _cause(module: nn.Module, batch: Sequence[Any]) -> str:
     indexes, views, _ = batch
     wrong = torch.stack([~view.flatten(1).isfinite().all(dim=1) for view in views]).any(dim=0)
     if wrong.any():
@@ -102,7 +117,7 @@ def _reason(module: nn.Module, batch: Sequence[Any]) -> str:
     weights = _not_finite(dict(module.named_parameters()) | dict(module.named_buffers()))
     if weights:
         return f"its images are finite, its weights are not ({_some(weights)})"
-    return "its images and weights are finite, what the network makes of them is not"
+    return "its images and weights are finite, the network's outputs are not"
 
 
 def _not_finite(tensors: Mapping[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from solo_hardneg import ring
 from solo_hardneg.distributed import gather
-from solo_hardneg.errors import bad_value
+from solo_hardneg.errors import DivergedError, bad_value
 from solo_hardneg.host import BaseMethod, MoCoV2Plus
 from solo_hardneg.kernels.eager import at_once
 from solo_hardneg.losses import mocov2plus_loss_func
@@ -21,7 +21,6 @@ from solo_hardneg.methods import finite, settings
 from solo_hardneg.methods.contrastive import ContrastiveMethod
 from solo_hardneg.methods.queue import QueueOfKeys
 from solo_hardneg.negatives import Policy
-from solo_hardneg.negatives.kept import Kept
 
 
 class MoCoV2Banded(ContrastiveMethod, QueueOfKeys, MoCoV2Plus):
@@ -74,19 +73,12 @@ class MoCoV2Banded(ContrastiveMethod, QueueOfKeys, MoCoV2Plus):
         Returns:
             The contrastive loss plus that of the online classifier, a scalar.
         """
+        self.read_step()
         indexes, _, targets = batch
-        self.check_labels(targets)
         queries, keys, class_loss = self._encode(batch, batch_idx)
-        # Before the loss, whose kernels sort, and before the queue.
-        finite.check_outputs(self, batch, [*queries, *keys], class_loss, self.global_step)
+        fine = finite.outputs_finite([*queries, *keys], class_loss, targets)
+        queries, keys = ([v.masked_fill(~fine, 0.0) for v in part] for part in (queries, keys))
         policy = self.policy_at(batch_idx)
-        shares: list[Tensor] = []
-
-        def report(kept: Kept) -> None:
-            self.report(kept)
-            if kept.hard_share is not None:
-                shares.append(kept.hard_share)
-
         # A query meets the queue of the view that its key is of.
         pairs = zip(queries, reversed(keys), reversed(range(len(keys))), strict=True)
         losses = []
@@ -98,19 +90,17 @@ class MoCoV2Banded(ContrastiveMethod, QueueOfKeys, MoCoV2Plus):
                 query_labels=targets,
                 query_indexes=indexes,
                 **self._negatives(view, policy),
-                **{**self.loss_settings(), "report": report},
+                **self.loss_settings(),
             )
             # The queue is written to before the backward pass, so the gradient is taken now.
             losses.append(at_once(loss, query, key))
         nce_loss = torch.stack(losses).mean()
-        finite.check_loss(nce_loss, self.global_step)
-        self.score_keys(shares, policy.retention)
-        self.enqueue(
-            torch.stack([gather(k) for k in keys]),
-            gather(targets),
-            gather(indexes),
-            policy.retention,
-        )
+        shares = [kept.hard_share for kept in self._kept if kept.hard_share is not None]
+        fine = self.finish_forward(batch, fine, nce_loss)
+        self.score_keys(shares, policy.retention, fine)
+        new_keys = gather(torch.stack(keys, dim=1)).transpose(0, 1)
+        labels, images = gather(torch.stack([targets, indexes], dim=1)).unbind(dim=1)
+        self.enqueue(new_keys, labels, images, policy.retention, fine)
         self.log("train_nce_loss", nce_loss, on_epoch=True, sync_dist=True)
         return nce_loss + class_loss
 
@@ -129,7 +119,7 @@ class MoCoV2Banded(ContrastiveMethod, QueueOfKeys, MoCoV2Plus):
 
     def _negatives(self, view: int, policy: Policy) -> dict[str, Any]:
         """The filled part of one view's queue, as arguments of the loss."""
-        usable = int(self.queue_filled)
+        usable = self.filled
         if usable < self.queue_size and not (usable and policy.fits(usable)):
             # While the queue fills, a narrow band may hold nothing yet: such a step teaches
             # nothing, and is no error. For the full queue that was checked before the run.
@@ -141,6 +131,19 @@ class MoCoV2Banded(ContrastiveMethod, QueueOfKeys, MoCoV2Plus):
             "queue_age": self.queue_ages(usable, policy.retention),
             "queue_size": self.queue_size,
         }
+
+    def read_step(self) -> None:
+        """As the parent's; a step that is not kept doesn't move the queue's pointer, either."""
+        try:
+            super().read_step()
+        except DivergedError:
+            self.read_counters()
+            raise
+
+    def on_train_epoch_end(self) -> None:
+        """Compares the ranks' queues, which nothing else keeps equal."""
+        super().on_train_epoch_end()
+        self.check_ranks(self.current_epoch)
 
     def setup(self, stage: str) -> None:
         """Checks what only the trainer knows: how many processes there are."""

@@ -28,6 +28,10 @@ class SimCLRBanded(ContrastiveMethod, SimCLR):
     default_negatives: ClassVar[dict[str, Any]] = {"keep": {"band": [0.95, 1.0], "from_epoch": 1}}
     known_method_kwargs = ("proj_hidden_dim", "proj_output_dim", "temperature")
 
+    def __init__(self, cfg: DictConfig):
+        super().__init__(cfg)
+        self._dummy_indexes = has_dummy_indexes(self.cfg)
+
     @classmethod
     def check_family(cls, cfg: DictConfig, policy: Policy) -> None:
         """Refuses what needs a queue, and what leaves no negatives."""
@@ -52,24 +56,23 @@ class SimCLRBanded(ContrastiveMethod, SimCLR):
         Returns:
             The contrastive loss plus that of the online classifier, a scalar.
         """
+        self.read_step()
         indexes, _, targets = batch
-        if has_dummy_indexes(self.cfg):
-            # DALI's are told apart on one node only; what they are of doesn't matter here.
+        if self._dummy_indexes:
+            # DALI's differ on one node only; which images they are of doesn't matter here.
             places = torch.arange(len(indexes), device=indexes.device)
             indexes = places + self.global_rank * len(indexes)
-        self.check_labels(targets)
         out = BaseMethod.training_step(self, batch, batch_idx)
-        # Before the loss, whose kernels sort.
-        finite.check_outputs(self, batch, out["z"], out["loss"], self.global_step)
+        fine = finite.outputs_finite(out["z"], out["loss"], targets)
         nce_loss = simclr_loss_func(
-            torch.cat(out["z"]),
+            torch.cat(out["z"]).masked_fill(~fine, 0.0),
             indexes.repeat(self.num_crops),
             self.temperature,
             policy=self.policy_at(batch_idx),
             query_labels=targets.repeat(self.num_crops),
             **self.loss_settings(),
         )
-        finite.check_loss(nce_loss, self.global_step)
+        self.finish_forward(batch, fine, nce_loss)
         self.log("train_nce_loss", nce_loss, on_epoch=True, sync_dist=True)
         return nce_loss + out["loss"]
 

@@ -13,7 +13,6 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR, MultiStepLR
 
-from solo_hardneg.distributed import gather
 from solo_hardneg.errors import DivergedError, bad_value, unknown_name
 from solo_hardneg.standalone.checks import (
     COUNT,
@@ -23,6 +22,7 @@ from solo_hardneg.standalone.checks import (
     Rules,
     settle,
 )
+from solo_hardneg.step_report import StepReport
 
 OPTIMIZERS = ("sgd", "adam", "adamw", "lars")
 SCHEDULERS = ("warmup_cosine", "step", "none")
@@ -192,6 +192,8 @@ def _plain(value: Any) -> Any:
 class TrainedModule(LightningModule):
     """A module that reads its training settings from the config, under the host's names."""
 
+    _loss_report: StepReport | None = None  # of a step whose backward pass is under way
+
     @staticmethod
     def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
         """Fills in the defaults of the training settings, and checks what is there."""
@@ -243,15 +245,21 @@ class TrainedModule(LightningModule):
         return [optimizer], [{"scheduler": rates, "interval": schedule.interval}]
 
     def on_before_backward(self, loss: Tensor) -> None:
-        """Ends a run that has nothing more to learn from.
+        """Shares among the ranks whether the loss is finite, without waiting for it."""
+        self._loss_report = StepReport({"finite": loss.isfinite(), "loss": loss})
+
+    def on_after_backward(self) -> None:
+        """Ends a run that has nothing more to learn from, on all ranks alike.
 
         Raises:
-            DivergedError: the loss isn't finite.
+            DivergedError: the loss isn't finite. The weights have not changed.
         """
-        if not gather(loss.isfinite().all().reshape(1)).all():  # or the other ranks would wait
+        report, self._loss_report = self._loss_report, None
+        values = {} if report is None else report.read()
+        if not all(values.get("finite", ())):
             do = "Lower optimizer.lr, warm up longer, or raise method_kwargs.temperature."
             text = f"Step {self.global_step}, rank {self.global_rank}: the loss is"
-            raise DivergedError(f"{text} {float(loss)}. {do}")
+            raise DivergedError(f"{text} {values['loss'][self.global_rank]}. {do}")
 
     def as_input(self, X: Tensor) -> Tensor:
         """Images (B, 3, H, W) in the memory format that the backbone is fast with."""

@@ -12,6 +12,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
+from solo_hardneg import losses
 from solo_hardneg.errors import DivergedError, HardnegError
 from solo_hardneg.methods import finite
 
@@ -59,10 +60,10 @@ def test_an_image(
     ours, spoil = model(method=method, negatives={}), Spoil(2, value, "image")
     told = spoiled(fit, ours, spoil, monkeypatch)
     assert told.startswith(
-        "Step 2: not all that was computed is finite. rank 0: 1 of its 4 images hold NaN or "
-        f"infinity (indexes {spoil.seen[2]}). Nothing of this step is kept"
+        "Step 2: not all outputs are finite. rank 0: 1 of its 4 images hold NaN or infinity "
+        f"(indexes {spoil.seen[2]}). Nothing of this step is kept"
     )
-    assert len(ours.losses) == 2
+    assert len(ours.losses) == 3  # found after the third step's backward pass
     unchanged(ours, spoil)
 
 
@@ -84,11 +85,15 @@ def test_a_weight(
 
 
 def unchanged(ours: Any, spoil: Spoil) -> None:
-    """The queue, where there is one, is as it was before the step, and finite."""
+    """Queue and weights are as they were before the step, the queue is finite."""
+    trained = {name for name, parameter in ours.named_parameters()} - {spoil.what}
     for name, value in ours.state_dict().items():
         if name.startswith("queue"):
-            assert torch.equal(value, spoil.before[name]), name
             assert value.isfinite().all()
+        if name.startswith("queue") or name in trained:
+            assert torch.equal(value, spoil.before[name]), name
+    if hasattr(ours, "queue_filled"):
+        assert ours.filled == int(ours.queue_filled)
 
 
 def test_many_names_are_cut_short(model: Maker) -> None:
@@ -115,27 +120,46 @@ def test_a_checkpoint_is_not_replaced_by_one_that_is_not_finite(
 
 
 @pytest.mark.parametrize("value", BAD)
-def test_a_loss(value: float) -> None:
-    finite.check_loss(torch.tensor([0.0, 1e30]), 5)
-    with pytest.raises(DivergedError, match=r"Step 5, rank 0: the loss is .*finite. Raise method_"):
-        finite.check_loss(torch.tensor([0.0, value]), 5)
+@pytest.mark.parametrize("method", FAMILIES)
+def test_a_loss(
+    model: Maker, fit: Maker, monkeypatch: pytest.MonkeyPatch, method: str, value: float
+) -> None:
+    ours, steps = model(method=method, negatives={}), []
+    module = f"solo_hardneg.methods.{'moco' if method.startswith('moco') else 'simclr'}"
+    name = "mocov2plus_loss_func" if method.startswith("moco") else "simclr_loss_func"
+    loss_func = getattr(losses, name)
+
+    def spoil(*arguments: Any, **known: Any) -> torch.Tensor:
+        steps.append(ours.global_step)
+        loss = loss_func(*arguments, **known)
+        return loss + value if ours.global_step == 2 else loss
+
+    monkeypatch.setattr(f"{module}.{name}", spoil)
+    with pytest.raises(DivergedError, match=r"Step 2, rank 0: the loss is .*finite. Raise method_"):
+        fit(ours)
+    assert max(steps) == 2
+    for name, tensor in ours.state_dict().items():
+        assert tensor.isfinite().all(), name
 
 
-def test_finite_outputs_pass() -> None:
+def test_causes() -> None:
     batch = [torch.arange(2), [torch.zeros(2, 3, 4, 4)], torch.zeros(2)]
-    zero, module = torch.tensor(0.0), torch.nn.Linear(1, 1)
-    finite.check_outputs(module, batch, [torch.zeros(2), torch.tensor(1e38)], zero, 0)
-    with pytest.raises(DivergedError, match="what the network makes of them is not"):
-        finite.check_outputs(module, batch, [torch.tensor(torch.inf)], zero, 0)
+    module = torch.nn.Linear(1, 1)
+    finite.check_outputs([1.0], module, batch, 0)
+    with pytest.raises(DivergedError, match="the network's outputs are not"):
+        finite.check_outputs([0.0], module, batch, 0)
 
 
-def test_the_classifiers_loss_counts_where_there_are_labels() -> None:
-    """solo-learn's is NaN where there are none."""
-    module, nothing = torch.nn.Linear(1, 1), torch.tensor(torch.nan)
-    for targets, counts in ([-1, -1], False), ([-1, 0], True):
-        batch = [torch.arange(2), [torch.zeros(2, 3, 4, 4)], torch.tensor(targets)]
-        if counts:
-            with pytest.raises(DivergedError):
-                finite.check_outputs(module, batch, [torch.zeros(2)], nothing, 0)
-        else:
-            finite.check_outputs(module, batch, [torch.zeros(2)], nothing, 0)
+@pytest.mark.parametrize(
+    ("vectors", "class_loss", "targets", "expected"),
+    [
+        ([1e38, 0.0], 0.0, [0, 0], True),
+        ([0.0, torch.inf], 0.0, [0, 0], False),
+        ([0.0, 0.0], torch.nan, [-1, 0], False),
+        ([0.0, 0.0], torch.nan, [-1, -1], True),  # solo-learn's, where there are no labels
+    ],
+)
+def test_outputs(vectors: Any, class_loss: float, targets: Any, expected: bool) -> None:
+    made = [torch.tensor([v]) for v in vectors]
+    found = finite.outputs_finite(made, torch.tensor(class_loss), torch.tensor(targets))
+    assert bool(found) is expected

@@ -51,9 +51,9 @@ def test_labels_indexes_and_keys_of_a_slot_are_of_one_image(model: Maker, fit: M
     seen: dict[int, torch.Tensor] = {}
     enqueue = moco.enqueue
 
-    def watch(new: torch.Tensor, labels: torch.Tensor, indexes: torch.Tensor, rule: Any) -> None:
+    def watch(new: torch.Tensor, labels: torch.Tensor, indexes: torch.Tensor, *rest: Any) -> None:
         seen.update(zip(indexes.tolist(), new[0], strict=True))
-        enqueue(new, labels, indexes, rule)
+        enqueue(new, labels, indexes, *rest)
 
     moco.enqueue = watch
     fit(moco, epochs=2)
@@ -198,53 +198,83 @@ SAID = {
 }
 
 
+def step_by_hand(ours: Any, logged: list[dict[str, float]]) -> Callable[..., None]:
+    """What a step does after its loss, for directions that leave the given pools."""
+
+    def log(metrics: dict[str, torch.Tensor], on_epoch: bool) -> None:
+        assert on_epoch
+        logged.append({key: float(value) for key, value in metrics.items()})
+
+    def finish(*pools: Any) -> None:
+        for pool in pools:
+            ours.report(kept_of(pool))
+        batch = [torch.arange(2), [torch.zeros(2, 3, 8, 8)] * 2, torch.zeros(2)]
+        ours.finish_forward(batch, torch.tensor(True), torch.tensor(0.0))
+        ours.on_after_backward()
+
+    ours.log_dict = log
+    return finish
+
+
 @pytest.mark.parametrize("method", ["mocov2_banded", "simclr_banded"])
 @pytest.mark.parametrize("name", SAID)
 def test_what_concerns_most_queries_is_said_once(
     model: Maker, recwarn: pytest.WarningsRecorder, method: str, name: str
 ) -> None:
     ours, logged = model(method=method, negatives={}), []
-    ours.log = lambda key, value, **how: logged.append((key, float(value), how))
+    finish = step_by_hand(ours, logged)
 
     def report(concerned: int) -> list[str]:
         recwarn.clear()
         rows = torch.arange(8) < concerned
         notes = {name: rows.float(), "synthetic": 4 * rows.float()}
-        ours.report(kept_of(full_pool(torch.zeros(8, 3)).note(**notes)))
+        finish(full_pool(torch.zeros(8, 3)).note(**notes))
         return [str(w.message) for w in recwarn if w.category is UserWarning]
 
     assert report(3) == report(4) == []
     where = f"62% of the queries at this step (logged as negatives/{name})."
     assert report(5) == [SAID[name].format(where)]
     assert report(8) == report(5) == []
-    how = {"on_epoch": True, "sync_dist": True}
-    assert logged[:3] == [
-        ("negatives/present", 3.0, how),
-        (f"negatives/{name}", 3 / 8, how),
-        ("negatives/synthetic", 4 * 3 / 8, how),
-    ]
-    ours.report(kept_of(full_pool(torch.zeros(8, 3)).note(other=torch.ones(8))))
+    assert logged[0] == {
+        "negatives/present": 3.0,
+        f"negatives/{name}": 3 / 8,
+        "negatives/synthetic": 4 * 3 / 8,
+        "negatives/none_left": 0.0,
+    }
+    finish(full_pool(torch.zeros(8, 3)).note(other=torch.ones(8)))
     for other in SAID.keys() - {name}:  # what was said is not all that is to be said
         with pytest.warns(UserWarning, match="100% of the queries"):
-            ours.report(kept_of(full_pool(torch.zeros(2, 3)).note(**{other: torch.ones(2)})))
+            finish(full_pool(torch.zeros(2, 3)).note(**{other: torch.ones(2)}))
+
+
+def test_metrics_are_means_over_both_directions(model: Maker) -> None:
+    moco, logged = model(negatives={}), []
+    finish = step_by_hand(moco, logged)
+    some, more = full_pool(torch.zeros(8, 3)), full_pool(torch.zeros(8, 5))
+    finish(some.note(floored=torch.ones(8)), more.note(floored=torch.zeros(8)))
+    assert logged[0] == {
+        "negatives/present": 4.0,
+        "negatives/floored": 0.5,
+        "negatives/none_left": 0.0,
+    }
 
 
 def test_queries_without_negatives_are_said_once(
     model: Maker, recwarn: pytest.WarningsRecorder
 ) -> None:
-    moco, logged = model(negatives={}), {}
-    moco.log = lambda key, value, **how: logged.update({key: float(value)})
+    moco, logged = model(negatives={}), []
+    finish = step_by_hand(moco, logged)
 
     def said(*counts: int, width: int = 3) -> list[str]:
         recwarn.clear()
         left = torch.arange(width)[None, :] < torch.tensor(counts)[:, None]
-        moco.report(kept_of(full_pool(torch.zeros(len(counts), width)).only(left)))
+        finish(full_pool(torch.zeros(len(counts), width)).only(left))
         return [str(w.message) for w in recwarn if w.category is UserWarning]
 
     assert said(0, 0, width=0) == []  # the queue holds no key yet
-    assert "negatives/none_left" not in logged
+    assert "negatives/none_left" not in logged[-1]
     assert said(0, 0, 3, 1) == []
-    assert logged["negatives/none_left"] == 0.5
+    assert logged[-1]["negatives/none_left"] == 0.5
     (text,) = said(0, 0, 0, 1)
     assert text.startswith(
         "negatives: no negatives are left, and there is nothing to learn, for 75%"

@@ -244,12 +244,11 @@ def test_a_fill_with_nothing_needs_no_queue(model: Maker, batch: Maker) -> None:
 def test_dummy_indexes_are_numbered_across_processes(
     model: Maker, batch: Maker, monkeypatch: pytest.MonkeyPatch, rank: int
 ) -> None:
-    simclr = model(
-        "data.format=dali",
-        "dali.encode_indexes_into_labels=False",
-        method="simclr_banded",
-        negatives={},
-    )
+    def dali(encoded: bool) -> Any:
+        overrides = ["data.format=dali", f"dali.encode_indexes_into_labels={encoded}"]
+        return model(*overrides, method="simclr_banded", negatives={})
+
+    simclr = dali(encoded=False)
     seen: list[list[int]] = []
     loss = simclr_loss_func
 
@@ -264,8 +263,7 @@ def test_dummy_indexes_are_numbered_across_processes(
     for dummies in (torch.arange(len(targets)), torch.zeros(len(targets), dtype=torch.long)):
         simclr.training_step([dummies, views, targets], 0)
         assert seen[-1] == places * 2
-    simclr.cfg.dali = {"encode_indexes_into_labels": True}
-    simclr.training_step([targets + 50, views, targets], 0)
+    dali(encoded=True).training_step([targets + 50, views, targets], 0)
     assert seen[-1] == (targets + 50).tolist() * 2
 
 
