@@ -11,28 +11,35 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 import torch.distributed as dist
 from distributed_diverging import diverging, said
+from distributed_losses import (
+    MIX,
+    WEIGH,
+    draws_by_identity,
+    gathering,
+    random_mixing,
+    rows,
+    simclr_losses,
+)
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from waits import WatchStep
 
-from solo_hardneg import candidates, losses
-from solo_hardneg.distributed import gather
+from solo_hardneg.host import MoCoV2Plus, SimCLR
 from solo_hardneg.methods import MoCoV2Banded, SimCLRBanded
-from solo_hardneg.negatives import Kept, build, mix
+from solo_hardneg.negatives import Kept
 
 Work = Callable[[int, int], dict[str, Any]]
 
@@ -77,191 +84,6 @@ def hangs(rank: int, world: int) -> dict[str, Any]:
     return {}
 
 
-# ---------------------------------------------------------------- who has which rows
-
-
-def rows(rank: int, world: int, images: int, views: int = 2) -> Tensor:
-    """A rank's rows of a batch that has all images' first views, then all second ones."""
-    per_rank = images // world
-    mine = rank * per_rank + torch.arange(per_rank)
-    return torch.cat([mine + view * images for view in range(views)])
-
-
-@contextmanager
-def draws_by_identity(identity: Tensor) -> Iterator[None]:
-    """Makes ``mix`` draw for each query what belongs to its identity, on whatever rank it is."""
-
-    def uniform(kinds: int, width: int, available: Tensor) -> Tensor:
-        asking = identity[: len(available)]  # a policy is tried on a single query, too
-        generator = torch.Generator().manual_seed(width)
-        return torch.rand(64, kinds, width, generator=generator)[asking].transpose(0, 1)
-
-    def pairs(available: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        first, second, alpha = uniform(3, drawn.shape[2], available)
-        count = available[:, None]
-        a = (first * count).long()
-        return a, (a + 1 + (second * (count - 1)).long()) % count, alpha
-
-    def partners(available: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
-        first, gamma = uniform(2, drawn.shape[2], available)
-        return (first * available[:, None]).long(), gamma / 2
-
-    with (
-        mock.patch.object(mix, "draw_pairs", pairs),
-        mock.patch.object(mix, "draw_partners", partners),
-    ):
-        yield
-
-
-# ---------------------------------------------------------------- SimCLR's loss
-
-IMAGES = 12  # 22 negatives each
-MIX = {"mix": {"hardest": 5, "pairs": 4}}
-WEIGH = {"reweight": {"beta": 1.0}, "debias": {"tau_plus": 0.1}}
-POLICIES: dict[str, dict[str, Any]] = {
-    "none": {},
-    "keep hardest": {"keep": {"band": [0.8, 1.0]}},
-    "keep easiest": {"keep": {"band": [0.0, 0.8]}},
-    "keep band": {"keep": {"band": [0.5, 0.75]}},
-    "drop band": {"drop": {"band": [0.9, 1.0]}},
-    "drop label": {"drop": {"label": "same"}},
-    "drop image": {"drop": {"image": "same"}},
-    "keep label": {"keep": {"band": [0.5, 1.0], "label": "different"}},
-    "mix pairs": MIX,
-    "mix queries": {"mix": {"hardest": 8, "queries": 4}},
-    "mix both": {"mix": {"hardest": 8, "pairs": 3, "queries": 2, "detach": False}},
-    "reweight": {"reweight": {"beta": 1.0}},
-    "debias": {"debias": {"tau_plus": 0.1}},
-    "hcl": WEIGH,
-    "sscl": {**MIX, **WEIGH},
-    "everything": {"keep": {"band": [0.4, 1.0]}, **MIX, **WEIGH},
-}
-TWICE = {f"{name}, an image twice": POLICIES[name] for name in ("none", "keep hardest", "sscl")}
-CASES = {**POLICIES, **TWICE}
-
-
-def all_detached(tensor: Tensor) -> Tensor:
-    """``gather`` without any gradient."""
-    return gather(tensor.detach())
-
-
-def others_detached(tensor: Tensor) -> Tensor:
-    """``gather`` with gradient to the rank's own part only."""
-    parts = list(gather(tensor.detach()).split(len(tensor)))
-    parts[dist.get_rank()] = tensor
-    return torch.cat(parts)
-
-
-CUTS = {"all": all_detached, "others": others_detached}
-
-
-def simclr_loss(
-    case: str,
-    dtype: torch.dtype,
-    rank: int = 0,
-    world: int = 1,
-    gather_by: Any = gather,
-    backend: str = "dense",
-) -> dict[str, Tensor]:
-    """The loss of a rank's rows and its gradient with respect to them."""
-    generator = torch.Generator().manual_seed(7)
-    image = torch.randn(IMAGES, 6, generator=generator, dtype=torch.float64)
-    noise = torch.randn(2 * IMAGES, 6, generator=generator, dtype=torch.float64)
-    z = 3 * image.repeat(2, 1) + 2 * noise
-    indexes = torch.arange(IMAGES)
-    if case in TWICE:  # once on the first rank, once on the last
-        indexes[-1] = 0
-    mine = rows(rank, world, IMAGES)
-    leaf = z[mine].to(dtype).requires_grad_()
-    with draws_by_identity(mine), mock.patch.object(candidates, "gather", gather_by):
-        loss = losses.simclr_loss_func(
-            leaf,
-            indexes.repeat(2)[mine],
-            0.5,
-            policy=build(CASES[case]),
-            labels=(torch.arange(IMAGES) % 3).repeat(2)[mine],
-            backend=backend,
-        )
-        loss.backward()
-    return {"loss": loss.detach(), "gradient": leaf.grad}
-
-
-def simclr_losses(rank: int, world: int) -> dict[str, Any]:
-    """Of all cases, in both precisions, and with the gradient of ``gather`` cut."""
-    found = {}
-    for case in CASES:
-        for dtype in (torch.float64, torch.float32):
-            found[case, str(dtype)] = simclr_loss(case, dtype, rank, world)
-        found[case, "chunked"] = simclr_loss(case, torch.float64, rank, world, backend="chunked")
-        for cut, cut_gather in CUTS.items():
-            found[case, cut] = simclr_loss(case, torch.float64, rank, world, cut_gather)
-    return found
-
-
-# ---------------------------------------------------------------- random mixing
-
-
-def random_mixing(rank: int, world: int) -> dict[str, Any]:
-    """What ranks with equal data and equal seeds draw, and the state that it leaves."""
-    z = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
-    policy = build({"mix": {"hardest": 6, "pairs": 5, "queries": 4}})
-    drawn: list[Tensor] = []
-
-    def watching(draw: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
-        def watched(*arguments: Any) -> tuple[Tensor, ...]:
-            drawn.extend(made := draw(*arguments))
-            return made
-
-        return watched
-
-    found: dict[str, Any] = {}
-    with (
-        mock.patch.object(mix, "draw_pairs", watching(mix.draw_pairs)),
-        mock.patch.object(mix, "draw_partners", watching(mix.draw_partners)),
-    ):
-        for name, seed in (("first", 5), ("again", 5), ("other", 6)):
-            torch.manual_seed(seed)
-            drawn.clear()
-            indexes = torch.arange(4 * rank, 4 * rank + 4).repeat(2)
-            for _ in range(2):
-                losses.simclr_loss_func(z, indexes, policy=policy)
-            found[name] = torch.cat([d.double() for d in drawn], dim=1)
-            found[f"{name} state"] = torch.get_rng_state()
-    return found
-
-
-# ---------------------------------------------------------------- gather
-
-
-def weights_of_use(rank: int, world: int) -> Tensor:
-    """How much a rank makes of each row that it gathers: nobody uses those of rank 0."""
-    return (rank + 1.0) * torch.arange(world, dtype=torch.float64).repeat_interleave(2)[:, None]
-
-
-def gathering(rank: int, world: int) -> dict[str, Any]:
-    """Tensors of all kinds, gathered, and the gradients that come back."""
-    numbers = torch.arange(6.0, dtype=torch.float64).reshape(2, 3) + 10 * rank
-    leaf = numbers.clone().requires_grad_()
-    everybody = gather(leaf)
-    (weights_of_use(rank, world) * everybody**2).sum().backward()
-    turned = numbers.clone().requires_grad_()
-    (gather(turned.T) ** 2).sum().backward()
-    with torch.no_grad():
-        quiet = gather(leaf)
-    return {
-        "values": everybody.detach(),
-        "gradient": leaf.grad,
-        "turned": gather(turned.T).detach(),
-        "turned gradient": turned.grad,
-        "turned, no gradient": gather(numbers.T),
-        "every other column": gather(numbers[:, ::2]),
-        "integers": gather(torch.arange(3) + 3 * rank),
-        "short integers, turned": gather((numbers > 12).to(torch.uint8).T),
-        "truths": gather(numbers[:, 0] > 12),
-        "asks for gradient": (everybody.requires_grad, quiet.requires_grad),
-    }
-
-
 # ---------------------------------------------------------------- training
 
 BATCH, QUEUE, STEPS = 16, 48, 12  # of all ranks together
@@ -281,6 +103,7 @@ class Training:
 HARDEST = {"keep": {"band": [0.5, 1.0]}}
 RETAIN = {"retain": {"strength": 1.0, "band": [0.75, 1.0]}}
 FILL = {"drop": {"band": [0.8, 1.0], "label": "same"}, "fill": {"kind": "older", "reserve": 0.125}}
+HOSTS = ("host's moco", "host's simclr")
 TRAININGS = {
     "moco": Training(HARDEST, symmetric=True),
     "moco retain": Training({**RETAIN, **WEIGH}),
@@ -377,7 +200,15 @@ class FlippedMoCo(SmallMoCo):
         return super().training_step(batch, batch_idx)
 
 
-def fit(model: Any, training: Training, rank: int, world: int) -> Trainer:
+class HostsMoCo(_Watched, MoCoV2Plus):
+    """The host's MoCo on a linear backbone."""
+
+
+class HostsSimCLR(_Watched, SimCLR):
+    """The host's SimCLR on a linear backbone."""
+
+
+def fit(model: Any, training: Training, rank: int, world: int, callbacks: Any = None) -> Trainer:
     """Trains through Lightning in float64."""
     trainer = Trainer(
         accelerator="cpu",
@@ -391,6 +222,7 @@ def fit(model: Any, training: Training, rank: int, world: int) -> Trainer:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        callbacks=callbacks,
     )
     with draws_by_identity(rows(rank, world, BATCH, views=1 if training.moco else 2)):
         trainer.fit(model, DataLoader(batches(training, rank, world), batch_size=None))
@@ -404,6 +236,23 @@ def flipped(rank: int, world: int) -> str:
     torch.manual_seed(0)
     model = FlippedMoCo(config(training, BATCH // world))
     return said(lambda: fit(model, training, rank, world))
+
+
+def one_step(name: str, rank: int, world: int) -> dict[str, list[str]]:
+    """What one step of a run waits for, and its collectives; of a host's baseline, too."""
+    baseline = {"host's moco": ("moco", HostsMoCo), "host's simclr": ("simclr", HostsSimCLR)}
+    like, kind = baseline.get(name, (name, None))
+    training = TRAININGS[like]
+    watching = WatchStep(5 if training.moco else 2)  # by then the queue is full
+    model = (kind or (SmallMoCo if training.moco else SmallSimCLR))(
+        config(training, BATCH // world)
+    )
+    fit(model, training, rank, world, [watching])
+    seen = watching.seen
+    return {
+        "waits": [str(wait) for wait in seen.waits],
+        "collectives": [collective.what for collective in seen.collectives],
+    }
 
 
 def train(name: str, rank: int = 0, world: int = 1) -> dict[str, Any]:
@@ -430,6 +279,7 @@ def everything(rank: int, world: int) -> dict[str, Any]:
         "mixing": random_mixing(rank, world),
         "gather": gathering(rank, world),
         "diverging": diverging(rank, world),
+        "one step": {name: one_step(name, rank, world) for name in (*TRAININGS, *HOSTS)},
         "flipped": flipped(rank, world),
         "train": {name: train(name, rank, world) for name in TRAININGS},
     }

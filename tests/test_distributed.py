@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import time
+from collections import Counter
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from typing import Any
 import distributed_workers as workers
 import pytest
 import torch
-from distributed_workers import BATCH, CASES, CUTS, IMAGES, QUEUE, STEPS, TRAININGS
+from distributed_losses import CASES, CUTS, IMAGES, rows, simclr_loss, weights_of_use
+from distributed_workers import BATCH, QUEUE, STEPS, TRAININGS
 from torch import Tensor
 
 pytestmark = pytest.mark.slow
@@ -107,14 +109,14 @@ def test_processes_that_wait_for_each_other_fail_the_test_and_say_where(tmp_path
 
 @functools.cache
 def simclr_alone(case: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    return workers.simclr_loss(case, dtype)
+    return simclr_loss(case, dtype)
 
 
 def gradients_of_the_mean(ranks: Ranks, *key: str) -> Tensor:
     """Of the ranks' mean loss, with respect to the rows in one process's order."""
     gradient = torch.zeros(2 * IMAGES, 6, dtype=torch.float64)
     for rank, found in enumerate(ranks):
-        mine = workers.rows(rank, len(ranks), IMAGES)
+        mine = rows(rank, len(ranks), IMAGES)
         gradient[mine] = found["simclr"][key]["gradient"].double() / len(ranks)
     return gradient
 
@@ -175,7 +177,7 @@ def test_ranks_draw_apart_reproducibly_and_stay_in_step(ranks: Ranks) -> None:
 def test_gather_returns_gradient_to_all_who_are_used_and_as_much_as_they_are(ranks: Ranks) -> None:
     world = len(ranks)
     parts = [torch.arange(6.0, dtype=torch.float64).reshape(2, 3) + 10 * r for r in range(world)]
-    uses = sum(workers.weights_of_use(rank, world) for rank in range(world))
+    uses = sum(weights_of_use(rank, world) for rank in range(world))
     expected = (uses * 2 * torch.cat(parts)).split(2)
     for found, part, gradient in zip(ranks, parts, expected, strict=True):
         assert torch.equal(found["gather"]["values"], torch.cat(parts))
@@ -225,6 +227,25 @@ def test_the_queue_is_not_broadcast_and_an_epochs_end_sees_one_that_differs(rank
     (said,) = {rank["flipped"] for rank in ranks}
     assert said.startswith("Epoch 0: the queue is not the same on all ranks.")
     assert "on rank 1: queue." in said
+
+
+# ---------------------------------------------------------------- what a step costs
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_a_step_waits_once_and_shares_one_small_report(ranks: Ranks, name: str) -> None:
+    """Beside it, it has no collective that the host's own step doesn't have."""
+    like = "host's moco" if name in MOCOS else "host's simclr"
+    for steps in (rank["one step"] for rank in ranks):
+        (wait,) = steps[name]["waits"]
+        assert "step_report.py" in wait
+        ours, theirs = (Counter(steps[n]["collectives"]) for n in (name, like))
+        gathered = ours.pop("allgather_"), theirs.pop("allgather_")
+        # The keys of both views are one, labels and indexes another one; a host has two, and the
+        # standalone host's check of the loss.
+        assert gathered == (4 if name == "moco retain" else 3, 3)
+        assert not ours - theirs
+        assert "broadcast_" not in ours
 
 
 # ---------------------------------------------------------------- training

@@ -35,6 +35,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from lightning.pytorch import Callback
 from torch import Tensor
 from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -104,6 +105,26 @@ def watch() -> Iterator[Seen]:
             stack.enter_context(mock.patch.object(Tensor, name, patched))
         stack.enter_context(_Operations(seen, host))
         yield seen
+
+
+class WatchStep(Callback):
+    """Watches one step of a run, from its batch to its end.
+
+    Attributes:
+        seen: what that step waited for, without what the tests themselves read.
+    """
+
+    def __init__(self, step: int) -> None:
+        self.step, self.seen = step, Seen()
+        self._stack = ExitStack()
+
+    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            self.seen = self._stack.enter_context(watch())
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self._stack.close()
+        self.seen.waits = [w for w in self.seen.waits if not w.where.startswith("tests/")]
 
 
 class _Host:

@@ -228,10 +228,11 @@ class QueueTap(HookedTap):
 
     def after_step(self, batch: Batch) -> None:
         indexes, _, targets = batch
-        labels, length = gather(targets), len(self.labels)
+        length = len(self.labels)
+        labels, images = gather(torch.stack([targets, indexes], dim=1)).unbind(dim=1)
         slots = ring.next_slots(self.pointer, len(labels), length, self.labels.device)
         self.labels[slots] = labels.to(self.labels)
-        self.indexes[slots] = gather(indexes).to(self.indexes)
+        self.indexes[slots] = images.to(self.indexes)
         self.pointer = (self.pointer + len(labels)) % length
         self.filled = min(self.filled + len(labels), length)
 

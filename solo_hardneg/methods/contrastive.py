@@ -20,7 +20,7 @@ from solo_hardneg.negatives.kept import Kept
 from solo_hardneg.step_report import StepReport
 
 # These metrics are means over all ranks when they are logged, so Lightning need not reduce them.
-warnings.filterwarnings("ignore", r"It is recommended to use `self\.log\('negatives/")
+warnings.filterwarnings("ignore", r".* use `self\.log\('(negatives/.*|train_nce_loss)'")
 
 # What to say, once, when a note of the pool holds for more than half of the queries.
 _WARNINGS = {
@@ -109,7 +109,7 @@ class ContrastiveMethod(BaseMethod):
     def finish_forward(
         self, batch: Sequence[Any], outputs_finite: Tensor, nce_loss: Tensor
     ) -> Tensor:
-        """Shares this step's numbers among the ranks, and logs those of the negatives.
+        """Shares this step's numbers among the ranks, and logs the loss and what the policy left.
 
         They are read in :meth:`on_after_backward`.
 
@@ -128,10 +128,11 @@ class ContrastiveMethod(BaseMethod):
             "loss finite": nce_loss.isfinite(),
             "labelled": (batch[2] >= 0).any(),
         }
-        report = StepReport(flags | notes)
+        report = StepReport({**flags, **notes, "train_nce_loss": nce_loss})
         self._unread = UnreadStep(report, batch, nce_loss.detach(), self.global_step)
         means = report.means
-        self.log_dict({f"negatives/{name}": means[name] for name in notes}, on_epoch=True)
+        metrics = {f"negatives/{name}": means[name] for name in notes}
+        self.log_dict({**metrics, "train_nce_loss": means["train_nce_loss"]}, on_epoch=True)
         return report.everywhere("outputs finite", "loss finite")
 
     def on_before_backward(self, loss: Tensor) -> None:

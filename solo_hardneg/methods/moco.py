@@ -101,7 +101,6 @@ class MoCoV2Banded(ContrastiveMethod, QueueOfKeys, MoCoV2Plus):
         new_keys = gather(torch.stack(keys, dim=1)).transpose(0, 1)
         labels, images = gather(torch.stack([targets, indexes], dim=1)).unbind(dim=1)
         self.enqueue(new_keys, labels, images, policy.retention, fine)
-        self.log("train_nce_loss", nce_loss, on_epoch=True, sync_dist=True)
         return nce_loss + class_loss
 
     def _encode(

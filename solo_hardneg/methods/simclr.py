@@ -73,7 +73,6 @@ class SimCLRBanded(ContrastiveMethod, SimCLR):
             **self.loss_settings(),
         )
         self.finish_forward(batch, fine, nce_loss)
-        self.log("train_nce_loss", nce_loss, on_epoch=True, sync_dist=True)
         return nce_loss + out["loss"]
 
 

@@ -171,7 +171,13 @@ def model(config: Callable[..., DictConfig]) -> Callable[..., Small]:
 def fit() -> Callable[..., Trainer]:
     """``fit(model, epochs, ckpt_path=...)`` trains on 16 images, 4 steps an epoch."""
 
-    def run(model: Small, epochs: int = 1, ckpt_path: str | None = None, **images: Any) -> Trainer:
+    def run(
+        model: Small,
+        epochs: int = 1,
+        ckpt_path: str | None = None,
+        callbacks: Any = None,
+        **images: Any,
+    ) -> Trainer:
         trainer = Trainer(
             max_epochs=epochs,
             accelerator="cpu",
@@ -179,9 +185,11 @@ def fit() -> Callable[..., Trainer]:
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
+            callbacks=callbacks,
         )
         torch.manual_seed(1)
-        loader = DataLoader(Images(**images), batch_size=BATCH, shuffle=True, drop_last=True)
+        batch = model.cfg.optimizer.batch_size
+        loader = DataLoader(Images(**images), batch_size=batch, shuffle=True, drop_last=True)
         trainer.fit(model, loader, ckpt_path=ckpt_path)
         return trainer
 

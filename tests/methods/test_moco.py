@@ -240,6 +240,7 @@ def test_what_concerns_most_queries_is_said_once(
         f"negatives/{name}": 3 / 8,
         "negatives/synthetic": 4 * 3 / 8,
         "negatives/none_left": 0.0,
+        "train_nce_loss": 0.0,
     }
     finish(full_pool(torch.zeros(8, 3)).note(other=torch.ones(8)))
     for other in SAID.keys() - {name}:  # what was said is not all that is to be said
@@ -256,6 +257,7 @@ def test_metrics_are_means_over_both_directions(model: Maker) -> None:
         "negatives/present": 4.0,
         "negatives/floored": 0.5,
         "negatives/none_left": 0.0,
+        "train_nce_loss": 0.0,
     }
 
 

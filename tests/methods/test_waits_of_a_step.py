@@ -1,0 +1,42 @@
+"""How often a whole training step waits for the device: once, to read its report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from presets import RUNS, small
+from waits import WatchStep
+
+Maker = Callable[..., Any]
+
+
+@pytest.fixture
+def waits(model: Maker, fit: Maker) -> Callable[..., list[str]]:
+    """``waits(*overrides, method=...)``: what a step of a run waits for, and where."""
+
+    def found(*overrides: str, method: str) -> list[str]:
+        ours, watching = model(*overrides, method=method), WatchStep(5)  # the queue is full
+        ours.observers = []
+        fit(ours, epochs=2, count=8 * 4, callbacks=[watching])
+        return [str(wait) for wait in watching.seen.waits]
+
+    return found
+
+
+@pytest.mark.parametrize("backend", ["dense", "chunked"])
+@pytest.mark.parametrize(("method", "preset"), RUNS)
+def test_a_step_waits_once(waits: Any, method: str, preset: str, backend: str) -> None:
+    chosen = small(method, preset)
+    if method.startswith("simclr"):
+        chosen[0] = f"+{chosen[0]}"
+    found = waits(*chosen, f"++backend={backend}", method=method)
+    assert [wait.split(" (")[0].split(":")[0] for wait in found] == [
+        "to the host at solo_hardneg/step_report.py"
+    ]
+
+
+def test_the_hosts_own_baseline(waits: Any) -> None:
+    """What ours are compared with; the standalone host reads whether the loss is finite."""
+    assert len(waits("optimizer.batch_size=8", method="simclr")) == 1
