@@ -14,6 +14,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from solo_hardneg import sync
 from solo_hardneg.distributed import gather, get_rank
 from solo_hardneg.errors import ConfigError
 from solo_hardneg.negatives.pool import Pool, full_pool
@@ -120,7 +121,8 @@ class BatchCandidates(Candidates):
         images: (N,) and
         all_images: (M,) int, which image (or class) each query and each candidate is of.
         sizes: (N,) int, how many candidates are of the query's, itself included.
-        count: how many negatives each query has, where that is one number.
+        count: how many negatives each query has, where that is one number and known without
+            waiting for the device.
     """
 
     images: Tensor
@@ -139,9 +141,7 @@ class BatchCandidates(Candidates):
     def partners(self, rows: slice = ALL) -> Tensor:
         """(n, M) bool, which candidates are the query's positives."""
         partner = self.same(rows)
-        own = torch.arange(len(self.query), device=partner.device)[rows]
-        here = torch.arange(len(own), device=partner.device)
-        partner[here, own + len(self.query) * get_rank()] = False
+        partner.diagonal((rows.start or 0) + len(self.query) * get_rank()).fill_(False)
         return partner
 
     @property
@@ -167,10 +167,13 @@ class BatchCandidates(Candidates):
 def batch_candidates(z: Tensor, images: Tensor, query_labels: Tensor | None) -> BatchCandidates:
     """All ranks' vectors as candidates of this rank's, (N, D) unit vectors."""
     all_images = gather(images)
-    _, inverse, counts = torch.unique(all_images, return_inverse=True, return_counts=True)
-    sizes = counts[inverse[len(z) * get_rank() :][: len(z)]]
-    others = len(all_images) - sizes
-    equal = bool((others == others[0]).all())  # not so where an image came twice
+    ordered = all_images.sort().values
+    # The places before and behind all candidates of an image.
+    before, behind = (torch.searchsorted(ordered, images, right=right) for right in (False, True))
+    sizes = behind - before
+    count: int | None = None
+    if sync.is_free(sizes) and bool((sizes == sizes[0]).all()):  # not so where an image came twice
+        count = len(all_images) - int(sizes[0])
     return BatchCandidates(
         query=z,
         vectors=gather(z),
@@ -181,5 +184,5 @@ def batch_candidates(z: Tensor, images: Tensor, query_labels: Tensor | None) -> 
         images=images,
         all_images=all_images,
         sizes=sizes,
-        count=int(others[0]) if equal else None,
+        count=count,
     )

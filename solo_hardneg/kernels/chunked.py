@@ -4,8 +4,8 @@ Three ways, by what the policy leaves:
 
 - everything: column tiles with a running maximum, as in FlashAttention (Dao et al. 2022, arXiv
   2205.14135); similarities and the product back to the queries stay in the cache.
-- a narrow band near the hard end: the columns and similarities of what is kept, no more, and
-  a weighted sum of those vectors as gradient.
+- a narrow band near the hard end, on a CPU: the columns and similarities of what is kept, no
+  more, and a weighted sum of those vectors as gradient.
 - anything else, and SimCLR: the weights of all candidates, 0 where they are not kept.
 """
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from solo_hardneg import sync
 from solo_hardneg.kernels.problem import Problem, Pulls, Ranks, Sums
 from solo_hardneg.negatives import edge as edges
 
@@ -35,7 +36,9 @@ def chunked(problem: Problem) -> Block:
     everything = problem.pool_of is None and ranks is None
     if everything and not problem.hardest and problem.constants:
         return EverythingKernel(problem)
-    if problem.pool_of is None and ranks is not None and ranks.inside:
+    # On a GPU a product with everything takes less than to gather a large list of columns.
+    gathers = sync.is_free(problem.query)
+    if gathers and problem.pool_of is None and ranks is not None and ranks.inside:
         near = width - ranks.first <= _SPARSE * width
         if near and problem.constants and not problem.hardest and problem.vectors.is_contiguous():
             return SparseKernel(problem)
@@ -219,7 +222,7 @@ class WeightsKernel(Block):
             return
         easiest = ranks.first == 0 if ranks.inside else ranks.past == width
         harder = width - (ranks.past if ranks.inside else ranks.first)
-        if easiest and harder <= width // 2:
+        if easiest and harder <= width // 2 and sync.is_free(similarity):
             columns = edges.top(similarity, harder, ordered=False)
             similarity.scatter_(1, columns, -torch.inf)
             return

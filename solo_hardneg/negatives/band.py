@@ -137,6 +137,7 @@ def _at_or_above(values: Tensor, pool: Pool, share: float) -> tuple[Tensor | Non
     counts = pool.counts
     ranks = (share * counts.double() + GUARD).floor().long()
     none, some = (ranks == counts)[:, None], (ranks == 0)[:, None]
-    found = edge(values, (counts - ranks).clamp(min=1))
+    most = values.shape[1] - math.floor(share * values.shape[1] + GUARD)
+    found = edge(values, (counts - ranks).clamp(min=1), max(most, 1))
     after = some | (found.at_or_above(values) & ~none)
     return after, found.value.masked_fill(some, -torch.inf).masked_fill(none, torch.inf)

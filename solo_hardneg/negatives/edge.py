@@ -6,10 +6,13 @@ A stable sort would say the same, and takes nine times as long.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from solo_hardneg import sync
 
 
 @dataclass(frozen=True)
@@ -18,8 +21,8 @@ class Edge:
 
     Attributes:
         value: (n, 1) its value, and
-        column: (n, 1) int, its column; ``None`` where no row has others of equal value below it,
-            so that the value alone says who is at or above it.
+        column: (n, 1) int, its column; ``None`` where the value alone is known to say who is at
+            or above it, because no row has others of that value below it.
     """
 
     value: Tensor
@@ -27,7 +30,7 @@ class Edge:
 
     def at_or_above(self, values: Tensor) -> Tensor:
         """(n, M) bool, which are the edge itself or come after it; ``values`` are those of it."""
-        # What is no number is above everything, as in sorting, and shows in the loss.
+        # NaN sorts last, so it propagates to the loss.
         if self.column is None:
             return torch.lt(values, self.value).logical_not_()
         columns = torch.arange(values.shape[1], device=values.device)
@@ -35,35 +38,57 @@ class Edge:
         return above | ((values == self.value) & (columns >= self.column))
 
 
-def edge(values: Tensor, from_top: int | Tensor) -> Edge:
+def edge(values: Tensor, from_top: int | Tensor, most: int | None = None) -> Edge:
     """The candidate that comes in a given place, counted from the last.
 
     Args:
         values: (n, M) float.
         from_top: 1 for the largest (of equal ones, the last column), up to M; one number, or (n,)
             one for each row.
+        most: the largest of the numbers, or more; ``None`` for M.
     """
-    value, next_below = _neighbours(values, from_top)
+    if not sync.is_free(values):
+        value, _ = _neighbours(values, from_top, most)
+        return Edge(value, _column(values, value, from_top))
+    if isinstance(from_top, Tensor):
+        most = int(from_top.max())
+    value, next_below = _neighbours(values, from_top, most)
     more = value == next_below
     if not bool(more.any()):
         return Edge(value, None)
     rows = more[:, 0].nonzero()[:, 0]
     column = torch.zeros_like(value, dtype=torch.long)
-    of_rows, edges = values[rows], value[rows]
-    wanted = torch.as_tensor(from_top, device=values.device).expand(len(values))[rows, None]
-    # Of the candidates of this value, so many are still at or above the edge.
-    needed = wanted - (of_rows > edges).sum(dim=1, keepdim=True)
-    counted = (of_rows == edges).flip(1).cumsum(dim=1)
-    column[rows] = values.shape[1] - 1 - (counted >= needed).int().argmax(dim=1, keepdim=True)
+    wanted = from_top[rows] if isinstance(from_top, Tensor) else from_top
+    column[rows] = _column(values[rows], value[rows], wanted)
     return Edge(value, column)
 
 
-def _neighbours(values: Tensor, from_top: int | Tensor) -> tuple[Tensor, Tensor]:
+def _column(values: Tensor, value: Tensor, from_top: int | Tensor) -> Tensor:
+    """(n, 1) the column from which on candidates of the edge's value are at or above it.
+
+    Counts equal values by blocks of columns, then within one block of each row: a count along
+    whole rows would be a large tensor, and slow on a GPU.
+    """
+    width = values.shape[1]
+    wanted = from_top[:, None] if isinstance(from_top, Tensor) else from_top
+    above = torch.le(values, value).logical_not_().sum(dim=1, keepdim=True)
+    size = math.isqrt(width - 1) + 1
+    equal = torch.nn.functional.pad(values == value, (0, -width % size)).unflatten(1, (-1, size))
+    of_blocks = equal.sum(dim=2)
+    passed = of_blocks.cumsum(dim=1)
+    below = passed[:, -1:] - (wanted - above)  # so many of this value come before the edge
+    block = torch.searchsorted(passed, below, right=True).clamp(max=passed.shape[1] - 1)
+    before = (passed - of_blocks).gather(1, block)
+    within = equal.gather(1, block[:, :, None].expand(-1, -1, size))[:, 0].cumsum(dim=1)
+    return block * size + torch.searchsorted(within, below - before, right=True)
+
+
+def _neighbours(values: Tensor, from_top: int | Tensor, most: int | None) -> tuple[Tensor, Tensor]:
     """(n, 1) the value in that place and (n, 1) the one below it, NaN where there is none."""
     width = values.shape[1]
     padded = torch.nn.functional.pad
     if isinstance(from_top, Tensor):
-        deepest = min(int(from_top.max()) + 1, width)
+        deepest = width if most is None else min(most + 1, width)
         largest = padded(values.topk(deepest, dim=1).values, (0, 1), value=torch.nan)
         place = from_top[:, None]
         return largest.gather(1, place - 1), largest.gather(1, place)
@@ -99,16 +124,20 @@ def top(values: Tensor, number: int, ordered: bool = True) -> Tensor:
 
 def _top_in_any_order(values: Tensor, number: int) -> Tensor:
     width = values.shape[1]
-    if number == width:
-        return torch.arange(width, device=values.device).expand(len(values), -1)
+    if number in (0, width):
+        return torch.arange(number, device=values.device).expand(len(values), -1)
+    if not sync.is_free(values):
+        return _columns(edge(values, number).at_or_above(values), number)
     found = values.topk(number + 1, dim=1, sorted=False)
     least = found.values.min(dim=1, keepdim=True)
     places = torch.arange(number, device=values.device).expand(len(values), -1)
     columns = found.indices.gather(1, places + (places >= least.indices))
-    more = columns.new_zeros(0)
-    if number:
-        more = (found.values == least.values).sum(dim=1).gt(1).nonzero()[:, 0]
+    more = (found.values == least.values).sum(dim=1).gt(1).nonzero()[:, 0]
     if len(more):  # topk takes any of those that are equal
-        exact = edge(values[more], number).at_or_above(values[more])
-        columns[more] = exact.nonzero()[:, 1].view(len(more), number)
+        columns[more] = _columns(edge(values[more], number).at_or_above(values[more]), number)
     return columns
+
+
+def _columns(mask: Tensor, number: int) -> Tensor:
+    """(n, number) int, the columns that a mask names in each row, in any order."""
+    return mask.byte().topk(number, dim=1, sorted=False).indices

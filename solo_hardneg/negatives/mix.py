@@ -144,8 +144,8 @@ class Mix:
 
     def present(self, counts: Tensor) -> Tensor:
         """(n, k + k′) bool, which synthetic negatives are there: it takes two to make a pair."""
-        least = torch.tensor([2] * self.pairs + [1] * self.queries, device=counts.device)
-        return self._available(counts)[:, None] >= least
+        of_pairs = torch.arange(self.pairs + self.queries, device=counts.device) < self.pairs
+        return self._available(counts)[:, None] > of_pairs
 
     def notes(self, counts: Tensor, present: Tensor) -> dict[str, Tensor]:
         """What is worth logging; in any case, for it must be the same on all ranks."""

@@ -1,14 +1,25 @@
-"""Edges against sorting."""
+"""Edges against sorting, as on a CPU and as on a GPU, where nothing may be read."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from unittest import mock
+
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from solo_hardneg import sync
 from solo_hardneg.negatives.edge import edge, top
 
-coarse = st.integers(-2, 2).map(float)
+coarse = st.one_of(st.integers(-2, 2).map(float), st.sampled_from([-torch.inf, torch.inf]))
+
+
+@pytest.fixture(params=["cpu", "gpu"], autouse=True, scope="module")
+def reads(request: pytest.FixtureRequest) -> Iterator[None]:
+    with mock.patch.object(sync, "is_free", return_value=request.param == "cpu"):
+        yield
 
 
 @st.composite
@@ -23,8 +34,9 @@ def test_who_is_at_or_above_is_what_sorting_says(values: torch.Tensor, data: st.
     rows, width = values.shape
     order = values.sort(dim=1, stable=True).indices.tolist()
     places = data.draw(st.lists(st.integers(1, width), min_size=rows, max_size=rows))
+    most = max(places) + data.draw(st.integers(0, 2))
     for from_top in (places[0], torch.tensor(places)):
-        found = edge(values, from_top).at_or_above(values)
+        found = edge(values, from_top, most).at_or_above(values)
         for row, place in enumerate([places[0]] * rows if from_top is places[0] else places):
             assert set(found[row].nonzero()[:, 0].tolist()) == set(order[row][width - place :])
 
@@ -43,3 +55,11 @@ def test_one_row_with_many_equal_ones_doesnt_touch_the_others() -> None:
     values[1] = 0.5
     expected = values.sort(dim=1, stable=True).indices[:, -7:].flip(1)
     assert torch.equal(top(values, 7), expected)
+
+
+@pytest.mark.parametrize("number", [1, 40, 256, 400])
+def test_nan_leads_to_no_place_outside(number: int) -> None:
+    values = torch.rand(3, 400).round(decimals=1)
+    values[1, 7:300] = torch.nan
+    assert top(values, number).max() < 400
+    assert torch.equal(top(values[::2], number), top(values, number)[::2])

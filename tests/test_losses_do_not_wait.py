@@ -1,0 +1,159 @@
+"""Losses enqueue all their work on a GPU without waiting for it, and get the same as on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from loss_helpers import POLICIES, moco, unit
+from omegaconf import OmegaConf
+from presets import PRESETS
+from torch import Tensor
+from waits import watch
+
+from solo_hardneg import sync
+from solo_hardneg.kernels import chunked
+from solo_hardneg.losses import mocov2plus_loss_func, simclr_loss_func
+from solo_hardneg.negatives import build
+from solo_hardneg.negatives.kept import Kept
+
+QUERIES, KEYS = 12, 150
+FOLDER = Path(__file__).parent.parent / "configs" / "negatives"
+SMALL = {"hardest": 8, "pairs": 4}
+BANDS: dict[str, dict[str, Any]] = {
+    "without the middle": {"drop": {"band": [0.4, 0.6]}},
+    "two bands": {"drop": {"band": [0.4, 0.6]}, "keep": {"band": [0.1, 0.9]}},
+    "below a class": {"drop": {"label": "same"}, "keep": {"band": [0.2, 0.7]}},
+    "hardest below a class": {"drop": {"label": "same"}, "keep": {"band": [0.9, 1.0]}},
+    "mixed below a class": {"drop": {"label": "same"}, "mix": SMALL},
+    "mixed with gradient": {"mix": {**SMALL, "queries": 3, "detach": False}},
+    "filled band": {"drop": {"band": [0.7, 1.0], "label": "same"}, "fill": "older"},
+    "kept class": {"keep": {"band": [0.5, 1.0], "label": "same"}, "debias": 0.1},
+    "retained": {"drop": {"label": "same"}, "retain": {"strength": 1.0}},
+}
+
+
+def preset(name: str) -> dict[str, Any]:
+    """A preset as a run has it, with as many synthetic negatives as fit here."""
+    config: dict[str, Any] = OmegaConf.to_container(  # type: ignore[assignment]
+        OmegaConf.load(FOLDER / f"{name}.yaml"), resolve=True
+    )
+    if "mix" in config:
+        config["mix"] |= {key: value for key, value in SMALL.items() if key in config["mix"]}
+    return config
+
+
+CONFIGS = {**{name: preset(name) for name in PRESETS}, **BANDS, **POLICIES}
+OF_MOCO = list(CONFIGS)
+OF_SIMCLR = [name for name in CONFIGS if not {"fill", "retain"} & set(CONFIGS[name])]
+OF_SIMCLR += ["drop_hardest_0.1"]  # its band, without fill
+BACKENDS = pytest.mark.parametrize("backend", ["dense", "chunked"])
+
+
+def known(keys: int) -> dict[str, Any]:
+    """What is known of queries and keys, with a reserve, for all conditions and fill."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "query_labels": torch.arange(QUERIES) % 4,
+        "queue_labels": torch.randint(-1, 4, (keys,), generator=generator),
+        "query_indexes": torch.arange(QUERIES),
+        "queue_indexes": torch.randint(40, (keys,), generator=generator),
+        "queue_age": torch.randperm(keys, generator=generator),
+        "queue_size": keys - 30,
+    }
+
+
+Run = Callable[[], tuple[Tensor, list[Tensor], Kept]]
+
+
+def moco_step(name: str, backend: str, ties: bool, older: bool = True) -> Run:
+    query, key, queue = moco(QUERIES, KEYS, 8)
+    if ties:
+        queue = queue[:, torch.arange(KEYS) // 7]
+    query.requires_grad_(), key.requires_grad_()
+    more = known(KEYS)
+    if not older:
+        more["queue_size"] = None
+    policy = build(CONFIGS[name]).at(1.0)
+
+    def run() -> tuple[Tensor, list[Tensor], Kept]:
+        kept: list[Kept] = []
+        loss = mocov2plus_loss_func(
+            query, key, queue, 0.2, policy=policy, backend=backend, report=kept.append, **more
+        )
+        return loss, list(torch.autograd.grad(loss, [query, key])), kept[0]
+
+    return run
+
+
+def simclr_step(name: str, backend: str, ties: bool) -> Run:
+    images = torch.arange(20).repeat(2)
+    z = 2 * unit(40, 8)
+    if ties:
+        z[25:] = z[5]
+        images[3] = 4  # an image twice, so that queries differ in their number of negatives
+    z.requires_grad_()
+    labels = torch.arange(20).repeat(2) % 4
+    config = {verb: value for verb, value in CONFIGS[name].items() if verb != "fill"}
+    policy = build(config).at(1.0)
+
+    def run() -> tuple[Tensor, list[Tensor], Kept]:
+        kept: list[Kept] = []
+        loss = simclr_loss_func(
+            z, images, 0.5, policy=policy, labels=labels, backend=backend, report=kept.append
+        )
+        return loss, list(torch.autograd.grad(loss, [z])), kept[0]
+
+    return run
+
+
+def check(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, it waits nowhere, and the outcome is that of the CPU."""
+    torch.manual_seed(0)
+    loss, gradients, kept = run()
+    monkeypatch.setattr(sync, "is_free", lambda tensor: False)
+    monkeypatch.setattr(chunked, "_LEAST_ROWS", 7)
+    monkeypatch.setattr(chunked, "_NUMBERS", {"cpu": 1})
+    torch.manual_seed(0)
+    with watch() as seen:
+        found, found_gradients, found_kept = run()
+    assert not seen.waits, f"\n{seen}"
+    torch.testing.assert_close(found, loss)
+    for mine, theirs in zip(found_gradients, gradients, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-7)
+    assert torch.equal(found_kept.counts, kept.counts)
+    assert found_kept.notes.keys() == kept.notes.keys()
+    for note in kept.notes:
+        assert torch.equal(found_kept.notes[note], kept.notes[note]), note
+    if kept.hard_share is not None:
+        torch.testing.assert_close(found_kept.hard_share, kept.hard_share)
+
+
+def can(name: str, backend: str) -> bool:
+    return not (backend == "chunked" and name == "kept after the mixing")  # only dense can
+
+
+@BACKENDS
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("name", OF_MOCO)
+def test_moco(name: str, backend: str, ties: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if can(name, backend):
+        check(moco_step(name, backend, ties), monkeypatch)
+
+
+@BACKENDS
+@pytest.mark.parametrize("name", OF_MOCO)
+def test_moco_without_older_keys(name: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if can(name, backend):
+        check(moco_step(name, backend, ties=True, older=False), monkeypatch)
+
+
+@BACKENDS
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("name", OF_SIMCLR)
+def test_simclr(name: str, backend: str, ties: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if can(name, backend):
+        check(simclr_step(name, backend, ties), monkeypatch)
