@@ -166,7 +166,8 @@ class BatchCandidates(Candidates):
 
 def batch_candidates(z: Tensor, images: Tensor, query_labels: Tensor | None) -> BatchCandidates:
     """All ranks' vectors as candidates of this rank's, (N, D) unit vectors."""
-    all_images = gather(images)
+    known = [images] if query_labels is None else [images, query_labels.to(images)]
+    all_images, *all_labels = gather(torch.stack(known, dim=1)).unbind(dim=1)
     ordered = all_images.sort().values
     # The places before and behind all candidates of an image.
     before, behind = (torch.searchsorted(ordered, images, right=right) for right in (False, True))
@@ -178,7 +179,7 @@ def batch_candidates(z: Tensor, images: Tensor, query_labels: Tensor | None) -> 
         query=z,
         vectors=gather(z),
         query_labels=query_labels,
-        labels=None if query_labels is None else gather(query_labels),
+        labels=all_labels[0] if all_labels else None,
         query_indexes=images,
         indexes=all_images,
         images=images,
