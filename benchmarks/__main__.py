@@ -1,4 +1,4 @@
-"""``python -m benchmarks loss|simclr|step|load|loader|scaling|limits|recorder|plots|table``."""
+"""``python -m benchmarks COMMAND``; ``--help`` lists them."""
 
 from __future__ import annotations
 
@@ -114,6 +114,20 @@ def step(
     from benchmarks.step import run_step
 
     print(run_step(n, k, backbone, pixels, rounds, backend).iloc[:, :18].to_string(index=False))
+
+
+@app.command()
+def ranks(
+    n: Annotated[int, typer.Option(help="batch size of a rank")] = 64,
+    k: Annotated[int, typer.Option(help="queue size")] = 65536,
+    backbone: Annotated[str, typer.Option()] = "resnet18",
+    pixels: Annotated[int, typer.Option(help="of a side")] = 8,
+    rounds: Annotated[int, typer.Option()] = 9,
+) -> None:
+    """A step on two ranks, with and without the queue in DDP's broadcast."""
+    from benchmarks.ranks import run_ranks
+
+    print(run_ranks(n, k, backbone, pixels, rounds).iloc[:, :13].to_string(index=False))
 
 
 @app.command()

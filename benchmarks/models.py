@@ -44,3 +44,4 @@ def fill_queue(model: Any) -> None:
         model.queue_filled[0] = length
         model.queue_labels.copy_(torch.arange(length) % CLASSES)
         model.queue_indexes.copy_(torch.arange(length))
+        model.read_counters()
