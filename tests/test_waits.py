@@ -12,6 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 from waits import watch
 
+from solo_hardneg import sync
+
 CPU = torch.device("cpu")  # as a tensor's own attribute would have it
 
 
@@ -107,6 +109,14 @@ def test_the_backward_pass_is_seen() -> None:
         loss.backward()
     assert [event.what for event in seen.waits] == ["tolist", "_local_scalar_dense"]
     assert all("(backward)" in event.where for event in seen.waits)
+
+
+def test_code_that_asks_goes_the_way_of_the_device() -> None:
+    x = torch.rand(3)
+    with watch():
+        assert not sync.is_free(x * 2)
+        assert sync.is_free(torch.rand(3) * 2)
+    assert sync.is_free(x)
 
 
 def test_pytorch_is_left_as_it_was() -> None:

@@ -17,6 +17,9 @@ All others, and so all that exist before, count as the device's. Between the two
 enter most operations as arguments. The rest is a copy, which waits unless it is ``non_blocking``,
 or would be an error on a GPU; both are reported.
 
+Where our code asks ``sync.is_free``, it is told so, and goes the way that it goes on a GPU. The
+backend of a loss must be ``dense`` or ``chunked``; ``auto`` may take numba, which reads all.
+
 Not seen: threads, kernels of Triton and CUDA, memory that has to be allocated, and code that only
 runs if ``tensor.is_cuda``.
 """
@@ -105,6 +108,7 @@ def watch() -> Iterator[Seen]:
         for name in ("tolist", "numpy", "cpu", "to", "new_tensor"):
             patched = getattr(host, name)(getattr(Tensor, name))
             stack.enter_context(mock.patch.object(Tensor, name, patched))
+        stack.enter_context(mock.patch.object(sync, "is_free", host.__contains__))
         stack.enter_context(_Operations(seen, host))
         yield seen
 

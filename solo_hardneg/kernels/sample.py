@@ -11,13 +11,16 @@ from torch import Tensor
 SIGMAS = 5.0  # how far from what the sample says the bounds lie
 
 
+CPU = torch.device("cpu")
+
+
 @cache
-def sample(width: int, number: int) -> Tensor:
+def sample(width: int, number: int, device: torch.device = CPU) -> Tensor:
     """(number,) int, columns at random, one of each of as many pieces; always the same ones."""
     generator = torch.Generator().manual_seed(0)
     edges = torch.arange(number + 1) * width // number
     within = torch.rand(number, generator=generator, dtype=torch.float64)
-    return edges[:-1] + (within * edges.diff()).long()
+    return (edges[:-1] + (within * edges.diff()).long()).to(device)
 
 
 def set_aside(share: float, number: int) -> float:

@@ -8,8 +8,9 @@ tile by tile, as FlashAttention does (Dao et al. 2022, arXiv 2205.14135):
 2. The exponentials of what lies between the edges are summed up.
 3. The same, times the vectors, is the gradient of the query.
 
-Where a list turns out not to hold the edge (a sample can mislead), all candidates of some queries
-at a time are listed instead.
+Where a list turns out not to hold the edge (a sample can mislead), all candidates are listed
+instead, of some queries at a time. Those kernels are always launched, and do nothing for the other
+queries: to ask which there are would be to wait for the device.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from solo_hardneg.kernels.sample import sample, set_aside, value_at_rank
 from solo_hardneg.negatives import edge as edges
 
 WARPS, STAGES = 4, 2
-_LISTED = 2**24  # so many candidates are listed at a time, of all queries together
+_LISTED = 2**22  # so many candidates are listed at a time where all of a query are
 _PROGRAMS = 264  # twice as many as an H100 or an H200 has processors
 
 
@@ -85,13 +86,7 @@ class TritonKernel:
         """A and B of a block of queries."""
         query = self.query[rows]
         number = len(query)
-        self.edges = Edges(
-            torch.zeros(2, number, device=query.device),
-            torch.zeros(2, number, dtype=torch.int32, device=query.device),
-        )
-        for place, rank in enumerate((self.first, self.past)):
-            if 0 < rank < self.width:
-                self._find(query, rank, place)
+        self.edges = self._edges(query, self.first, self.past)
         splits = self._splits(number)
         shape = 2, splits, number
         tops, totals = (torch.empty(shape, device=query.device) for _ in range(2))
@@ -115,54 +110,72 @@ class TritonKernel:
 
     # ------------------------------------------------------------------ edges
 
-    def _find(self, query: Tensor, rank: int, place: int) -> None:
-        """Sets one edge: the candidate of a rank."""
+    def _edges(self, query: Tensor, first: int, past: int) -> Edges:
+        """The candidates of two ranks; anything for those that all, or none, lie behind."""
+        shape = 2, len(query)
+        found = Edges(
+            torch.zeros(shape, device=query.device),
+            torch.zeros(shape, dtype=torch.int32, device=query.device),
+        )
+        for place, rank in enumerate((first, past)):
+            if 0 < rank < self.width:
+                self._find(query, rank, found.values[place], found.columns[place])
+        return found
+
+    def _find(self, query: Tensor, rank: int, values: Tensor, columns: Tensor) -> None:
+        """Sets one edge (n,): the candidate of a rank."""
+        done = torch.zeros(len(query), dtype=torch.int32, device=query.device)
         bounds = self._bounds(query, rank)
-        if bounds is not None and self._find_in(query, slice(0, len(query)), rank, place, bounds):
-            return
+        if bounds is not None:
+            done = self._find_in(query, rank, bounds, values, columns, done)
         at_a_time = max(1, _LISTED // self.width)
         for start in range(0, len(query), at_a_time):
             some = slice(start, start + at_a_time)
-            self._find_in(query[some], some, rank, place, None)
+            self._find_in(query[some], rank, None, values[some], columns[some], done[some])
 
     def _find_in(
         self,
         query: Tensor,
-        rows: slice,
         rank: int,
-        place: int,
         bounds: _Bounds | None,
-    ) -> bool:
-        """Lists, and finds the rank in the lists; says whether each of them holds it."""
-        lists = self._list(query, bounds)
+        values: Tensor,
+        columns: Tensor,
+        done: Tensor,
+    ) -> Tensor:
+        """Lists, and finds the rank in the lists, but for queries that are ``done`` (n,).
+
+        Returns:
+            (n,) int, 1 where the list held the rank, and 0 where what was found is wrong.
+        """
+        lists = self._list(query, bounds, done)
         from_top = (self.width - rank) - lists.above.sum(dim=1)
         held = (from_top >= 1) & (from_top <= lists.sizes.sum(dim=1))
         held &= (lists.sizes <= lists.capacity).all(dim=1)
-        if bounds is not None and not bool(held.all()):
-            return False
-        values, columns = self.edges.values[place, rows], self.edges.columns[place, rows]
         loops.select[(len(query),)](
-            lists.values, lists.columns, lists.sizes, from_top.int(), values, columns,
+            lists.values, lists.columns, lists.sizes, from_top.int(), values, columns, done,
             lists.sizes.shape[1], lists.capacity, BLOCK=256, num_warps=WARPS,
         )  # fmt: skip
-        return True
+        return held.int()
 
-    def _bounds(self, query: Tensor, rank: int, past: int | None = None) -> _Bounds | None:
-        """Bounds (n,) between which the candidates of a rank, or of some, almost surely lie."""
-        past = rank + 1 if past is None else past
+    def _bounds(self, query: Tensor, rank: int) -> _Bounds | None:
+        """Bounds (n,) between which the candidate of a rank almost surely lies."""
         number = max(512, min(4096, self.width // 8))
         if number >= self.width:
             return None
-        similarity = widened(query) @ widened(self.vectors[sample(self.width, number)].to(query)).T
-        low, high = rank / self.width, past / self.width
+        columns = sample(self.width, number, query.device)
+        similarity = widened(query) @ widened(self.vectors[columns].to(query)).T
+        low, high = rank / self.width, (rank + 1) / self.width
         below, above = set_aside(low, number), set_aside(high, number)
         lower = value_at_rank(similarity, math.floor((low - below) * number), -math.inf)
         upper = value_at_rank(similarity, math.ceil((high + above) * number), math.inf)
         off = below + above + set_aside(low - below, number) + set_aside(high + above, number)
         return lower, upper, math.ceil((high - low + off) * self.width)
 
-    def _list(self, query: Tensor, bounds: _Bounds | None) -> _Lists:
-        """The candidates of each query that lie between its bounds; all of them without."""
+    def _list(self, query: Tensor, bounds: _Bounds | None, done: Tensor) -> _Lists:
+        """The candidates of each query that lie between its bounds; all of them without.
+
+        Lists of queries that are ``done`` (n,) may stay empty.
+        """
         splits = self._splits(len(query))
         per_split = self._per_split(splits)
         if bounds is None:
@@ -182,7 +195,7 @@ class TritonKernel:
         )
         loops.list_candidates[self._grid(len(query), splits)](
             query, self.vectors, lower, upper,
-            lists.values, lists.columns, lists.sizes, lists.above,
+            lists.values, lists.columns, lists.sizes, lists.above, done,
             len(query), self.width, per_split, splits, capacity,
             *query.stride(), *self.vectors.stride(), **self._sizes(),
         )  # fmt: skip
@@ -192,31 +205,20 @@ class TritonKernel:
         """(n, s) int64, the columns of the hardest kept ones, hardest first."""
         past = self.past if self.inside else self.first
         least = max(0, past - self.problem.hardest)
-        found = self._hardest_between(query, self._bounds(query, least, past), least, past)
-        if found is not None:
-            return found
-        at_a_time = max(1, _LISTED // self.width)
-        blocks = [self._hardest_between(some, None, least, past) for some in query.split(at_a_time)]
-        return torch.cat([block for block in blocks if block is not None])
-
-    def _hardest_between(
-        self, query: Tensor, bounds: _Bounds | None, least: int, past: int
-    ) -> Tensor | None:
-        lists = self._list(query, bounds)
-        above = lists.above.sum(dim=1)
-        harder = (self.width - past) - above  # listed ones that are not asked for
-        size = lists.sizes.sum(dim=1)
-        held = (harder >= 0) & (harder + past - least <= size)
-        held &= (lists.sizes <= lists.capacity).all(dim=1)
-        if bounds is not None and not bool(held.all()):
-            return None
-        place = torch.arange(lists.capacity, device=query.device)
-        there = place < lists.sizes[:, :, None]
-        values = lists.values.masked_fill(~there, -math.inf).flatten(1)
-        # Lists are in the order of columns, so ties by place are ties by column.
-        number = int(harder.max()) + past - least
-        columns = lists.columns.flatten(1).gather(1, edges.top(values, number)).long()
-        return columns.gather(1, harder[:, None] + torch.arange(past - least, device=query.device))
+        number, splits = past - least, self._splits(len(query))
+        found = self._edges(query, least, past)
+        values = torch.zeros(len(query), number, device=query.device)
+        columns = torch.zeros(values.shape, dtype=torch.int32, device=query.device)
+        sizes = torch.zeros(len(query), dtype=torch.int32, device=query.device)
+        loops.list_between[self._grid(len(query), splits)](
+            query, self.vectors, found.values, found.columns, values, columns, sizes,
+            len(query), self.width, self._per_split(splits), number,
+            *query.stride(), *self.vectors.stride(),
+            HAS_FIRST=least > 0, HAS_PAST=past < self.width, **self._sizes(),
+        )  # fmt: skip
+        # In the order of columns, ties by place are ties by column.
+        columns, order = columns.sort(dim=1)
+        return columns.gather(1, edges.top(values.gather(1, order), number)).long()
 
     # ------------------------------------------------------------------ launching
 

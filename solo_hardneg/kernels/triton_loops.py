@@ -71,6 +71,7 @@ def list_candidates(
     query, vectors, lower, upper,  # (N, D), (M, D), (N,) the bracket [lower, upper)
     values, columns,  # (N, splits, capacity) what is listed
     sizes, above,  # (N, splits) how many are, or would be; how many are above the bracket
+    done,  # (N,) not 0 for queries that need no list
     number, width, per_split, splits, capacity,
     query_n, query_d, vectors_m, vectors_d,
     D: tl.constexpr, PADDED: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr,
@@ -86,6 +87,8 @@ def list_candidates(
     over = tl.zeros((BN,), dtype=tl.int32)
     begin = split * per_split
     end = tl.minimum(begin + per_split, width)
+    needless = tl.min(tl.load(done + rows, mask=there, other=1), axis=0) != 0
+    end = tl.where(needless, begin, end)
     for start in range(begin, end, BM):
         found = start + tl.arange(0, BM)
         of_columns = vectors_of(vectors, found, end, vectors_m, vectors_d, D, PADDED)
@@ -117,6 +120,7 @@ def select(
     values, columns, sizes,  # as list_candidates writes them
     from_top,  # (N,) which is wanted, 1 for the last
     edge_value, edge_column,  # (N,) its similarity and its column
+    done,  # (N,) not 0 for queries whose edge is known; theirs is left as it is
     splits, capacity,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -127,6 +131,8 @@ def select(
     """
     row = tl.program_id(0).to(tl.int64)
     length = splits * capacity
+    known = tl.load(done + row) != 0
+    end = tl.where(known, 0, length)
     digits = tl.arange(0, 16)
     wanted = tl.load(from_top + row)
     prefix = tl.zeros((), dtype=tl.uint32)
@@ -134,10 +140,10 @@ def select(
     for step in tl.static_range(16):
         shift = 28 - 4 * (step % 8)
         counts = tl.zeros((16,), dtype=tl.int32)
-        for start in range(0, length, BLOCK):
+        for start in range(0, end, BLOCK):
             place = start + tl.arange(0, BLOCK)
-            size = tl.load(sizes + row * splits + place // capacity, mask=place < length, other=0)
-            valid = (place < length) & (place % capacity < size)
+            size = tl.load(sizes + row * splits + place // capacity, mask=place < end, other=0)
+            valid = (place < end) & (place % capacity < size)
             value = tl.load(values + row * length + place, mask=valid, other=0.0)
             key = ordered_bits(value)
             if step >= 8:
@@ -157,8 +163,47 @@ def select(
         else:
             column = column | (chosen.to(tl.uint32) << shift)
     bits = tl.where((prefix >> 31) != 0, prefix & 0x7FFFFFFF, prefix ^ 0xFFFFFFFF)
-    tl.store(edge_value + row, bits.to(tl.float32, bitcast=True))
-    tl.store(edge_column + row, column.to(tl.int32))
+    tl.store(edge_value + row, bits.to(tl.float32, bitcast=True), mask=known == 0)
+    tl.store(edge_column + row, column.to(tl.int32), mask=known == 0)
+
+
+@triton.jit
+def list_between(
+    query, vectors, edges, edge_columns,  # (N, D), (M, D), (2, N) the edges of what is listed
+    values, columns,  # (N, capacity) what is listed, in any order
+    sizes,  # (N,) 0
+    number, width, per_split, capacity,
+    query_n, query_d, vectors_m, vectors_d,
+    HAS_FIRST: tl.constexpr, HAS_PAST: tl.constexpr,
+    D: tl.constexpr, PADDED: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr,
+):  # fmt: skip
+    """Lists the candidates between two edges."""
+    rows = tl.program_id(0) * BN + tl.arange(0, BN)
+    split = tl.program_id(1)
+    there = rows < number
+    value_first = tl.load(edges + rows, mask=there, other=0.0)
+    value_past = tl.load(edges + number + rows, mask=there, other=0.0)
+    column_first = tl.load(edge_columns + rows, mask=there, other=0)
+    column_past = tl.load(edge_columns + number + rows, mask=there, other=0)
+    of_rows = queries_of(query, rows, number, query_n, query_d, D, PADDED)
+    begin = split * per_split
+    end = tl.minimum(begin + per_split, width)
+    for start in range(begin, end, BM):
+        found = start + tl.arange(0, BM)
+        of_columns = vectors_of(vectors, found, end, vectors_m, vectors_d, D, PADDED)
+        similarity = similarities(of_rows, of_columns)
+        kept = is_kept(
+            similarity, found, value_first, column_first, value_past, column_past,
+            HAS_FIRST, HAS_PAST, True,
+        )  # fmt: skip
+        kept = kept & there[:, None] & (found < end)[None, :]
+        size = tl.sum(kept.to(tl.int32), axis=1)
+        first = tl.atomic_add(sizes + rows, size, mask=there & (size > 0))
+        place = first[:, None] + tl.cumsum(kept.to(tl.int32), axis=1) - 1
+        room = kept & (place < capacity)
+        target = rows[:, None].to(tl.int64) * capacity + place
+        tl.store(values + target, similarity, mask=room)
+        tl.store(columns + target, found[None, :] + tl.zeros_like(place), mask=room)
 
 
 @triton.jit

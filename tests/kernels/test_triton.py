@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import defaultdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -16,9 +17,10 @@ import pytest
 import torch
 from loss_helpers import moco, unit
 from test_equal_to_dense import BANDS, Outcome, moco_loss, named
+from waits import watch
 
 from solo_hardneg.errors import ConfigError
-from solo_hardneg.kernels.problem import Problem, Ranks
+from solo_hardneg.kernels.problem import Problem, Pulls, Ranks
 
 
 def _major() -> int:
@@ -98,19 +100,36 @@ def test_a_sample_misleads_or_not(misled: bool, monkeypatch: pytest.MonkeyPatch)
     from solo_hardneg.kernels import triton_kernel
 
     monkeypatch.setattr(triton_kernel, "_PROGRAMS", 3)  # few and long lists
-    blocks: list[int] = []
+    listed: list[int] = []
     real = triton_kernel.TritonKernel._list
 
-    def watched(self: Any, query: torch.Tensor, bounds: Any) -> Any:
-        blocks.append(-len(query) if bounds is None else len(query))
+    def watched(self: Any, query: torch.Tensor, bounds: Any, done: torch.Tensor) -> Any:
         if bounds is not None and misled:
             bounds = (bounds[0] + 0.5, bounds[1] + 0.5, bounds[2])
-        return real(self, query, bounds)
+        lists = real(self, query, bounds, done)
+        if bounds is None:
+            listed.extend(lists.sizes.sum(dim=1).tolist())
+        return lists
 
     monkeypatch.setattr(triton_kernel.TritonKernel, "_list", watched)
     monkeypatch.setattr(triton_kernel, "_LISTED", 1500)
     equal(BANDS["hardest"], moco(2, 1500, 4))
-    assert blocks == ([2, -1, -1] if misled else [2])
+    assert listed == ([1500, 1500] if misled else [0, 0])
+
+
+@inside
+def test_a_sample_misleads_for_one_query(monkeypatch: pytest.MonkeyPatch) -> None:
+    from solo_hardneg.kernels import triton_kernel
+
+    real = triton_kernel.TritonKernel._bounds
+
+    def misled(self: Any, query: torch.Tensor, rank: int) -> Any:
+        lower, upper, width = real(self, query, rank)
+        lower[1], upper[1] = lower[1] + 0.5, upper[1] + 0.5
+        return lower, upper, width
+
+    monkeypatch.setattr(triton_kernel.TritonKernel, "_bounds", misled)
+    equal({**BANDS["hardest tenth"], "mix": {"hardest": 4, "pairs": 2}}, moco(3, 1500, 4))
 
 
 @inside
@@ -146,13 +165,39 @@ def test_an_edge_is_what_sorting_says(rank: int) -> None:
         assert kernel.edges.columns[0].tolist() == order.indices[:, rank].tolist()
 
 
+@outside
+@NEW
+@pytest.mark.parametrize("ranks", [Ranks(700, 900), Ranks(0, 900, inside=False)])
+def test_its_host_part_waits_for_nothing(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+    from solo_hardneg.kernels import triton_kernel
+
+    launched: set[str] = set()
+
+    class Kernels:
+        """The device code, which does nothing."""
+
+        def __getattr__(self, name: str) -> Any:
+            launched.add(name)
+            return defaultdict(lambda: lambda *args, **kwargs: None)
+
+    monkeypatch.setattr(triton_kernel, "loops", Kernels())
+    query, vectors = unit(5, 4), unit(1000, 4, seed=1)
+    kernel = triton_kernel.TritonKernel(Problem(query, vectors, 0.2, ranks=ranks, hardest=3))
+    kernel.reduce(slice(0, 5))  # puts the sample on the device
+    with watch() as seen:
+        sums = kernel.reduce(slice(0, 5))
+        kernel.pull(slice(0, 5), Pulls(sums.total))
+    assert not seen.waits, f"\n{seen}"
+    assert launched == {"list_candidates", "select", "list_between", "sum_up", "pull"}
+
+
 # ---------------------------------------------------------------- compiled, and refused
 
 TYPES = {
     **dict.fromkeys(("lower", "upper", "values", "edges", "tops", "totals", "logs"), "*fp32"),
     **dict.fromkeys(("derivatives", "pulled", "edge_value"), "*fp32"),
     **dict.fromkeys(("columns", "sizes", "above", "edge_columns", "edge_column"), "*i32"),
-    **dict.fromkeys(("from_top",), "*i32"),
+    **dict.fromkeys(("from_top", "done"), "*i32"),
     **dict.fromkeys(("scale_a", "scale_b"), "fp32"),
 }
 KEPT = {"HAS_FIRST": True, "HAS_PAST": True, "INSIDE": True, "TWO": True}
@@ -179,6 +224,7 @@ def test_they_compile_for_gpus(capability: int, dtype: str, dimensions: int) -> 
         "sum_up": {**tile, **KEPT},
         "pull": {**tile, **KEPT},
         "select": {"BLOCK": 256},
+        "list_between": {**tile, "HAS_FIRST": True, "HAS_PAST": True},
     }.items():
         function = getattr(triton_loops, name)
         types = {**TYPES, "query": f"*{dtype}", "vectors": f"*{dtype}"}
