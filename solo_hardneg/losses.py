@@ -146,6 +146,8 @@ def simclr_loss_func(
     Raises:
         ConfigError: lengths that don't go together, something that the policy needs is missing, or
             the backend can't be had.
+        TooFewNegativesError: the policy finds too few negatives. Only on a CPU, for a GPU would
+            have to be waited for; there a query without negatives has a loss of 0.
     """
     _check_temperature(temperature)
     _check_policy(policy)

@@ -17,6 +17,7 @@ from waits import watch
 from solo_hardneg.kernels import chunked
 from solo_hardneg.losses import mocov2plus_loss_func, simclr_loss_func
 from solo_hardneg.negatives import build
+from solo_hardneg.negatives.band import TooFewNegativesError
 from solo_hardneg.negatives.kept import Kept
 
 QUERIES, KEYS = 12, 150
@@ -148,3 +149,25 @@ def test_moco(name: str, backend: str, older: bool, monkeypatch: pytest.MonkeyPa
 def test_simclr(name: str, backend: str, twice: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if can(name, backend):
         check(simclr_step(name, backend, twice), monkeypatch)
+
+
+@BACKENDS
+@pytest.mark.parametrize(
+    "config", [{"keep": {"band": [0.5, 0.51]}}, {"mix": {"hardest": 60, "pairs": 4}}]
+)
+def test_too_few_negatives_are_an_error_on_a_cpu_and_a_note_on_a_gpu(
+    config: dict[str, Any], backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CONFIGS, "too few", config)
+    run = simclr_step("too few", backend, twice=False)
+    with pytest.raises(TooFewNegativesError, match="M=38"):
+        run()
+    with watch() as seen:
+        loss, (gradient,), kept = run()
+    assert not seen.waits
+    assert gradient.isfinite().all()
+    if "keep" in config:
+        assert kept.counts.eq(0).all()
+        assert loss.eq(0)
+    else:
+        assert kept.notes["mix_short"].eq(1).all()
