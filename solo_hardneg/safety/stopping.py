@@ -1,7 +1,10 @@
-"""SIGTERM, by which clusters take machines back: the run saves, says how to go on, and ends.
+"""Signals that end a run: it saves a checkpoint, says how to go on, and exits.
 
-Lightning's own handler ends a run at the next batch without saving. In its newer versions it waits,
-inside the handler, for the other ranks, and so for ever if they got no signal.
+SIGTERM comes from clusters that take machines back, SIGINT from Ctrl-C, SIGHUP from a closed ssh
+connection, SIGUSR1 from SLURM before the time limit.
+
+Lightning's own SIGTERM handler ends a run at the next batch without saving. In its newer versions
+it waits, inside the handler, for the other ranks, and so for ever if they got no signal.
 """
 
 from __future__ import annotations
@@ -10,90 +13,125 @@ import atexit
 import contextlib
 import multiprocessing
 import os
+import select
 import signal
 import sys
 import threading
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from solo_hardneg.distributed import gather
 from solo_hardneg.safety.checkpoint_io import resume_words
 from solo_hardneg.trainers import host_checkpointer
 
-STATUS = 128 + signal.SIGTERM  # what a shell reports of a program that SIGTERM has ended
+# Where several arrive, the last of these is reported: ranks forward any signal as SIGTERM.
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 EVERY = 10  # steps between two agreements of several ranks
+
+_CTRL_C = (
+    "\nSIGINT: the run saves a checkpoint after this step (during validation: after the epoch) and "
+    "ends. Press Ctrl-C again to end it at once, without a checkpoint.\n"
+)
 
 _shields = 0  # how many trainers of this process have worker processes to shield
 _registered = False
 
 
 class Stopped(SystemExit):
-    """SIGTERM has ended the run. It passes through Lightning and Hydra, without a traceback."""
+    """A signal has ended the run. It passes through Lightning and Hydra, without a traceback."""
 
 
 class Stopping(Callback):
-    """Ends the training after SIGTERM, on all ranks after the same step.
+    """Ends the training after one of :data:`SIGNALS`, on all ranks after the same step.
 
-    The handler takes a note and does nothing else. It is in place from the sanity check on; before
-    it there is nothing to save, and SIGTERM ends the process as always. What comes while the run
-    validates waits for the end of the epoch. A second SIGTERM changes nothing, because clusters and
-    launchers send several; SIGINT and SIGKILL end the run at once as ever.
+    The handler sets a flag, and the run ends between two steps. It is in place from the sanity
+    check on; before it there is nothing to save, and a signal ends the process as always. A signal
+    during validation takes effect at the end of the epoch. Repeating SIGTERM changes nothing,
+    because clusters and launchers send several; a second SIGINT ends the process at once.
+
+    SIGINT, SIGHUP and SIGUSR1 are handled only where nobody else has: ``nohup`` ignores SIGHUP, a
+    shell ignores SIGINT for background jobs, and with SLURM's auto-requeue SIGUSR1 is Lightning's.
 
     Attributes:
-        requested: whether this process has got a SIGTERM.
+        received: Signals this process has received.
+        ended_by: Signal that ended the run, the same on all ranks; ``None`` for any other end.
     """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.received: set[signal.Signals] = set()
+        self.ended_by: signal.Signals | None = None
         self._handler: Any = None
-        self._previous: Any = None
+        self._previous: dict[signal.Signals, Any] = {}
         self._first_step = 0  # of this process
         self._saved_step = -1
         self._inside_epoch = False  # a checkpoint is being made between two batches
-        self._leaves = False  # the epoch is over and saved, and so is the run
+        # The epoch is over and saved, and this signal ends the run before the next one.
+        self._leaves_by: signal.Signals | None = None
         self._shielding = False
 
     # ------------------------------------------------------------------ the handler
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Shields the loader's worker processes, before there are any."""
-        self.requested = self._leaves = self._inside_epoch = False
+        self.received.clear()
+        self.ended_by = self._leaves_by = None
+        self._inside_epoch = False
         self._saved_step = -1
         if stage == "fit":
             self._shield(True)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes the place of Lightning's handler."""
-        self._replace_handler(trainer)
+        """Installs the handler, in place of Lightning's for SIGTERM."""
+        self._install_handler(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes the place of Lightning's handler, and notes where this process begins."""
-        self._replace_handler(trainer)
+        """Installs the handler, and records the step at which this process begins."""
+        self._install_handler(trainer)
         self._first_step = trainer.global_step
 
-    def _replace_handler(self, trainer: Trainer) -> None:
+    def _install_handler(self, trainer: Trainer) -> None:
         in_main = threading.current_thread() is threading.main_thread()
         if self._handler is not None or not in_main:  # Python has handlers in that thread only
             return
 
         def note(signum: int, frame: Any) -> None:
-            if self.requested:
-                return
-            self.requested = True
+            if signum == signal.SIGINT:
+                # Python's handler would not run while the process waits for a GPU or another rank.
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+                if trainer.is_global_zero:
+                    _say(_CTRL_C)
+            elif signum == signal.SIGHUP:
+                _replace_dead_outputs()
             launcher = trainer.strategy.launcher
-            if launcher is not None:
-                launcher.kill(signum)  # hands it on to the ranks that it has started
+            if not self.received and launcher is not None:
+                # Forwarded to the ranks it has started. Not as SIGINT, which they may have got
+                # from the terminal, and whose second one would end them at once.
+                launcher.kill(signal.SIGTERM)
+            self.received.add(signal.Signals(signum))
 
-        self._handler, self._previous = note, signal.getsignal(signal.SIGTERM)
-        signal.signal(signal.SIGTERM, note)
+        self._handler = note
+        for signum in SIGNALS:
+            previous = signal.getsignal(signum)
+            unclaimed = previous in (signal.SIG_DFL, signal.default_int_handler)
+            if signum == signal.SIGTERM or unclaimed:
+                self._previous[signum] = previous
+                signal.signal(signum, note)
 
-    def _put_handler_back(self) -> None:
+    def _put_handlers_back(self) -> None:
         # At a good end, Lightning has put back what was there before its own.
-        if self._handler is not None and signal.getsignal(signal.SIGTERM) is self._handler:
-            signal.signal(signal.SIGTERM, self._previous)
-        self._handler = self._previous = None
+        for signum, previous in self._previous.items():
+            spent = signum == signal.SIGINT and signum in self.received
+            if spent or signal.getsignal(signum) is self._handler:
+                signal.signal(signum, previous)
+        self._forget_handlers()
+
+    def _forget_handlers(self) -> None:
+        self._handler = None
+        self._previous.clear()
 
     def _shield(self, on: bool) -> None:
         global _shields, _registered
@@ -107,14 +145,14 @@ class Stopping(Callback):
             atexit.register(_end_shielded)  # before what multiprocessing has registered
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Puts the handler back."""
-        self._put_handler_back()
+        """Restores the earlier handlers."""
+        self._put_handlers_back()
         self._shield(False)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Puts the handler back; where SIGTERM ends the run, Lightning does so in a moment.
+        """Restores the earlier handlers; where a signal ends the run, Lightning does so shortly.
 
         Where the first process fails alone, as on a full disk, those that it has started would wait
         for it, with NCCL for half an hour.
@@ -124,8 +162,8 @@ class Stopping(Callback):
         if launcher is not None and trainer.is_global_zero and isinstance(exception, Exception):
             launcher.kill(signal.SIGKILL)
         if not isinstance(exception, Stopped):
-            self._put_handler_back()
-        self._handler = self._previous = None
+            self._put_handlers_back()
+        self._forget_handlers()
 
     # ------------------------------------------------------------------ ending
 
@@ -138,13 +176,16 @@ class Stopping(Callback):
         updated after the callbacks have been told of a batch's end.
 
         Raises:
-            Stopped: SIGTERM has come, and the run is saved.
+            Stopped: a signal has come, and the run is saved.
         """
         step, rest = divmod(batch_idx, trainer.accumulate_grad_batches)
-        if rest or (trainer.world_size > 1 and step % EVERY) or not self._agreed(trainer):
+        if rest or (trainer.world_size > 1 and step % EVERY):
+            return
+        ended_by = self._agree(trainer)
+        if ended_by is None:
             return
         if trainer.global_step == self._first_step:
-            self._leave(trainer, saved=False)
+            self._leave(trainer, ended_by, saved=False)
         if batch_idx == 0:  # Lightning can't go on from here; a step later it can
             return
         self._inside_epoch = True
@@ -152,25 +193,26 @@ class Stopping(Callback):
             saved = self._save(trainer)
         finally:
             self._inside_epoch = False
-        self._leave(trainer, saved)
+        self._leave(trainer, ended_by, saved)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves, if the run is to end; what was logged of the epoch is written after this."""
         # Reduces what was logged on all processes. The first one has, for its progress bar; the
         # others would do it in the middle of this agreement.
         _ = trainer.callback_metrics
-        if self._agreed(trainer):
+        self._leaves_by = self._agree(trainer)
+        if self._leaves_by is not None:
             self._save(trainer)
-            self._leaves = True
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ends the run between two epochs.
 
         Raises:
-            Stopped: SIGTERM has come, and the run is saved.
+            Stopped: a signal has come, and the run is saved.
         """
-        if self._leaves:
-            self._leave(trainer, saved=host_checkpointer(trainer) is not None)
+        if self._leaves_by is not None:
+            saved = host_checkpointer(trainer) is not None
+            self._leave(trainer, self._leaves_by, saved)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -180,9 +222,13 @@ class Stopping(Callback):
         if self._inside_epoch:
             forget_next_batch(checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"])
 
-    def _agreed(self, trainer: Trainer) -> bool:
-        """Whether any rank has got a SIGTERM. All ranks must call it together."""
-        return bool(trainer.strategy.reduce_boolean_decision(self.requested, all=False))
+    def _agree(self, trainer: Trainer) -> signal.Signals | None:
+        """The signal that any rank has received, if any. All ranks must call it together."""
+        found = max((SIGNALS.index(signum) + 1 for signum in self.received), default=0)
+        if trainer.world_size > 1:
+            mine = torch.tensor([found], device=trainer.strategy.root_device)
+            found = int(gather(mine).max())
+        return SIGNALS[found - 1] if found else None
 
     def _save(self, trainer: Trainer) -> bool:
         """Lets the host save as it always does, unless it has; says whether there is a checkpoint.
@@ -196,17 +242,20 @@ class Stopping(Callback):
             saver.save(trainer)
         return True
 
-    def _leave(self, trainer: Trainer, saved: bool) -> NoReturn:
+    def _leave(self, trainer: Trainer, ended_by: signal.Signals, saved: bool) -> NoReturn:
+        self.ended_by = ended_by
         for logger in trainer.loggers:
             logger.save()
         if trainer.is_global_zero:
-            print(self._last_words(trainer, saved), flush=True)
+            if ended_by == signal.SIGHUP:
+                _replace_dead_outputs()  # what stdout was piped into may have ended later
+            print(self._last_words(trainer, ended_by.name, saved), flush=True)
         trainer.strategy.barrier()  # no rank is gone while another one still writes
-        raise Stopped(_status(trainer))
+        raise Stopped(_status(trainer, ended_by))
 
-    def _last_words(self, trainer: Trainer, saved: bool) -> str:
+    def _last_words(self, trainer: Trainer, ended_by: str, saved: bool) -> str:
         step = trainer.global_step
-        text = f"\nSIGTERM: the run ends after step {step}"
+        text = f"\n{ended_by}: the run ends after step {step}"
         if step == self._first_step:
             return f"{text}, before it has trained anything. Nothing was saved."
         if not saved:
@@ -220,6 +269,24 @@ class Stopping(Callback):
         )
 
 
+def _say(text: str) -> None:
+    """Writes to stderr from a signal handler, where ``print`` may be interrupted by itself."""
+    with contextlib.suppress(OSError):
+        os.write(2, text.encode())
+
+
+def _replace_dead_outputs() -> None:
+    """Discards further output to a closed terminal or pipe, where writing raises an error."""
+    outputs = select.poll()
+    for descriptor in (1, 2):
+        outputs.register(descriptor, 0)  # errors are reported unasked
+    for descriptor, event in outputs.poll(0):
+        if event & (select.POLLERR | select.POLLHUP):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, descriptor)
+            os.close(nowhere)
+
+
 def forget_next_batch(progress: dict[str, Any]) -> None:
     """Takes a batch that was fetched, but not trained on, out of Lightning's count of batches.
 
@@ -231,25 +298,26 @@ def forget_next_batch(progress: dict[str, Any]) -> None:
     progress["is_last_batch"] = False  # what this says is of the next one
 
 
-def _status(trainer: Trainer) -> int:
-    """The process's exit status; 0 for those that Lightning's launcher has started.
+def _status(trainer: Trainer, ended_by: signal.Signals) -> int:
+    """The exit status that a shell reports of a program ended by a signal.
 
-    It takes anything else from them for a crash, and kills all the others. The first process has
-    the status.
+    It is 0 in processes that Lightning's launcher has started: it takes anything else for a crash,
+    and kills all the others. The first process has the status.
     """
     environment = getattr(trainer.strategy, "cluster_environment", None)
     helper = isinstance(environment, LightningEnvironment) and environment.local_rank() > 0
-    return 0 if helper else STATUS
+    return 0 if helper else 128 + ended_by
 
 
 def _shield_child() -> None:
-    """In a process that is forked while a run trains, such as a loader's worker: SIGTERM waits.
+    """Blocks the signals in a loader's worker, which has just been forked from a training run.
 
-    Clusters send it to all processes of a job. A worker that it ends takes the run with it, which
-    still has to save. Workers end when the run closes its loader, or is gone.
+    Clusters and terminals send them to all processes of a job. A worker that one of them ends takes
+    the run with it, which still has to save. Workers end when the run closes its loader, or is
+    gone.
     """
     if _shields > 0 and _is_a_loaders():
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
 def _end_shielded() -> None:

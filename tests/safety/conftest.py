@@ -20,6 +20,7 @@ from safety_runs import Watch, small
 from torch import nn
 
 from solo_hardneg import plugin, standalone
+from solo_hardneg.safety.stopping import SIGNALS
 
 
 @pytest.fixture
@@ -42,13 +43,16 @@ def build_tiny(*_: Any) -> tuple[nn.Module, int]:
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every backbone is tiny, and SIGTERM is as it was before, at the end."""
+    """Every backbone is tiny, and all signals have the handlers of a program in a terminal."""
     monkeypatch.setattr("solo_hardneg.standalone.base.build_backbone", build_tiny)
     monkeypatch.setattr("solo_hardneg.standalone.run.build_backbone", build_tiny)
     monkeypatch.setattr("solo_hardneg.host.METHODS", dict(standalone.METHODS))
-    before = signal.getsignal(signal.SIGTERM)
+    # Of tests in the background, a shell has SIGINT ignored.
+    background = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
     yield
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert {signum: signal.getsignal(signum) for signum in SIGNALS} == before
+    signal.signal(signal.SIGINT, background)
 
 
 @pytest.fixture

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import math
 import os
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,27 +20,36 @@ from hydra.experimental.callback import Callback as HydraCallback
 from integration_helpers import PROJECT, environment
 from lightning.pytorch import Callback
 
+from solo_hardneg.safety.stopping import Stopping
+
 STEPS = 4  # of an epoch
 
 
 class Watch(Callback):
-    """Takes down the steps, and sends SIGTERM to its process when ``hook`` is called at ``step``.
+    """Records the steps, and sends a signal to its process when ``hook`` is called at ``step``.
 
     Attributes:
         steps: the number of each step that was trained, as Lightning counts them.
+        handler: of the signal, before it was sent; ``next_handler``: after that.
+        ended_by: what the run says of its end.
     """
 
-    def __init__(self, hook: str = "", step: int = 0, times: int = 1) -> None:
-        self.hook, self.step, self.times = hook, step, times
+    def __init__(
+        self, hook: str = "", step: int = 0, times: int = 1, signum: int = signal.SIGTERM
+    ) -> None:
+        self.hook, self.step, self.times, self.signum = hook, step, times, signum
         self.steps: list[int] = []
         self.losses: list[float] = []
         self.handler: Any = None
+        self.next_handler: Any = None
+        self.ended_by: Any = None
 
     def _maybe(self, hook: str, trainer: Any) -> None:
         if hook == self.hook and trainer.global_step == self.step:
-            self.handler = signal.getsignal(signal.SIGTERM)
+            self.handler = signal.getsignal(self.signum)
             for _ in range(self.times):
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), self.signum)
+            self.next_handler = signal.getsignal(self.signum)
 
     def on_sanity_check_end(self, trainer: Any, *_: Any) -> None:
         self._maybe("sanity check", trainer)
@@ -57,6 +68,10 @@ class Watch(Callback):
 
     def on_train_end(self, trainer: Any, *_: Any) -> None:
         self._maybe("end", trainer)
+
+    def on_exception(self, trainer: Any, *_: Any) -> None:
+        (stopping,) = [c for c in trainer.callbacks if isinstance(c, Stopping)]
+        self.ended_by = stopping.ended_by
 
 
 def small(method: str, folder: Path, epochs: int = 3) -> list[str]:
@@ -96,10 +111,19 @@ class Witness(HydraCallback):
         cls.training_step = training_step
 
 
-class Program:
-    """A program of a host in a process group of its own, and what it has written so far."""
+def as_in_a_terminal() -> None:
+    """In a new process: Ctrl-C ends it, and its stdout is its terminal, if it is one."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored, where the tests run in the background
+    with contextlib.suppress(OSError):
+        fcntl.ioctl(1, termios.TIOCSCTTY, 0)
 
-    def __init__(self, folder: Path, command: Sequence[object], **env: str) -> None:
+
+class Program:
+    """A program of a host in a session of its own, and what it has written so far."""
+
+    def __init__(
+        self, folder: Path, command: Sequence[object], stdout: int | None = None, **env: str
+    ) -> None:
         folder.mkdir()
         self.folder = folder
         witness = [
@@ -113,9 +137,10 @@ class Program:
                 cwd=folder,
                 env=environment(PYTHONPATH=path, **env),
                 stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
+                stdout=out if stdout is None else stdout,
+                stderr=err if stdout is None else stdout,
                 start_new_session=True,
+                preexec_fn=as_in_a_terminal,
             )
 
     def text(self, name: str) -> str:
@@ -144,7 +169,7 @@ class Program:
     def end(self, status: int) -> None:
         """Waits for the end of all its processes; there must be no traceback."""
         assert self.process.wait(timeout=300) == status, self.said
-        if status in (0, 143):
+        if status in (0, 129, 130, 143):
             assert "Traceback" not in self.said, self.said
         until = time.monotonic() + 60
         while self.lives():

@@ -1,13 +1,16 @@
-"""Whole programs of both hosts that get SIGTERM, and go on with ``auto_resume``."""
+"""Whole programs of both hosts that a signal ends, and that go on with ``auto_resume``."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from integration_helpers import CLASSES, PER_CLASS, Images, load_checkpoint, only_checkpoint
@@ -23,11 +26,11 @@ Start = Callable[..., Program]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """``start(name, *command, **environment)`` starts a program, which ends with the test."""
+    """``start(name, *command, **more)`` starts a program, which ends with the test."""
     programs = []
 
-    def make(name: str, *command: object, **env: str) -> Program:
-        programs.append(Program(tmp_path / name, command, **env))
+    def make(name: str, *command: object, **more: Any) -> Program:
+        programs.append(Program(tmp_path / name, command, **more))
         return programs[-1]
 
     yield make
@@ -36,11 +39,13 @@ def start(tmp_path: Path) -> Iterator[Start]:
     shutil.rmtree(tmp_path)  # checkpoints are large
 
 
-def check_it_stopped(program: Program, saved: Path, steps: int) -> int:
+def check_it_stopped(
+    program: Program, saved: Path, steps: int, signum: signal.Signals = signal.SIGTERM
+) -> int:
     """How many steps it had trained, by all that it has left behind."""
     done: int = load_checkpoint(saved)["global_step"]  # tensors and plain values
     assert 0 < done < steps
-    assert f"SIGTERM: the run ends after step {done}. Saved: {saved}\n" in program.said
+    assert f"{signum.name}: the run ends after step {done}. Saved: {saved}\n" in program.said
     assert program.steps() == list(range(done)), program.said
     return done
 
@@ -72,19 +77,43 @@ def test_all_processes_of_a_job_get_it_as_from_a_cluster(tmp_path: Path, start: 
     check_it_went_on(second, done, STEPS, tmp_path / "checkpoints")
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_one_rank_gets_it_and_all_end_after_the_same_step(
-    tmp_path: Path, start: Start, rank: int
+def test_a_closed_terminal_that_the_progress_bar_writes_to(tmp_path: Path, start: Start) -> None:
+    ours, its = os.openpty()
+    drain = threading.Thread(target=read_to_the_end, args=(ours,))
+    command = [*standalone(tmp_path, "data.num_workers=2"), "enable_progress_bar=true"]
+    program = start("first", *command, stdout=its, SOLO_HARDNEG_HOST="standalone")
+    os.close(its)
+    drain.start()
+    program.wait_for_step(3)
+    os.close(ours)  # the kernel sends SIGHUP
+    program.end(129)
+    done = load_checkpoint(only_checkpoint(tmp_path / "checkpoints"))["global_step"]
+    assert program.steps() == list(range(done))
+    assert 3 <= done < STEPS
+
+
+def read_to_the_end(terminal: int) -> None:
+    with contextlib.suppress(OSError):  # it is closed
+        while os.read(terminal, 1000):
+            pass
+
+
+@pytest.mark.parametrize(("whom", "signum"), [("all", signal.SIGINT), ("rank1", signal.SIGTERM)])
+def test_all_ranks_end_after_the_same_step(
+    tmp_path: Path, start: Start, whom: str, signum: signal.Signals
 ) -> None:
     command = standalone(tmp_path, "strategy=ddp", "devices=2", "data.num_workers=0")
     first = start("first", *command, SOLO_HARDNEG_HOST="standalone")
     first.wait_for_step(2)
-    os.kill(int(first.text(f"rank{rank}.pid")), signal.SIGTERM)
-    first.end(143)
+    if whom == "all":  # Ctrl-C in a terminal
+        os.killpg(first.process.pid, signum)
+    else:
+        os.kill(int(first.text(f"{whom}.pid")), signum)
+    first.end(128 + signum)
     assert first.steps(0) == first.steps(1)
-    done = check_it_stopped(first, only_checkpoint(tmp_path / "checkpoints"), STEPS)
+    done = check_it_stopped(first, only_checkpoint(tmp_path / "checkpoints"), STEPS, signum)
     assert done == EVERY
-    if rank == 0:  # it is the same for the other one
+    if whom == "all":  # it is the same for the other one
         second = start("second", *command, SOLO_HARDNEG_HOST="standalone")
         second.end(0)
         check_it_went_on(second, done, STEPS, tmp_path / "checkpoints")
@@ -104,19 +133,26 @@ def in_solo_learn(checkout: Path, images: Images, tmp_path: Path, *more: str) ->
 
 
 @pytest.mark.host
-@pytest.mark.parametrize("method", ["mocov2plus", "simclr_banded"])
+@pytest.mark.parametrize(
+    ("method", "signum"), [("mocov2plus", signal.SIGTERM), ("simclr_banded", signal.SIGINT)]
+)
 def test_solo_learns_own_program(
-    solo_learn: Path, images: Images, tmp_path: Path, start: Start, method: str
+    solo_learn: Path,
+    images: Images,
+    tmp_path: Path,
+    start: Start,
+    method: str,
+    signum: signal.Signals,
 ) -> None:
     steps = 2 * CLASSES * PER_CLASS // 4
     own = ["method_kwargs.queue_size=16"] if method == "mocov2plus" else ["negatives=all"]
     command = in_solo_learn(solo_learn, images, tmp_path, method, *own)
     first = start("first", *command)
     first.wait_for_step(8)
-    os.killpg(first.process.pid, signal.SIGTERM)
-    first.end(143)
+    os.killpg(first.process.pid, signum)
+    first.end(128 + signum)
     saved = only_checkpoint(tmp_path / "checkpoints")  # the first epoch's was removed
-    done = check_it_stopped(first, saved, steps)
+    done = check_it_stopped(first, saved, steps, signum)
 
     # An earlier version of this run has left a newer one that was cut off.
     shutil.copytree(saved.parent, saved.parents[1] / "cut-off")

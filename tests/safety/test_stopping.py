@@ -1,4 +1,4 @@
-"""SIGTERM at every kind of moment: the run is saved, ends, and goes on without losing a step."""
+"""A signal at every kind of moment: the run is saved, ends, and goes on without losing a step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from safety_runs import STEPS, Watch
 from solo_hardneg.errors import CheckpointError
 from solo_hardneg.safety import stopping
 from solo_hardneg.safety.reading import epochs_done
-from solo_hardneg.safety.stopping import STATUS, Stopped, forget_next_batch
+from solo_hardneg.safety.stopping import SIGNALS, Stopped, forget_next_batch
 from solo_hardneg.standalone.run import linear, pretrain
 
 pytestmark = pytest.mark.usefixtures("tiny")
@@ -34,10 +34,10 @@ def checkpoints(tmp_path: Path) -> list[Path]:
     return sorted(tmp_path.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
 
 
-def stop(cfg: DictConfig) -> None:
+def stop(cfg: DictConfig, status: int = 143) -> None:
     with pytest.raises(Stopped) as ended:
         pretrain(cfg)
-    assert ended.value.code == STATUS == 143
+    assert ended.value.code == status
     assert stopping._shields == 0
 
 
@@ -91,6 +91,50 @@ def test_a_stopped_run_goes_on_where_it_was(
     assert content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] == EPOCHS
     with pytest.raises(CheckpointError, match="has trained all of its epochs"):
         pretrain(config(method, "auto_resume.enabled=True"))
+
+
+@pytest.mark.parametrize(
+    ("signum", "status"), [(signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGUSR1, 138)]
+)
+def test_other_signals_stop_it_likewise(
+    config: Config,
+    watched: Watched,
+    tmp_path: Path,
+    capfd: Any,
+    signum: signal.Signals,
+    status: int,
+) -> None:
+    watch = watched("step", 2, signum=signum)
+    stop(config("simclr", "data.num_workers=1"), status)
+    said = capfd.readouterr()
+    (file,) = checkpoints(tmp_path)
+    assert f"\n{signum.name}: the run ends after step 2. Saved: {file}\n" in said.out
+    assert load_checkpoint(file)["global_step"] == 2
+    assert watch.ended_by is signum
+    again = signum == signal.SIGINT  # a second one ends the process at once
+    assert watch.next_handler is (signal.SIG_DFL if again else watch.handler)
+    assert ("Press Ctrl-C again" in said.err) == again
+
+
+@pytest.mark.parametrize(
+    ("signum", "theirs"),
+    [
+        (signal.SIGHUP, signal.SIG_IGN),  # nohup
+        (signal.SIGINT, signal.SIG_IGN),  # a shell's job in the background
+        (signal.SIGUSR1, lambda signum, frame: None),  # Lightning's requeuing in SLURM
+    ],
+)
+def test_a_signal_that_others_have_handled_stays_theirs(
+    config: Config, watched: Watched, signum: signal.Signals, theirs: Any
+) -> None:
+    before = signal.signal(signum, theirs)
+    try:
+        watch = watched("step", 2, signum=signum)
+        pretrain(config("simclr", "max_epochs=1"))
+        assert watch.handler is watch.next_handler is theirs
+        assert len(watch.steps) == STEPS
+    finally:
+        signal.signal(signum, before)
 
 
 def test_a_run_can_be_stopped_again_and_again(
@@ -191,12 +235,11 @@ def test_lightnings_handler_is_replaced_and_ours_is_gone_afterwards(
     assert "Stopping" in watch.handler.__qualname__
 
 
-def test_an_error_of_the_run_leaves_no_handler(
-    config: Config, watched: Watched, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_of_the_run_leaves_no_handler(config: Config, watched: Watched) -> None:
     watch = watched()
 
     def fail(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
         raise ZeroDivisionError
 
     watch.on_train_batch_end = fail  # type: ignore[method-assign]
@@ -234,7 +277,7 @@ def test_linear_evaluation_can_be_stopped_too(
     assert before.steps + after.steps == list(range(1, EPOCHS * STEPS + 1))
 
 
-def test_a_signal_for_the_loaders_workers_is_held_back(config: Config, watched: Watched) -> None:
+def test_signals_for_the_loaders_workers_are_held_back(config: Config, watched: Watched) -> None:
     watch, workers = watched("step", 1, times=0), []
     note = watch.on_train_batch_end
 
@@ -242,7 +285,8 @@ def test_a_signal_for_the_loaders_workers_is_held_back(config: Config, watched: 
         note(*arguments)
         for worker in multiprocessing.active_children():
             workers.append(worker)
-            os.kill(worker.pid or 0, signal.SIGTERM)
+            for signum in SIGNALS:
+                os.kill(worker.pid or 0, signum)
 
     watch.on_train_batch_end = kill  # type: ignore[method-assign]
     pretrain(config("simclr", "data.num_workers=1", "max_epochs=1"))
