@@ -230,12 +230,12 @@ class ContrastiveMethod(BaseMethod):
         """
         finite.check_weights(checkpoint["state_dict"], self.global_step)
         super().on_save_checkpoint(checkpoint)
-        fingerprint.write(checkpoint, self.identity)
+        fingerprint.write(checkpoint, self.identity, {"negatives": self.policy.defaults})
         checkpoint["solo_hardneg_rng"] = rng.states_of_all_ranks()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses another policy's checkpoint; remembers the random states for the next epoch."""
-        fingerprint.verify(checkpoint, self.identity)
+        fingerprint.verify(checkpoint, self.identity, {"negatives": self.policy.defaults})
         super().on_load_checkpoint(checkpoint)
         self._rng_states = checkpoint.get("solo_hardneg_rng")
 

@@ -15,17 +15,37 @@ from solo_hardneg.errors import CheckpointError
 KEY = "solo_hardneg"
 VERSION = 1
 
+Values = Mapping[str, Any]
+_TIMES = {"from_epoch": 0.0, "until_epoch": None}  # what every verb has, in all versions
+_UNKNOWN = object()
 
-def write(checkpoint: dict[str, Any], identity: Mapping[str, Any]) -> None:
-    """Puts the identity (plain values only) into a checkpoint."""
-    checkpoint[KEY] = {"version": VERSION, "identity": json.dumps(identity)}
+
+def write(checkpoint: dict[str, Any], identity: Values, defaults: Values) -> None:
+    """Stores the identity and today's defaults in a checkpoint.
+
+    Args:
+        checkpoint: Checkpoint to add them to.
+        identity: What must be equal for a run to go on from it, in plain values;
+            ``negatives`` holds all arguments of each verb.
+        defaults: Values that a later version can compare with its own: of keys of the identity,
+            and under ``negatives`` those of each verb's arguments.
+    """
+    checkpoint[KEY] = {
+        "version": VERSION,
+        "identity": json.dumps(identity),
+        "defaults": json.dumps(defaults, default=str),
+    }
 
 
-def verify(checkpoint: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+def verify(checkpoint: Values, identity: Values, defaults: Values) -> None:
     """Refuses a checkpoint that doesn't belong to this experiment.
 
+    The checkpoint may be of another version. An argument that one of the two doesn't know must have
+    its default in the other one. A default that has changed since keeps its old value in the
+    checkpoint, so a run goes on from it by setting that value.
+
     Raises:
-        CheckpointError: it has no identity, one of another version, or another one; the message
+        CheckpointError: it has no identity, one of another format, or another one; the message
             names what differs and how to get on.
     """
     way_out = (
@@ -43,12 +63,41 @@ def verify(checkpoint: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
             f"This checkpoint was written in version {stored.get('version')} of its format, and "
             f"this is version {VERSION}. Use the release of solo-hardneg that wrote it."
         )
-    found = json.loads(stored["identity"])
-    # As text, because the order of the verbs counts, and dictionaries are equal in any order.
-    texts = {
-        k: (json.dumps(found.get(k)), json.dumps(identity.get(k))) for k in {**identity, **found}
-    }
-    differing = {k: pair for k, pair in texts.items() if pair[0] != pair[1]}
+    there = json.loads(stored["identity"])
+    were = json.loads(stored.get("defaults", "{}"))  # the first releases didn't store them
+    here, are = (json.loads(json.dumps(part, default=str)) for part in (identity, defaults))
+    differing = _differing(there, here, were, are)
     if differing:
-        lines = "; ".join(f"{k}: {a} there, {b} here" for k, (a, b) in differing.items())
+        lines = "; ".join(
+            f"{key}: {json.dumps(there.get(key))} there, {json.dumps(here.get(key))} here"
+            for key in differing
+        )
         raise CheckpointError(f"This checkpoint belongs to another policy ({lines}). {way_out}")
+
+
+def _differing(there: Values, here: Values, were: Values, are: Values) -> list[str]:
+    """Keys of two identities that differ, given the defaults of both."""
+    policies = [part.get("negatives", {}) for part in (there, here, were, are)]
+    found = [key for key in _unequal(there, here, were, are) if key != "negatives"]
+    return found if _same_policy(*policies) else ["negatives", *found]
+
+
+def _same_policy(there: Values, here: Values, were: Values, are: Values) -> bool:
+    """Whether two policies have the same verbs, in the same order, with the same arguments."""
+    return list(there) == list(here) and not any(
+        _unequal(there[verb], here[verb], _TIMES | were.get(verb, {}), _TIMES | are.get(verb, {}))
+        for verb in here
+    )
+
+
+def _unequal(there: Values, here: Values, were: Values, are: Values) -> list[str]:
+    """Names of two mappings whose values differ; a missing one has its default.
+
+    What one side doesn't know at all has the other side's default there.
+    """
+    then, now = {**were, **there}, {**are, **here}
+    return [
+        name
+        for name in {**here, **there}
+        if then.get(name, are.get(name, _UNKNOWN)) != now.get(name, were.get(name, _UNKNOWN))
+    ]

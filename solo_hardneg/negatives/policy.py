@@ -64,6 +64,7 @@ class Policy:
     Attributes:
         config: the mapping that it was built from, defaults filled in and numbers as floats:
             equal policies have equal configs, in the same order.
+        defaults: for each verb of it, the values of the arguments that may be left out.
         moments: epochs that between them show everything that it does; the first is 0.
         epoch: the epoch whose verbs it applies; see :meth:`at`.
         needs: what it needs beside the similarities, in any epoch: any of ``labels``,
@@ -77,6 +78,7 @@ class Policy:
         self._plans = dict(plans)
         self.moments = _moments(plans.values())
         self.config = {name: plan.config for name, plan in self._plans.items()}
+        self.defaults = {name: _plain(available()[name].defaults) for name in self._plans}
         self.moving_bands = {
             name for name, plan in plans.items() if schedule.inside(plan.arguments.get("band"))
         }

@@ -55,6 +55,12 @@ class Info:
         return tuple(inspect.signature(self.factory).parameters)
 
     @property
+    def defaults(self) -> dict[str, Any]:
+        """The arguments that may be left out, and their values then."""
+        parameters = inspect.signature(self.factory).parameters.values()
+        return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+    @property
     def whole(self) -> frozenset[str]:
         """The arguments that are annotated as ``int``: a schedule rounds them."""
         parameters = inspect.signature(self.factory).parameters.values()

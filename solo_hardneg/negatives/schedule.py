@@ -150,4 +150,4 @@ def parse_when(start: Any, end: Any, key: str) -> When:
             end,
             f"leaves no epoch after from_epoch={first or 0}; it must be greater",
         )
-    return When(first, last)
+    return When(first or None, last)  # from epoch 0 on is always

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import re
 from collections.abc import Callable
@@ -12,10 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from solo_hardneg.errors import CheckpointError
 from solo_hardneg.host import MoCoV2Plus, SimCLR
 from solo_hardneg.methods import fingerprint, rng
+from solo_hardneg.negatives import build, registry
 
 Maker = Callable[..., Any]
 STEPS = 4
@@ -168,10 +171,146 @@ def test_another_policys_checkpoint_is_refused_with_the_way_out(
 def test_the_order_of_the_verbs_is_part_of_the_identity() -> None:
     drop, keep = {"drop": {"band": [0.8, 1.0]}}, {"keep": {"band": [0.5, 1.0]}}
     checkpoint: dict[str, Any] = {}
-    fingerprint.write(checkpoint, {"negatives": drop | keep})
-    fingerprint.verify(checkpoint, {"negatives": drop | keep})
+    fingerprint.write(checkpoint, {"negatives": drop | keep}, {})
+    fingerprint.verify(checkpoint, {"negatives": drop | keep}, {})
     with pytest.raises(CheckpointError, match=r'\{"drop": .* there, \{"keep": .* here'):
-        fingerprint.verify(checkpoint, {"negatives": keep | drop})
+        fingerprint.verify(checkpoint, {"negatives": keep | drop}, {})
+
+
+class FirstRelease:
+    """A verb of somebody else, as it changes from one release to the next."""
+
+    def __init__(self, share: float, label: str | None = None, power: float = 1.0) -> None: ...
+
+    def __call__(self, pool: Any) -> Any:
+        return pool
+
+
+class MoreArguments(FirstRelease):
+    def __init__(
+        self,
+        share: float,
+        label: str | None = None,
+        power: float = 1.0,
+        noise: float | None = None,
+        count: int = 0,
+    ) -> None: ...
+
+
+class FewerArguments(FirstRelease):
+    def __init__(self, share: float) -> None: ...
+
+
+class OtherDefaults(FirstRelease):
+    def __init__(self, share: float, label: str | None = "same", power: float = 2.0) -> None: ...
+
+
+Written = dict[str, Any]
+
+
+def written(release: type, monkeypatch: Any, arguments: Written, old: bool = False) -> Written:
+    """A checkpoint of a run with the verb of a release; ``old``: as the first version wrote it."""
+    checkpoint: Written = {}
+    fingerprint.write(checkpoint, *identity(release, monkeypatch, arguments))
+    if old:
+        del checkpoint[fingerprint.KEY]["defaults"]
+    return checkpoint
+
+
+def identity(release: type, monkeypatch: Any, arguments: Written) -> tuple[Written, Written]:
+    info = registry.Info("other", release, "")
+    monkeypatch.setitem(registry._registry, "other", info)
+    policy = build({"other": arguments, "reweight": 1})
+    return {"negatives": policy.config, "temperature": 0.2}, {"negatives": policy.defaults}
+
+
+@pytest.mark.parametrize(
+    ("there", "wrote", "here", "wants", "same"),
+    [
+        # An argument that has come since has its default there, and one that is gone had it.
+        (FirstRelease, {"share": 0.5}, MoreArguments, {"share": 0.5}, True),
+        (FirstRelease, {"share": 0.5}, MoreArguments, {"share": 0.5, "count": 0}, True),
+        (FirstRelease, {"share": 0.5}, MoreArguments, {"share": 0.5, "count": 3}, False),
+        (FirstRelease, {"share": 0.5}, MoreArguments, {"share": 0.5, "noise": 0.1}, False),
+        (FirstRelease, {"share": 0.5}, MoreArguments, {"share": 0.4}, False),
+        (FirstRelease, {"share": 0.5, "power": 1}, FewerArguments, {"share": 0.5}, True),
+        (FirstRelease, {"share": 0.5, "power": 2}, FewerArguments, {"share": 0.5}, False),
+        (MoreArguments, {"share": 0.5}, FirstRelease, {"share": 0.5}, True),
+        (MoreArguments, {"share": 0.5, "noise": 1}, FirstRelease, {"share": 0.5}, False),
+        # A default that has changed since means there what it meant then.
+        (FirstRelease, {"share": 0.5}, OtherDefaults, {"share": 0.5}, False),
+        (OtherDefaults, {"share": 0.5, "power": 1}, FirstRelease, {"share": 0.5}, False),
+        (OtherDefaults, {"share": 0.5}, FirstRelease,
+         {"share": 0.5, "label": "same", "power": 2}, True),
+        (FirstRelease, {"share": 0.5, "label": "same", "power": 2}, OtherDefaults,
+         {"share": 0.5}, True),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_and_another_release_of_a_verb(
+    monkeypatch: pytest.MonkeyPatch, there: type, wrote: Any, here: type, wants: Any, same: bool
+) -> None:
+    checkpoint = written(there, monkeypatch, wrote)
+    now = identity(here, monkeypatch, wants)
+    if same:
+        fingerprint.verify(checkpoint, *now)
+    else:
+        with pytest.raises(CheckpointError, match='negatives: {"other": .* there, {"other": .* '):
+            fingerprint.verify(checkpoint, *now)
+
+
+@pytest.mark.parametrize(("wants", "same"), [({}, True), ({"count": 3}, False)])
+def test_a_checkpoint_without_defaults_and_a_verb_that_has_gained_arguments(
+    monkeypatch: pytest.MonkeyPatch, wants: Any, same: bool
+) -> None:
+    checkpoint = written(FirstRelease, monkeypatch, {"share": 0.5}, old=True)
+    assert set(checkpoint["solo_hardneg"]) == {"version", "identity"}
+    assert checkpoint["solo_hardneg"]["version"] == 1
+    now = identity(MoreArguments, monkeypatch, {"share": 0.5, **wants})
+    with contextlib.nullcontext() if same else pytest.raises(CheckpointError, match="negatives"):
+        fingerprint.verify(checkpoint, *now)
+
+
+def test_a_checkpoint_of_the_first_version() -> None:
+    text = (
+        '{"method": "mocov2_banded", "negatives": {"mix": {"hardest": 3.0, "pairs": 4.0, '
+        '"queries": 0.0, "detach": true, "from_epoch": 0.0}}, '
+        '"temperature": 0.2, "symmetric": true}'
+    )
+    policy = build({"mix": {"hardest": 3, "pairs": 4}})
+    mine = {"method": "mocov2_banded", "negatives": policy.config, "temperature": 0.2}
+    defaults = {"negatives": policy.defaults}
+    checkpoint = {fingerprint.KEY: {"version": 1, "identity": text}}
+    fingerprint.verify(checkpoint, {**mine, "symmetric": True}, defaults)
+    for other in ({"symmetric": False}, {"symmetric": True, "temperature": 0.1}, {}):
+        with pytest.raises(
+            CheckpointError, match=r"\((symmetric|temperature): .* there, .* here\)"
+        ):
+            fingerprint.verify(checkpoint, {**mine, **other}, defaults)
+    # A key of the identity that has come since.
+    later = {**mine, "symmetric": True, "views": 2}
+    fingerprint.verify(checkpoint, later, {**defaults, "views": 2})
+    with pytest.raises(CheckpointError, match=r"\(views: null there, 2 here\)"):
+        fingerprint.verify(checkpoint, later, {**defaults, "views": 1})
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"keep": {"band": [0.5, 1]}}, {"keep": {"band": (0.5, 1.0), "label": None}}),
+        ({"mix": MIX}, {"mix": {"detach": True, "pairs": 4.0, **MIX}, "fill": None}),
+        (DROP, {"drop": {**DROP["drop"], "from_epoch": None, "until_epoch": None}}),
+        (DROP, {"drop": {**DROP["drop"], "from_epoch": 0}}),
+        (BANDS[0], {"keep": {"band": [{"epochs": (0.0, 2), "from": 0, "to": 0.5,
+                                       "curve": "linear"}, 1]}}),
+        ({"reweight": 1}, OmegaConf.create({"reweight": {"beta": 1.0}})),
+    ],
+)  # fmt: skip
+def test_policies_that_do_the_same_are_one(one: Any, other: Any) -> None:
+    checkpoint: dict[str, Any] = {}
+    policy, alias = build(one), build(other)
+    assert policy.config == alias.config
+    fingerprint.write(checkpoint, {"negatives": policy.config}, {"negatives": policy.defaults})
+    fingerprint.verify(checkpoint, {"negatives": alias.config}, {"negatives": alias.defaults})
 
 
 def test_checkpoints_without_identity_or_of_another_format(

@@ -178,8 +178,8 @@ def test_the_config_of_when() -> None:
     assert When(1.0).config == {"from_epoch": 1.0}
     assert When(None, 2.0).config == {"until_epoch": 2.0}
     found = schedule.parse_when(0, 2, "k")
-    assert found == When(0.0, 2.0)
-    assert found.config == {"from_epoch": 0.0, "until_epoch": 2.0}
+    assert found == When(None, 2.0)  # from epoch 0 on is always
+    assert found.config == {"until_epoch": 2.0}
     assert schedule.parse_when(None, None, "k") == When()
     assert schedule.parse_when(None, 0.5, "k") == When(None, 0.5)
     assert schedule.parse_when(3, None, "k") == When(3.0)
