@@ -1,13 +1,17 @@
-"""What a contrastive loss asks of a distributed run."""
+"""What losses and callbacks ask of a distributed run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from solo_hardneg import errors
+
+T = TypeVar("T")
 
 
 def get_world_size() -> int:
@@ -64,3 +68,49 @@ def _all_gather(tensor: Tensor) -> Tensor:
     parts = [torch.empty_like(tensor.contiguous()) for _ in range(get_world_size())]
     dist.all_gather(parts, tensor.contiguous())
     return torch.cat(parts, dim=0)
+
+
+def gather_objects(mine: T) -> list[T]:
+    """One object per rank, the same list on every rank. All ranks must call it together."""
+    if get_world_size() == 1:
+        return [mine]
+    everyones: list[Any] = [None] * get_world_size()
+    dist.all_gather_object(everyones, mine)
+    return everyones
+
+
+def all_or_none(work: Callable[[], T]) -> T:
+    """Returns what ``work`` returns, or raises on all ranks if it fails on any.
+
+    A rank that raised alone would leave the others waiting in their next collective, with NCCL for
+    half an hour. All ranks must call it together; ``work`` must contain no collective.
+
+    Raises:
+        HardnegError: the error of the first rank that failed, of the same class and with the same
+            text on all ranks; it names the rank unless all failed alike.
+        Exception: the rank's own, where that is none of this package's errors.
+    """
+    if get_world_size() == 1:
+        return work()
+    result: Any = None
+    own: Exception | None = None
+    try:
+        result = work()
+    except Exception as error:
+        own = error
+    told = gather_objects(None if own is None else _described(own))
+    failed = [(rank, found) for rank, found in enumerate(told) if found is not None]
+    if not failed:
+        return result
+    if own is not None and not isinstance(own, errors.HardnegError):
+        raise own
+    rank, (kind, text) = failed[0]
+    if len(set(told)) > 1:
+        text = f"Rank {rank}: {text}"
+    raise getattr(errors, kind)(text) from own
+
+
+def _described(error: Exception) -> tuple[str, str]:
+    """What other ranks raise for an error: a class of :mod:`solo_hardneg.errors`, and the text."""
+    ours = [cls.__name__ for cls in type(error).__mro__ if cls.__module__ == errors.__name__]
+    return (ours[0], str(error)) if ours else ("HardnegError", f"{type(error).__name__}: {error}")

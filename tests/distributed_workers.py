@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from distributed_diverging import diverging, said
+from distributed_errors import errors_of_one_rank
 from distributed_losses import (
     MIX,
     WEIGH,
@@ -281,5 +282,6 @@ def everything(rank: int, world: int) -> dict[str, Any]:
         "diverging": diverging(rank, world),
         "one step": {name: one_step(name, rank, world) for name in (*TRAININGS, *HOSTS)},
         "flipped": flipped(rank, world),
+        "errors": errors_of_one_rank(rank, world),
         "train": {name: train(name, rank, world) for name in TRAININGS},
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
+import re
 import signal
 import time
 from collections import Counter
@@ -102,6 +103,32 @@ def test_processes_that_wait_for_each_other_fail_the_test_and_say_where(tmp_path
     with pytest.raises(WorkerError, match=r"(?s)\[None, None\].*rank0.stacks:.* in hangs"):
         start(workers.hangs, 2, tmp_path, seconds=3)
     assert time.monotonic() - began < 15
+
+
+# ---------------------------------------------------------------- errors of one rank
+
+
+@pytest.mark.parametrize(
+    ("what", "expected"),
+    [
+        ("nothing", ""),
+        ("ours", r"ConfigError: Rank 1: a=1: too small"),
+        ("on all", r"DataError: b=2: is not there"),
+        ("synsets", r"ConfigError: Rank 1: hardness\.synsets=no-file: is no such file"),
+        ("folder", r"ConfigError: Rank 1: hardness\.dir=.* holds the records of another run"),
+        ("write", r"DataError: Rank 1: hardness\.dir=.*\(No space left on device\)\. Make room"),
+        ("checkpoint", r"CheckpointError: Rank 1: resume_from_checkpoint=x: there is no such file"),
+    ],
+)
+def test_an_error_of_one_rank_is_raised_on_all(ranks: Ranks, what: str, expected: str) -> None:
+    (said,) = {found["errors"][what] for found in ranks}
+    assert re.match(expected, said) if expected else said == ""
+
+
+def test_a_bug_on_one_rank_keeps_its_traceback_there(ranks: Ranks) -> None:
+    first, second, *_ = (found["errors"]["a bug"] for found in ranks)
+    assert first == "HardnegError: Rank 1: ZeroDivisionError: 1/0"
+    assert second == "ZeroDivisionError: 1/0"
 
 
 # ---------------------------------------------------------------- SimCLR's loss

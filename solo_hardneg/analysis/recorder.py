@@ -7,9 +7,10 @@ registered, so it reaches the host's own methods, too. It does nothing unless th
 
 from __future__ import annotations
 
+import contextlib
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
@@ -17,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from omegaconf import DictConfig, OmegaConf
@@ -27,7 +27,9 @@ from solo_hardneg.analysis.settings import Hardness, read_settings
 from solo_hardneg.analysis.statistics import Key, Summary, summarize
 from solo_hardneg.analysis.taps import KNOWN, Batch, Tap, make_tap
 from solo_hardneg.dali import has_dummy_indexes
-from solo_hardneg.errors import ConfigError, HardnegError
+from solo_hardneg.distributed import all_or_none, gather_objects
+from solo_hardneg.errors import ConfigError, DataError, HardnegError
+from solo_hardneg.negatives import build
 from solo_hardneg.trainers import config_of, run_folder
 
 PREFIX = "hardness"  # of everything that it logs
@@ -67,13 +69,22 @@ class Recorder(Callback):
         cfg = config_of(trainer, pl_module)
         if stage != "fit" or cfg is None:
             return
-        self.settings = read_settings(cfg)
+        self.settings = all_or_none(lambda: read_settings(cfg))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Finds out where the negatives come from and where the records go."""
+        """Finds out where the negatives come from and where the records go.
+
+        Raises:
+            ConfigError, DataError: a file can't be read, or the folder can't be used. All ranks
+                raise it.
+        """
         cfg = config_of(trainer, pl_module)
         if cfg is None or not self.settings.enabled:
             return
+        all_or_none(lambda: self._begin(pl_module, cfg))
+        self.folder = self._find_folder(trainer, str(cfg.get("name", cfg.get("method"))))
+
+    def _begin(self, pl_module: LightningModule, cfg: DictConfig) -> None:
         from solo_hardneg.analysis.records import Rows  # a run that is not recorded needs no pandas
 
         self._rows, self._images = Rows(), None
@@ -89,7 +100,6 @@ class Recorder(Callback):
                 )
             else:
                 self._prepare(self._tap, cfg, pl_module.device)
-        self.folder = self._find_folder(trainer, str(cfg.get("name", method)))
 
     def _prepare(self, tap: Tap, cfg: DictConfig, device: torch.device) -> None:
         """What is known of the images beside their similarities."""
@@ -129,6 +139,12 @@ class Recorder(Callback):
             own = f"{name.replace('/', '_')}-{uuid.uuid4().hex[:8]}"
             place = place / own if run is None else run / place
         place = Path(trainer.strategy.broadcast(str(place)))  # each process has made up its own
+        all_or_none(lambda: self._check_folder(place))
+        all_or_none(lambda: self._clear_folder(place, trainer))
+        return place
+
+    def _check_folder(self, place: Path) -> None:
+        """Refuses a folder with other records, which may be on one rank's disk only."""
         from solo_hardneg.analysis import records
 
         earlier = records.config_of(place)
@@ -137,11 +153,26 @@ class Recorder(Callback):
                 f"hardness.dir={self.settings.dir}: {place} holds the records of another run, and "
                 "they would mix. Give each run a folder of its own, or move the old ones away."
             )
-        trainer.strategy.barrier()  # all have looked
+
+    def _clear_folder(self, place: Path, trainer: Trainer) -> None:
+        """Removes records of epochs that will be trained once more."""
+        from solo_hardneg.analysis import records
+
         if trainer.is_global_zero:
-            records.drop_from(place, trainer.current_epoch)  # what will be trained once more
+            with self._writing_to(place):
+                records.drop_from(place, trainer.current_epoch)
             print(f"Hardness records: {place}")
-        return place
+
+    @contextlib.contextmanager
+    def _writing_to(self, folder: Path) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise DataError(
+                f"hardness.dir={self.settings.dir}: the records can't be written to {folder} "
+                f"({error.strerror or error}). Make room there, or set hardness.dir to another "
+                "folder."
+            ) from error
 
     def _note(self, text: str) -> None:
         self.notes.append(text)
@@ -218,7 +249,11 @@ class Recorder(Callback):
         self._validated = not trainer.sanity_checking
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the epoch's file."""
+        """Writes the epoch's file.
+
+        Raises:
+            DataError: it can't be written. All ranks raise it.
+        """
         if not self.settings.enabled or self.folder is None:
             return
         place = trainer.current_epoch, trainer.global_step, trainer.global_rank
@@ -227,22 +262,26 @@ class Recorder(Callback):
             if self._validated or not name.startswith("val_"):  # it keeps those of earlier epochs
                 self._rows.add(*place, "metric", name, [-1], [float(value)])
         if self._images is not None:
-            self._keep_images(trainer, place)
-        self._rows.write(self.folder, place[0], place[2], self._config, self.notes)
+            self._images = self._keep_images(self._images, trainer, place)
+        folder = self.folder
+        all_or_none(lambda: self._write(folder, place[0], place[2]))
         self._rows, self._validated = type(self._rows)(), False
 
-    def _keep_images(self, trainer: Trainer, place: tuple[int, int, int]) -> None:
-        """The images' counts of all processes go into the first one's file."""
-        counts: list[Any] = [self._images]
-        if trainer.world_size > 1:
-            counts = [None] * trainer.world_size
-            dist.all_gather_object(counts, self._images)
-        self._images = np.zeros((2, 0))
+    def _write(self, folder: Path, epoch: int, rank: int) -> None:
+        with self._writing_to(folder):
+            self._rows.write(folder, epoch, rank, self._config, self.notes)
+
+    def _keep_images(
+        self, images: np.ndarray, trainer: Trainer, place: tuple[int, int, int]
+    ) -> np.ndarray:
+        """Puts the images' counts of all processes into the first one's file; returns new ones."""
+        counts = gather_objects(images)
         if trainer.is_global_zero:
             total = _summed(counts)
             met = np.flatnonzero(total[0])
             for quantity, values in zip(("met", "hard"), total, strict=True):
                 self._rows.add(*place, "image", quantity, met, values[met])
+        return np.zeros((2, 0))
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -287,8 +326,9 @@ def _summed(several: Sequence[np.ndarray]) -> np.ndarray:
 def _identity(config: str) -> str:
     """What makes a run this experiment, whatever machine it is continued on."""
     plain = json.loads(config)
-    keys = ("method", "pretrained_feature_extractor", "negatives", "method_kwargs", "seed")
+    keys = ("method", "pretrained_feature_extractor", "method_kwargs", "seed")
     identity = {key: plain.get(key) for key in keys}
+    identity["negatives"] = _policy(plain.get("negatives"))
     identity["dataset"] = (plain.get("data") or {}).get("dataset")
     identity["backbone"] = (plain.get("backbone") or {}).get("name")
     settings = plain.get("hardness") or {}
@@ -296,15 +336,21 @@ def _identity(config: str) -> str:
     return json.dumps(identity, sort_keys=True)
 
 
+def _policy(negatives: Any) -> Any:
+    """A policy in one form for all that do the same; the order of its verbs counts."""
+    if negatives is None:  # the method's own
+        return None
+    try:
+        return list(build(negatives).config.items())
+    except ConfigError:  # of a verb that isn't installed here
+        return negatives
+
+
 def _of_all_ranks(summary: Summary) -> dict[str, float]:
     """The scalars of the queries of all processes; what nobody knows is left out."""
     mine = Summary(_scalars(summary.sums), _scalars(summary.numbers), {}, *[torch.zeros(0)] * 2)
     mine = replace(mine, positives=summary.positives)
-    everybodys: list[Any] = [mine]
-    if dist.is_available() and dist.is_initialized():
-        everybodys = [None] * dist.get_world_size()
-        dist.all_gather_object(everybodys, mine)
-    means = reduce(Summary.__add__, everybodys).means()
+    means = reduce(Summary.__add__, gather_objects(mine)).means()
     return {name: float(mean) for (_, name), (mean, number) in sorted(means.items()) if number}
 
 

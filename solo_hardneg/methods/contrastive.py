@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from omegaconf import DictConfig
 from torch import Tensor
 
-from solo_hardneg.distributed import gather, get_world_size
+from solo_hardneg.distributed import all_or_none, gather, get_world_size
 from solo_hardneg.errors import ConfigError, DataError, resolve
 from solo_hardneg.host import BaseMethod
 from solo_hardneg.methods import fingerprint, finite, rng, settings
@@ -180,6 +180,10 @@ class ContrastiveMethod(BaseMethod):
 
     def configure_optimizers(self) -> Any:
         """The host's, once it is known that there is something to train on."""
+        all_or_none(self._check_batches)
+        return super().configure_optimizers()
+
+    def _check_batches(self) -> None:
         steps = self.trainer.estimated_stepping_batches
         if steps == 0 or self.trainer.num_training_batches == 0:
             raise DataError(
@@ -187,7 +191,6 @@ class ContrastiveMethod(BaseMethod):
                 f"than one batch in data.train_path={self.cfg.data.get('train_path')}. "
                 "Lower optimizer.batch_size, or train on more images."
             )
-        return super().configure_optimizers()
 
     def on_train_start(self) -> None:
         """Refuses an epoch that has more steps on one rank than on another.

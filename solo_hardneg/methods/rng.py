@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
+
+from solo_hardneg.distributed import gather_objects
 
 State = dict[str, Any]
 
@@ -41,12 +42,7 @@ def restore(saved: State) -> None:
 
 def states_of_all_ranks() -> list[State]:
     """One state per rank, the same list on every rank. All ranks must call it together."""
-    mine = state()
-    if not (dist.is_available() and dist.is_initialized()):
-        return [mine]
-    everybodys: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everybodys, mine)
-    return everybodys
+    return gather_objects(state())
 
 
 def other_number(saved: int, now: int) -> str:

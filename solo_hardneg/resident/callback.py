@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader, TensorDataset
 
+from solo_hardneg.distributed import all_or_none
 from solo_hardneg.errors import DataError, bad_value
 from solo_hardneg.resident.images import image_sources, load_images
 from solo_hardneg.resident.recipe import Recipe, linear_recipe, pretrain_recipes
@@ -57,10 +58,12 @@ class ResidentData(Callback):
 
         Raises:
             ConfigError: the dataset can't be resident.
-            DataError: an image can't be decoded.
+            DataError: an image can't be decoded. All ranks raise it.
         """
-        if not self._acts(trainer, pl_module):
-            return
+        if self._acts(trainer, pl_module):
+            all_or_none(lambda: self._load(trainer, pl_module))
+
+    def _load(self, trainer: Trainer, pl_module: LightningModule) -> None:
         loader, cfg = trainer.train_dataloader, config_of(pl_module)
         if not isinstance(loader, DataLoader):
             allowed = f"needs a DataLoader for training, not {type(loader).__name__}"

@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.io import CheckpointIO, TorchCheckpointIO
 from omegaconf import DictConfig, OmegaConf
 
+from solo_hardneg.distributed import all_or_none
 from solo_hardneg.errors import CheckpointError
 from solo_hardneg.safety.reading import newest_checkpoint, read_checkpoint, read_or_older
 from solo_hardneg.trainers import config_of, host_checkpointer
@@ -123,14 +124,19 @@ class SafeCheckpointIO(CheckpointIO):
         read. All processes of the run must call it together.
 
         Raises:
-            CheckpointError: it can't be read.
+            CheckpointError: it can't be read. All ranks raise it.
         """
         if _elsewhere(path):
             return dict(self.inner.load_checkpoint(path))
         asked, content = str(path), None
         if asked not in self._chosen:
             self._chosen[asked], content = self._choose(Path(path))
-        return read_checkpoint(self._key, self._chosen[asked])[1] if content is None else content
+
+        def read() -> dict[str, Any]:
+            file = self._chosen[asked]
+            return read_checkpoint(self._key, file)[1] if content is None else content
+
+        return all_or_none(read)  # not all may see the disk on which it lies
 
     def _choose(self, path: Path) -> tuple[Path, dict[str, Any] | None]:
         """The file that all ranks read, by the first one's word, and what that one has read."""

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from solo_hardneg.distributed import all_or_none
 from solo_hardneg.errors import CheckpointError
 from solo_hardneg.safety.checkpoint_io import unwritable
 from solo_hardneg.safety.reading import newest_checkpoint
@@ -56,17 +57,19 @@ class RunFolder(Checkpoint):
         """Writes the config as the method has filled it in.
 
         Raises:
-            CheckpointError: it can't be written.
+            CheckpointError: it can't be written. All ranks raise it.
         """
-        if trainer.is_global_zero:
-            args: Any = OmegaConf.to_container(self.cfg, resolve=True)
-            args["wandb_run_id"] = self.wandb_run_id
-            text = json.dumps(args, indent=1, default=str)
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                (self.folder / "args.json").write_text(text)
-            except OSError as error:
-                raise CheckpointError(unwritable(self.folder, error)) from error
+        all_or_none(lambda: self._write_args() if trainer.is_global_zero else None)
+
+    def _write_args(self) -> None:
+        args: Any = OmegaConf.to_container(self.cfg, resolve=True)
+        args["wandb_run_id"] = self.wandb_run_id
+        text = json.dumps(args, indent=1, default=str)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "args.json").write_text(text)
+        except OSError as error:
+            raise CheckpointError(unwritable(self.folder, error)) from error
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int

@@ -376,6 +376,18 @@ def test_another_runs_folder_is_refused(config, tmp_path):
         pretrain(config("simclr", *ON, place, "seed=6"))
 
 
+def test_a_policy_that_is_written_otherwise_is_the_same_run(config, tmp_path):
+    def record(**negatives):
+        cfg = config("simclr_banded", *ON, f"hardness.dir={tmp_path / 'shared'}", "max_epochs=1")
+        cfg.negatives = negatives
+        pretrain(cfg)
+
+    record(drop={"band": [0.5, 1]}, reweight=1)
+    record(drop={"band": [0.5, 1.0], "from_epoch": 0}, reweight={"beta": 1.0})
+    with pytest.raises(ConfigError, match="holds the records of another run"):
+        record(reweight=1, drop={"band": [0.5, 1]})
+
+
 def test_a_run_goes_on_in_its_folder_and_replaces_what_it_trains_again(config, tmp_path):
     place = f"hardness.dir={tmp_path / 'shared'}"
     first = pretrain(config("simclr", *ON, place, "max_epochs=3"))
