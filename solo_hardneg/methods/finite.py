@@ -12,10 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from solo_hardneg.distributed import gather, get_rank, get_world_size
+from solo_hardneg.distributed import gather_objects, get_rank
 from solo_hardneg.errors import DivergedError
 
 _WAY_OUT = (
@@ -56,11 +55,8 @@ def check_outputs(
     if all(fine):
         return
     mine = None if fine[get_rank()] else _cause(module, batch)
-    causes: list[Any] = [mine]
-    if get_world_size() > 1:
-        causes = [None] * get_world_size()
-        dist.all_gather_object(causes, mine)
-    told = "; ".join(f"rank {rank}: {cause}" for rank, cause in enumerate(causes) if cause)
+    causes = enumerate(gather_objects(mine))
+    told = "; ".join(f"rank {rank}: {cause}" for rank, cause in causes if cause)
     raise DivergedError(f"Step {step}: not all outputs are finite. {told}. {_WAY_OUT}")
 
 
@@ -90,21 +86,13 @@ def check_weights(state: Mapping[str, Any], step: int) -> None:
         DivergedError: it names step and weights, on all ranks alike.
     """
     wrong = _not_finite(state)
-    if not _everywhere(not wrong):
+    if any(gather_objects(bool(wrong))):
         which = _some(wrong) if wrong else "those of another rank"
         text = f"Step {step}, rank {get_rank()}: not all weights are finite ({which})"
         raise DivergedError(
             f"{text}, and no checkpoint is written. Resume from the last one with a lower "
             "optimizer.lr, a longer warm-up or precision=32."
         )
-
-
-def _everywhere(fine: bool) -> bool:
-    """Whether something holds on all ranks; all must ask together."""
-    flag = torch.tensor([fine])
-    if get_world_size() > 1 and dist.get_backend() == "nccl":
-        flag = flag.cuda()
-    return bool(gather(flag).all())
 
 
 def _cause(module: nn.Module, batch: Sequence[Any]) -> str:

@@ -17,10 +17,8 @@ def waits(model: Maker, fit: Maker) -> Callable[..., list[str]]:
     """``waits(*overrides, method=...)``: what a step of a run waits for, and where."""
 
     def found(*overrides: str, method: str) -> list[str]:
-        ours, watching = (
-            model(*overrides, method=method),
-            WatchStep(7),
-        )  # the queue and its reserve are full
+        ours = model(*overrides, method=method)
+        watching = WatchStep(7)  # the queue and its reserve are full
         ours.observers = []
         fit(ours, epochs=2, count=8 * 4, callbacks=[watching])
         return [str(wait) for wait in watching.seen.waits]
