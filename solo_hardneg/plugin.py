@@ -48,7 +48,7 @@ def callbacks() -> list[Any]:
     """The callbacks that Lightning adds to every trainer in a host's program, in this order.
 
     Any program on the machine that makes a trainer calls this, so it imports nothing before our
-    methods are registered in the process. First the two that keep a run safe, in all runs alike.
+    methods are registered in the process. First those that keep a run safe, in all runs alike.
     The others do nothing unless the config enables them: the one that makes the views
     (``data.format=resident``), and the recorder, which looks at them.
     """
@@ -57,6 +57,8 @@ def callbacks() -> list[Any]:
     from solo_hardneg.analysis.recorder import Recorder
     from solo_hardneg.resident.callback import ResidentData
     from solo_hardneg.safety.checkpoint_io import SafeCheckpoints
+    from solo_hardneg.safety.ending import Ending
     from solo_hardneg.safety.stopping import Stopping
 
-    return [SafeCheckpoints(), Stopping(), ResidentData(), Recorder()]
+    safe = [SafeCheckpoints(), Stopping(), Ending()]
+    return [*safe, ResidentData(), Recorder()]

@@ -173,6 +173,10 @@ class SafeCheckpointIO(CheckpointIO):
         found = "auto_resume.enabled=True found"
         return found if self._found_by_itself else "resume_from_checkpoint"
 
+    def named(self, path: Any) -> str:
+        """``key=path`` for messages: what has chosen the checkpoint, and the file that was read."""
+        return f"{self._key}={self._chosen.get(str(path), path)}"
+
     # ------------------------------------------------------------------ the rest
 
     def remove_checkpoint(self, path: Any) -> None:
@@ -182,6 +186,14 @@ class SafeCheckpointIO(CheckpointIO):
     def teardown(self) -> None:
         """Ends what it stands in for."""
         self.inner.teardown()
+
+
+def resumed_from(trainer: Trainer) -> str:
+    """``key=path`` of the checkpoint that a run is resumed from, for messages."""
+    checkpoint_io, path = trainer.strategy.checkpoint_io, trainer.ckpt_path
+    if isinstance(checkpoint_io, SafeCheckpointIO):
+        return checkpoint_io.named(path)
+    return f"ckpt_path={path}"
 
 
 def plain(value: Any) -> Any:

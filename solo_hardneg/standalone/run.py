@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import uuid
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import TensorDataset
 
 from solo_hardneg import plugin
-from solo_hardneg.errors import CheckpointError, ConfigError, bad_value, unknown_name
-from solo_hardneg.safety.reading import epochs_done, read_checkpoint, read_or_older
+from solo_hardneg.errors import ConfigError, bad_value, unknown_name
+from solo_hardneg.safety.reading import read_checkpoint, read_or_older
 from solo_hardneg.standalone.backbones import build_backbone
 from solo_hardneg.standalone.checkpoints import RunFolder, find_checkpoint, load_backbone
 from solo_hardneg.standalone.config import parse_linear, parse_pretrain
@@ -112,12 +113,6 @@ def _resume(cfg: DictConfig, folder: Path, model: Any) -> tuple[Path | None, str
         print(f"Resuming {path}")
     else:
         return None, None
-    if epochs_done(checkpoint) >= cfg.max_epochs:
-        text = f"{key}={path}: it has trained all of its epochs, max_epochs={cfg.max_epochs}"
-        raise CheckpointError(
-            f"{text}. Raise max_epochs to go on, or start anew without it "
-            "(auto_resume.enabled=False, no resume_from_checkpoint)."
-        )
     load_backbone(model.backbone, checkpoint["state_dict"], key, path)
     return path, wandb_id
 
@@ -169,7 +164,12 @@ def _fit(
     settings["callbacks"] = [LearningRateMonitor("epoch")] + [run_folder] * cfg.checkpoint.enabled
     trainer = Trainer(**settings)
     train, val = loaders
-    trainer.fit(model, train, val, ckpt_path=None if resume is None else str(resume))
+    try:
+        trainer.fit(model, train, val, ckpt_path=None if resume is None else str(resume))
+    except BaseException:
+        with contextlib.suppress(OSError):  # it is there and not empty, or never was
+            run_folder.folder.rmdir()
+        raise
     if trainer.interrupted:  # Lightning 2.1 returns as if it had come to the end
         raise KeyboardInterrupt
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}

@@ -1,0 +1,119 @@
+"""Limits that end a run: what is said, how it goes on, and runs with nothing left to train."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from integration_helpers import load_checkpoint
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import Timer
+from omegaconf import DictConfig
+from safety_runs import STEPS, Watch
+
+from solo_hardneg import plugin
+from solo_hardneg.errors import CheckpointError, ConfigError
+from solo_hardneg.safety.reading import epochs_done
+from solo_hardneg.standalone.run import linear, pretrain
+
+pytestmark = pytest.mark.usefixtures("tiny")
+
+Config = Callable[..., DictConfig]
+Watched = Callable[..., Watch]
+AGAIN = "auto_resume.enabled=true"
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Each step takes a second, by the clock that Lightning's timer reads."""
+    now = [1000.0]
+    monkeypatch.setattr("lightning.pytorch.callbacks.timer.time.monotonic", lambda: now[0])
+    assert time.monotonic() == now[0]
+
+    class Clock(Callback):
+        def on_train_batch_start(self, *_: Any) -> None:
+            now[0] += 1
+
+    ours = plugin.callbacks
+    monkeypatch.setattr(plugin, "callbacks", lambda: [*ours(), Clock()])
+    return now
+
+
+@pytest.mark.parametrize("method", ["mocov2_banded", "simclr"])
+def test_max_time_counts_from_each_start(
+    config: Config, clock: list[float], watched: Watched, capsys: Any, method: str
+) -> None:
+    steps = []
+    for _ in range(3):  # 5 of 12 steps each
+        watch = watched()
+        result = pretrain(config(method, "+max_time='00:00:00:05'", AGAIN))
+        steps += watch.steps
+        said = capsys.readouterr().out
+        if steps[-1] < 12:
+            assert "max_time=00:00:00:05" in said
+            assert (
+                f"auto_resume.enabled=True or \"++resume_from_checkpoint='{result.checkpoint}'"
+                in said
+            )
+        else:
+            assert "ended by max_epochs=3: epoch 3, step 12." in said
+    assert steps == [*range(1, 13)]  # no batch is left out
+
+
+def test_what_max_time_has_cut_off_is_no_whole_epoch(
+    config: Config, clock: list[float], capsys: Any
+) -> None:
+    result = pretrain(config("simclr", "+max_time='00:00:00:05'"))
+    assert "epoch 2, before its end, step 5." in capsys.readouterr().out
+    assert epochs_done(load_checkpoint(result.checkpoint)) == 1
+
+
+def test_steps_that_are_used_up(config: Config, watched: Watched, capsys: Any) -> None:
+    first = pretrain(config("mocov2_banded", f"+max_steps={STEPS + 1}"))
+    said = capsys.readouterr().out
+    assert f"ended by max_steps={STEPS + 1}: epoch 2, before its end" in said
+    assert "a higher max_steps" in said
+    with pytest.raises(CheckpointError, match=rf"found={first.checkpoint}: .*max_steps=5") as used:
+        pretrain(config("mocov2_banded", f"+max_steps={STEPS + 1}", AGAIN))
+    assert "Raise max_steps" in str(used.value)
+    assert len([*first.folder.parent.iterdir()]) == 1  # no empty folder
+    watch = watched()
+    pretrain(config("mocov2_banded", f"+max_steps={2 * STEPS}", AGAIN))
+    assert watch.steps == [6, 7, 8]
+    assert f"ended by max_steps={2 * STEPS}: epoch 2, step 8." in capsys.readouterr().out
+
+
+def test_epochs_that_are_used_up(config: Config) -> None:
+    first = pretrain(config("simclr", "max_epochs=1"))
+    named = f"+resume_from_checkpoint='{first.checkpoint}'"
+    for how, key in ((AGAIN, "auto_resume.enabled=True found"), (named, "resume_from_checkpoint")):
+        with pytest.raises(
+            CheckpointError, match=rf"{key}={first.checkpoint}: .*max_epochs=1\."
+        ) as e:
+            pretrain(config("simclr", "max_epochs=1", how))
+        assert "Raise max_epochs" in str(e.value)
+
+
+@pytest.mark.parametrize("limit", ["max_steps=0", "max_time='00:00:00:00'"])
+def test_a_limit_of_nothing(config: Config, limit: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{limit.replace(chr(39), '')}: .*without training"):
+        pretrain(config("simclr", f"+{limit}"))
+
+
+def test_a_timer_of_somebody_elses_goes_on_counting_in_one_start(
+    config: Config, clock: list[float], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    ours = plugin.callbacks
+    monkeypatch.setattr(plugin, "callbacks", lambda: [*ours(), Timer({"seconds": 3})])
+    pretrain(config("simclr"))
+    assert "step 3." in capsys.readouterr().out
+
+
+def test_linear_evaluation_says_it_too(config: Config, capsys: Any) -> None:
+    run = pretrain(config("simclr", "max_epochs=1"))
+    capsys.readouterr()
+    path = f"pretrained_feature_extractor='{run.checkpoint}'"
+    linear(config("linear", path, "max_epochs=2", "knn_eval.enabled=false"))
+    assert "ended by max_epochs=2: epoch 2, step 8." in capsys.readouterr().out
