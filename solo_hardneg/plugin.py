@@ -58,7 +58,8 @@ def callbacks() -> list[Any]:
     from solo_hardneg.resident.callback import ResidentData
     from solo_hardneg.safety.checkpoint_io import SafeCheckpoints
     from solo_hardneg.safety.ending import Ending
+    from solo_hardneg.safety.settings import ResumedSettings
     from solo_hardneg.safety.stopping import Stopping
 
-    safe = [SafeCheckpoints(), Stopping(), Ending()]
+    safe = [SafeCheckpoints(), Stopping(), Ending(), ResumedSettings()]
     return [*safe, ResidentData(), Recorder()]

@@ -1,0 +1,208 @@
+"""Resuming with other settings: what runs is what the config says, and what differs is said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from integration_helpers import load_checkpoint
+from lightning.pytorch import Callback
+from omegaconf import DictConfig
+from safety_runs import STEPS
+
+from solo_hardneg import plugin
+from solo_hardneg.errors import CheckpointError
+from solo_hardneg.safety import settings
+from solo_hardneg.standalone.run import pretrain
+
+pytestmark = pytest.mark.usefixtures("tiny")
+
+Config = Callable[..., DictConfig]
+Rates = dict[int, list[dict[str, Any]]]  # step -> parameter groups, without the parameters
+KEEP = "+checkpoint.keep_prev=true"
+_DONE: dict[Any, tuple[Any, Rates]] = {}  # runs that nothing interrupts, which tests share
+
+
+@pytest.fixture
+def train(config: Config, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Any, Rates]]:
+    """``train("simclr", ...)`` returns the run's result, and the optimizer's settings by step."""
+    seen: Rates = {}
+
+    class Watch(Callback):
+        def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+            (optimizer,) = trainer.optimizers
+            seen[trainer.global_step] = [
+                {k: v for k, v in group.items() if k not in ("params", "initial_lr")}
+                for group in optimizer.param_groups
+            ]
+
+    ours = plugin.callbacks
+    monkeypatch.setattr(plugin, "callbacks", lambda: [*ours(), Watch()])
+
+    def run(method: str, *overrides: str) -> tuple[Any, Rates]:
+        if (method, overrides) not in _DONE:
+            seen.clear()
+            result = pretrain(config(method, KEEP, *overrides))
+            if any("resume_from" in override for override in overrides):
+                return result, dict(seen)
+            _DONE[method, overrides] = result, dict(seen)
+        return _DONE[method, overrides]
+
+    return run
+
+
+def after_one_epoch(result: Any) -> str:
+    """The override that goes on from the checkpoint of the first epoch."""
+    (path,) = result.folder.glob("*ep0.ckpt")
+    return f"+resume_from_checkpoint='{path}'"
+
+
+WARM = "scheduler.warmup_epochs=2"
+STEP = ("scheduler.name=step", "+scheduler.lr_decay_steps=[1,2]")
+LARS = ("optimizer.name=lars",)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        ([], ["optimizer.lr=0.5"], "optimizer.lr: 0.001875 there, 0.03125 here"),
+        ([WARM], [WARM, "optimizer.lr=0.5"], "optimizer.lr: 0.001875 there, 0.03125 here"),
+        ([], ["optimizer.classifier_lr=8"], "optimizer.classifier_lr: 0.01875 there, 0.5 here"),
+        ([], ["optimizer.weight_decay=0.5"], "optimizer.weight_decay: 0.0001 there, 0.5 here"),
+        ([], ["+optimizer.kwargs.momentum=0.5"], "optimizer.kwargs.momentum: 0.9 there, 0.5 here"),
+        ([], [WARM], "scheduler.warmup_epochs: 0 there, 2 here"),
+        ([], ["+scheduler.min_lr=0.001"], "scheduler.min_lr: 0.0 there, 0.001 here"),
+        ([], ["max_epochs=5"], "max_epochs: 3 there, 5 here"),
+        ([], ["+scheduler.interval=epoch"], "scheduler.interval: step there, epoch here"),
+        ([], STEP, "scheduler.name: warmup_cosine there, step here"),
+        (STEP, [], "scheduler.lr_decay_steps: [1, 2] there, None here"),
+        (STEP, [STEP[0], "+scheduler.lr_decay_steps=[2]"], "lr_decay_steps: [1, 2] there"),
+        (["scheduler.name=none"], [], "scheduler.name: none there, warmup_cosine here"),
+        ([], ["scheduler.name=none"], "scheduler.name: warmup_cosine there, none here"),
+        (
+            ["scheduler.name=none"],
+            ["scheduler.name=none", "optimizer.lr=0.5"],
+            "optimizer.lr: 0.001875 there, 0.03125 here",
+        ),
+        (LARS, [*LARS, "+optimizer.kwargs.eta=0.5"], "optimizer.kwargs.eta: 0.001 there, 0.5 here"),
+        (["optimizer.name=adamw"], ["optimizer.name=adamw", "optimizer.lr=0.5"], "optimizer.lr:"),
+        ([], ["optimizer.batch_size=32"], "optimizer.batch_size: 16 there, 32 here"),
+        # What the checkpoint has stays as it is, and nothing is said.
+        ([], [], ""),
+        (["+scheduler.interval=epoch"], ["+scheduler.interval=epoch"], ""),
+        (STEP, STEP, ""),
+    ],
+)  # fmt: skip
+def test_the_rates_are_those_of_the_run_that_had_them_all_along(
+    train: Callable[..., Any], capsys: Any, before: list[str], now: list[str], said: str
+) -> None:
+    _, expected = train("mocov2_banded", *now)
+    first, _ = train("mocov2_banded", *before)
+    capsys.readouterr()
+    resumed, found = train("mocov2_banded", *now, after_one_epoch(first))
+    assert found == {step: rates for step, rates in expected.items() if step >= STEPS}
+    out = capsys.readouterr().out
+    assert said in out
+    assert ("other settings" in out) == bool(said)
+    args = json.loads((resumed.folder / "args.json").read_text())
+    assert (
+        load_checkpoint(resumed.checkpoint)[settings.KEY]["optimizer.lr"] == args["optimizer"]["lr"]
+    )
+
+
+@pytest.mark.parametrize("method", ["simclr_banded", "mocov2plus", "simclr"])
+def test_the_hosts_own_methods_too(train: Callable[..., Any], capsys: Any, method: str) -> None:
+    now = ["optimizer.lr=0.7", "optimizer.weight_decay=0.25"]
+    _, expected = train(method, *now)
+    first, _ = train(method)
+    _, found = train(method, *now, after_one_epoch(first))
+    assert found == {step: rates for step, rates in expected.items() if step >= STEPS}
+    assert "optimizer.weight_decay: " in capsys.readouterr().out
+
+
+def test_the_momenta_stay(train: Callable[..., Any]) -> None:
+    first, _ = train("simclr")
+    (path,) = first.folder.glob("*ep0.ckpt")
+    before = load_checkpoint(path)["optimizer_states"][0]["state"]
+    # Without a rate nothing moves, so that the momentum after a step is known.
+    now = ["optimizer.lr=1e-30", "optimizer.classifier_lr=1e-30", "+optimizer.kwargs.momentum=1.0"]
+    now += ["+optimizer.kwargs.dampening=1.0", "optimizer.weight_decay=0"]
+    second, _ = train("simclr", *now, after_one_epoch(first))
+    after = load_checkpoint(second.checkpoint)["optimizer_states"][0]["state"]
+    assert before.keys() == after.keys()
+    for key, state in before.items():
+        assert torch.equal(after[key]["momentum_buffer"], state["momentum_buffer"])
+
+
+def test_epochs_of_fewer_steps(train: Callable[..., Any], capsys: Any) -> None:
+    """The schedule goes on at the epoch, and not at the step, that the checkpoint has reached."""
+    now = ["limit_train_batches=2"]
+    _, expected = train("simclr", *now)
+    first, _ = train("simclr")
+    capsys.readouterr()
+    _, found = train("simclr", *now, after_one_epoch(first))
+    assert [*found] == [4, 5, 6, 7]
+    assert [*found.values()] == [expected[step] for step in (2, 3, 4, 5)]
+    assert "steps of an epoch: 4 there, 2 here" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stored", [True, False])
+@pytest.mark.parametrize("method", ["mocov2_banded", "simclr"])
+def test_another_optimizer_is_refused(train: Callable[..., Any], stored: bool, method: str) -> None:
+    first, _ = train(method, "max_epochs=1")
+    path = first.checkpoint if stored else forget(first.checkpoint)
+    how = f"+resume_from_checkpoint='{path}'"
+    message = rf"{path}: .*\(optimizer\.name: sgd there, adamw? here\)\. Set it as"
+    with pytest.raises(CheckpointError, match=message) as refused:
+        train(method, "optimizer.name=adamw", how)
+    assert "name=" in str(refused.value)
+    assert "auto_resume.enabled=False" in str(refused.value)
+
+
+def test_groups_that_dont_fit_are_refused(train: Callable[..., Any]) -> None:
+    first, _ = train("simclr", "max_epochs=1")
+    how = f"+resume_from_checkpoint='{first.checkpoint}'"
+    with pytest.raises(CheckpointError, match=r"exclude_bias_n_norm_wd: False there, True here"):
+        train("simclr", "+optimizer.exclude_bias_n_norm_wd=true", how)
+
+
+def forget(path: Path) -> Path:
+    """A copy of a checkpoint, as an older version would have written it."""
+    checkpoint = load_checkpoint(path)
+    del checkpoint[settings.KEY]
+    old = path.with_name("old.ckpt")
+    torch.save(checkpoint, old)
+    return old
+
+
+@pytest.mark.parametrize(
+    ("now", "said"),
+    [
+        (["optimizer.lr=0.5"], "lr of backbone: 0.001875 there, 0.03125 here"),
+        (["optimizer.weight_decay=0.5"], "weight_decay of backbone: 0.0001 there, 0.5 here"),
+        (STEP, ""),
+        ([], ""),
+    ],
+)
+def test_checkpoints_of_older_versions(
+    train: Callable[..., Any], capsys: Any, now: list[str], said: str
+) -> None:
+    _, expected = train("mocov2_banded", *now)
+    first, _ = train("mocov2_banded")
+    (path,) = first.folder.glob("*ep0.ckpt")
+    capsys.readouterr()
+    _, found = train("mocov2_banded", *now, f"+resume_from_checkpoint='{forget(path)}'")
+    assert found == {step: rates for step, rates in expected.items() if step >= STEPS}
+    assert said in capsys.readouterr().out
+
+
+def test_another_seed_is_said_to_have_no_effect(train: Callable[..., Any], capsys: Any) -> None:
+    first, _ = train("mocov2_banded")
+    train("mocov2_banded", "seed=77", after_one_epoch(first))
+    out = capsys.readouterr().out
+    assert "seed=77 has no effect" in out
+    assert "other settings" not in out
