@@ -13,7 +13,8 @@ _registered = False
 def register() -> None:
     """Adds our methods to the host's ``METHODS``, the very dict that its scripts look into.
 
-    In solo-learn, its DALI loaders learn to run without a GPU, too.
+    In solo-learn, its DALI loaders learn to run without a GPU, and its auto-resume to say what it
+    takes and leaves.
 
     Calling it again is harmless.
 
@@ -25,6 +26,7 @@ def register() -> None:
     from solo_hardneg import host
     from solo_hardneg.dali import extend_solo_learn
     from solo_hardneg.methods import OUR_METHODS
+    from solo_hardneg.safety import auto_resume
 
     if host.NAME == "standalone" and "solo.methods" in sys.modules:
         raise HostError(
@@ -41,6 +43,7 @@ def register() -> None:
             )
     if host.NAME == "solo":
         extend_solo_learn()
+        auto_resume.extend_solo_learn()
     _registered = True
 
 

@@ -54,11 +54,11 @@ def read_json(file: Path) -> Any:
 
 
 def _check_depth(content: Any) -> None:
-    level = [content]
+    level = [content] if isinstance(content, dict | list) else []
     for _ in range(DEEPEST):
         below = [v.values() if isinstance(v, dict) else v for v in level]
         level = [v for several in below for v in several if isinstance(v, dict | list)]
-        if not level or not isinstance(content, dict | list):
+        if not level:
             return
     raise ValueError(f"it has more than {DEEPEST} levels")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tarfile
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from solo_hardneg.analysis.untrusted import read_json
 from solo_hardneg.errors import CheckpointError
 
 _SHOWN = 10  # so many folders a message names
@@ -142,7 +142,7 @@ def _age(file: Path) -> float:
 def _args_of(folder: Path) -> dict[str, Any] | None:
     """What a folder's ``args.json`` says of the run, without what belongs to one start of it."""
     try:
-        args = json.loads((folder / "args.json").read_text())
+        args = read_json(folder / "args.json")
     except (OSError, ValueError):
         return None
     if not isinstance(args, dict):

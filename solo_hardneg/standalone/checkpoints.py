@@ -1,9 +1,8 @@
-"""Writing a run's folder, finding a run to resume, and loading a checkpoint's backbone."""
+"""Writing a run's folder, and loading a checkpoint's backbone."""
 
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +14,6 @@ from torch import Tensor, nn
 from solo_hardneg.distributed import all_or_none
 from solo_hardneg.errors import CheckpointError
 from solo_hardneg.safety.checkpoint_io import unwritable
-from solo_hardneg.safety.reading import newest_checkpoint
-from solo_hardneg.standalone.checks import read
-
-# What must be equal for a run to be resumed by itself; the host's list.
-_SHOULD_MATCH = (
-    "name",
-    "backbone",
-    "method",
-    "data.dataset",
-    "max_epochs",
-    "optimizer.name",
-    "optimizer.batch_size",
-    "optimizer.lr",
-    "optimizer.weight_decay",
-    "wandb.project",
-    "wandb.entity",
-    "pretrained_feature_extractor",
-)
 
 
 class RunFolder(Checkpoint):
@@ -104,32 +85,6 @@ class RunFolder(Checkpoint):
             return
         if trainer.is_global_zero:
             previous.unlink(missing_ok=True)  # only now that the newer one is on the disk
-
-
-def find_checkpoint(folder: Path, cfg: DictConfig) -> tuple[Path | None, str | None]:
-    """The newest checkpoint under ``folder`` of a run like this one, and its wandb id.
-
-    Runs older than ``auto_resume.max_hours`` and folders without readable ``args.json`` don't
-    count.
-    """
-
-    def plain(config: DictConfig, key: str) -> Any:
-        value = read(config, key)
-        return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-
-    oldest = time.time() - cfg.auto_resume.max_hours * 3600
-    found: list[tuple[float, Path, str | None]] = []
-    for args in folder.glob("*/args.json"):
-        newest = newest_checkpoint(args.parent)
-        if newest is None or newest.stat().st_mtime < oldest:
-            continue
-        try:
-            saved = OmegaConf.create(json.loads(args.read_text()))
-        except ValueError:  # the run was killed while it wrote
-            continue
-        if all(plain(saved, key) == plain(cfg, key) for key in _SHOULD_MATCH):
-            found.append((newest.stat().st_mtime, newest, saved.get("wandb_run_id")))
-    return max(found, key=lambda run: run[0])[1:] if found else (None, None)
 
 
 def load_backbone(backbone: nn.Module, state: dict[str, Tensor], key: str, path: Path) -> None:

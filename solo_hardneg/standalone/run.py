@@ -18,9 +18,10 @@ from torch.utils.data import TensorDataset
 
 from solo_hardneg import plugin
 from solo_hardneg.errors import ConfigError, bad_value, unknown_name
+from solo_hardneg.safety.auto_resume import find_checkpoint
 from solo_hardneg.safety.reading import read_checkpoint, read_or_older
 from solo_hardneg.standalone.backbones import build_backbone
-from solo_hardneg.standalone.checkpoints import RunFolder, find_checkpoint, load_backbone
+from solo_hardneg.standalone.checkpoints import RunFolder, load_backbone
 from solo_hardneg.standalone.config import parse_linear, parse_pretrain
 from solo_hardneg.standalone.data import linear_loaders, make_loader, plain_loader, pretrain_loaders
 from solo_hardneg.standalone.knn import knn_accuracy
@@ -105,7 +106,7 @@ def _resume(cfg: DictConfig, folder: Path, model: Any) -> tuple[Path | None, str
     if cfg.resume_from_checkpoint is not None:
         path, checkpoint = read_checkpoint(key, Path(cfg.resume_from_checkpoint).expanduser())
     elif cfg.auto_resume.enabled:
-        found, wandb_id = find_checkpoint(folder, cfg)
+        found, wandb_id = find_checkpoint(folder, cfg, cfg.auto_resume.max_hours)
         if found is None:
             return None, None
         key = "auto_resume.enabled=True found"
