@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import uuid
 from dataclasses import dataclass
@@ -165,12 +164,7 @@ def _fit(
     settings["callbacks"] = [LearningRateMonitor("epoch")] + [run_folder] * cfg.checkpoint.enabled
     trainer = Trainer(**settings)
     train, val = loaders
-    try:
-        trainer.fit(model, train, val, ckpt_path=None if resume is None else str(resume))
-    except BaseException:
-        with contextlib.suppress(OSError):  # it is there and not empty, or never was
-            run_folder.folder.rmdir()
-        raise
+    trainer.fit(model, train, val, ckpt_path=None if resume is None else str(resume))
     if trainer.interrupted:  # Lightning 2.1 returns as if it had come to the end
         raise KeyboardInterrupt
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
