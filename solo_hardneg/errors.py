@@ -19,9 +19,8 @@ class HardnegError(Exception):
     """The base of all errors that this package raises on purpose."""
 
     def __str__(self) -> str:
-        """The message, without what a terminal would obey: names in it may be other people's."""
-        shown = (c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in super().__str__())
-        return "".join(shown)
+        """The message, printable."""
+        return printable(super().__str__())
 
 
 class ConfigError(HardnegError, ValueError):
@@ -55,6 +54,11 @@ class RanksDifferError(HardnegError, RuntimeError):
 
 class HostError(HardnegError, ImportError):
     """The host (solo-learn or the standalone one) that was asked for can't be had."""
+
+
+def printable(text: object) -> str:
+    """A text without what a terminal would obey: names in it may be other people's."""
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in str(text))
 
 
 def bad_value(key: str, value: Any, allowed: str, do: str = "") -> ConfigError:

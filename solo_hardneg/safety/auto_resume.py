@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from solo_hardneg.analysis.untrusted import read_config
+from solo_hardneg.errors import printable
 from solo_hardneg.safety.reading import newest_checkpoint
 
 # What must be equal for a run to be resumed by itself; the host's list.
@@ -94,14 +95,14 @@ def _report(
     """Prints which run is resumed, and why those of the same name aren't."""
     if chosen is not None:
         of = f", the newest of {matching} runs with these settings" if matching > 1 else ""
-        print(f"auto_resume: {_printable(chosen)} is resumed{of}.")
+        print(f"auto_resume: {printable(chosen)} is resumed{of}.")
     for _, path, reason in sorted(left, reverse=True)[:_SHOWN]:
-        print(f"auto_resume: {_printable(path)} is left: {reason}.")
+        print(f"auto_resume: {printable(path)} is left: {reason}.")
     if len(left) > _SHOWN:
         print(f"auto_resume: {len(left) - _SHOWN} older ones are left, too.")
     if chosen is None:
         named = f" ({others} of other names)" if others else ""
-        place = _printable(folder)
+        place = printable(folder)
         print(f"auto_resume: no run to resume in {place}{named}; this one starts from scratch.")
     if chosen is None and left:
         do = "+resume_from_checkpoint=PATH, or the settings that it was trained with"
@@ -138,11 +139,5 @@ def _select(args: Mapping[str, Any], key: str) -> Any:
 
 
 def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
-    text = _printable(text)
+    text = printable(value if isinstance(value, str) else json.dumps(value, default=str))
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _printable(text: object) -> str:
-    """Without what a terminal would obey: names may be other people's."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))

@@ -6,6 +6,7 @@ weight decay and the shape of the schedule, too, which would overrule what the c
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections import Counter
@@ -17,7 +18,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from omegaconf import DictConfig, OmegaConf
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from solo_hardneg.errors import CheckpointError
+from solo_hardneg.errors import CheckpointError, printable
 from solo_hardneg.safety.checkpoint_io import resumed_from
 from solo_hardneg.safety.reading import epochs_done
 from solo_hardneg.trainers import config_of
@@ -76,8 +77,8 @@ class ResumedSettings(Callback):
         self._settings = read_settings(cfg, trainer)
         if checkpoint is None or not checkpoint.get("optimizer_states"):
             return
-        stored = checkpoint.get(KEY)
-        if isinstance(stored, Mapping):
+        stored = _stored(checkpoint)
+        if stored is not None:
             differing = differences(stored, self._settings)
         else:  # an older version wrote it
             differing = differences_of_states(trainer, checkpoint)
@@ -92,14 +93,14 @@ class ResumedSettings(Callback):
             same_kind = not any(key in differing for key in _KIND_OF_SCHEDULE)
             _apply(trainer, checkpoint, ratio, same_kind)
         if differing and trainer.is_global_zero:
-            print(_said(cfg, resumed_from(trainer), differing))
+            print(printable(_said(cfg, resumed_from(trainer), differing)))
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Stores the settings that the run is trained with."""
         if self._settings:
-            checkpoint[KEY] = dict(self._settings)
+            checkpoint[KEY] = json.dumps(self._settings)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forgets the run."""
@@ -119,6 +120,14 @@ def read_settings(cfg: DictConfig, trainer: Trainer) -> dict[str, Any]:
     if math.isfinite(batches):
         found[_STEPS] = math.ceil(batches / trainer.accumulate_grad_batches)
     return found
+
+
+def _stored(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
+    try:
+        stored = json.loads(checkpoint.get(KEY, ""))
+    except (TypeError, ValueError, RecursionError):  # none, or nothing that we have written
+        return None
+    return stored if isinstance(stored, dict) else None
 
 
 def _flat(key: str, value: Any) -> dict[str, Any]:
@@ -200,7 +209,7 @@ def _check_optimizer(
 def _ratio(differing: Differences) -> float:
     """Steps of an epoch here, for one there."""
     there, here = differing.get(_STEPS, (None, None))
-    return here / there if there and here else 1.0
+    return here / there if isinstance(there, int) and here and there > 0 else 1.0
 
 
 def _saved_step(checkpoint: Mapping[str, Any], number: int) -> int | None:
@@ -226,6 +235,7 @@ def _apply(trainer: Trainer, checkpoint: dict[str, Any], ratio: float, same_kind
             steps = epochs_done(checkpoint)
         else:
             steps = round((checkpoint["global_step"] if saved is None else saved) * ratio)
+            steps = int(min(steps, trainer.estimated_stepping_batches))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch wants the optimizer to take a step before
             for _ in range(steps):

@@ -109,9 +109,8 @@ def test_the_rates_are_those_of_the_run_that_had_them_all_along(
     assert said in out
     assert ("other settings" in out) == bool(said)
     args = json.loads((resumed.folder / "args.json").read_text())
-    assert (
-        load_checkpoint(resumed.checkpoint)[settings.KEY]["optimizer.lr"] == args["optimizer"]["lr"]
-    )
+    stored = json.loads(load_checkpoint(resumed.checkpoint)[settings.KEY])
+    assert stored["optimizer.lr"] == args["optimizer"]["lr"]
 
 
 @pytest.mark.parametrize("method", ["simclr_banded", "mocov2plus", "simclr"])
@@ -198,6 +197,30 @@ def test_checkpoints_of_older_versions(
     _, found = train("mocov2_banded", *now, f"+resume_from_checkpoint='{forget(path)}'")
     assert found == {step: rates for step, rates in expected.items() if step >= STEPS}
     assert said in capsys.readouterr().out
+
+
+STEPS_AS_WORD = json.dumps(
+    {
+        "optimizer.name": "sgd",
+        "optimizer.exclude_bias_n_norm_wd": False,
+        "steps of an epoch": "x",
+        "scheduler": [],
+        "seed": {},
+    }
+)
+
+
+@pytest.mark.parametrize(
+    "value", [3, "nonsense", "[1]", torch.zeros(2), "[" * 10**5, STEPS_AS_WORD]
+)
+def test_what_somebody_else_wrote_there_does_no_harm(
+    train: Callable[..., Any], value: object
+) -> None:
+    first, _ = train("simclr")
+    (path,) = first.folder.glob("*ep0.ckpt")
+    torch.save({**load_checkpoint(path), settings.KEY: value}, path.with_name("other.ckpt"))
+    how = f"+resume_from_checkpoint='{path.with_name('other.ckpt')}'"
+    assert train("simclr", how)[1] == {s: r for s, r in train("simclr")[1].items() if s >= STEPS}
 
 
 def test_another_seed_is_said_to_have_no_effect(train: Callable[..., Any], capsys: Any) -> None:
