@@ -100,8 +100,11 @@ class Stopping(Callback):
 
         def note(signum: int, frame: Any) -> None:
             if signum == signal.SIGINT:
-                # Python's handler would not run while the process waits for a GPU or another rank.
-                signal.signal(signal.SIGINT, signal.SIG_DFL)
+                # Python's handler would not run while the process waits for a GPU or another rank;
+                # but a notebook or a prompt should outlive the run.
+                interactive = hasattr(sys, "ps1")
+                again = signal.default_int_handler if interactive else signal.SIG_DFL
+                signal.signal(signal.SIGINT, again)
                 if trainer.is_global_zero:
                     _say(_CTRL_C)
             elif signum == signal.SIGHUP:

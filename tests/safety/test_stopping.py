@@ -116,6 +116,15 @@ def test_other_signals_stop_it_likewise(
     assert ("Press Ctrl-C again" in said.err) == again
 
 
+def test_a_second_ctrl_c_leaves_an_interactive_session_alive(
+    config: Config, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.ps1", ">>> ", raising=False)
+    watch = watched("step", 2, signum=signal.SIGINT)
+    stop(config("simclr"), 130)
+    assert watch.next_handler is signal.default_int_handler
+
+
 @pytest.mark.parametrize(
     ("signum", "theirs"),
     [
