@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -191,6 +192,72 @@ def recorder(
 
     table = run_recorder(method, k, n, pixels, steps, backbone, negatives)
     print(table.to_string(index=False))
+
+
+@app.command()
+def gpu(
+    out: Annotated[Path, typer.Option(help="folder for the CSVs")],
+    minutes: Annotated[float, typer.Option(help="for everything, from the start on")] = 8.0,
+    data: Annotated[
+        Path | None, typer.Option(help="folder that holds cifar-100-python; nothing is downloaded")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cuda; cpu rehearses")] = "cuda",
+    tiny: Annotated[bool, typer.Option(help="smallest sizes, for a rehearsal")] = False,
+    parts: Annotated[
+        str, typer.Option(help="of those above, with commas")
+    ] = "tests,waits,loss,step,loader,accuracy",
+    checkpoints: Annotated[
+        Path | None, typer.Option(help="folder for trained networks; OUT/checkpoints if left out")
+    ] = None,
+    commit: Annotated[str, typer.Option(help="of the code, where git can't tell")] = "",
+    host: Annotated[
+        str, typer.Option(help="solo or standalone; solo where there is a checkout")
+    ] = "",
+) -> None:
+    """All that a GPU should show, within minutes, most important first.
+
+    tests: the kernels' tests, all backends against the dense one. waits: how often a training step
+    waits for the device, ours and the host's. loss: time and memory of all backends and the host's
+    at K = 65,536 and 16,384, in float32 and bfloat16, beside the limit by bytes and flops. step:
+    whole steps against the host's MoCo v2+, at CIFAR's and ImageNet's size. loader: images per
+    second by PIL, resident and DALI. accuracy: SimCLR, DCL, HCL and SSCL on CIFAR-100 for as many
+    epochs as fit, with linear evaluation.
+
+    Each part writes OUT/PART.csv as it goes; OUT/parts.csv says what was done, what failed, and
+    what was skipped for lack of time. What has been done on this device and commit isn't repeated
+    by another call with the same OUT; accuracy goes on from its checkpoints.
+    """
+    from benchmarks.parts import PARTS
+
+    if host not in ("", "solo", "standalone"):
+        raise typer.BadParameter(f"host={host}: is none of solo, standalone")
+    if device not in ("cuda", "cpu"):
+        raise typer.BadParameter(f"device={device}: is none of cuda, cpu")
+    if not 0 < minutes < float("inf"):
+        raise typer.BadParameter(f"minutes={minutes}: must be a number above 0")
+    known = [part.name for part in PARTS]
+    chosen = tuple(parts.split(","))
+    unknown = [name for name in chosen if name not in known]
+    if unknown:
+        raise typer.BadParameter(f"parts={parts}: {unknown[0]} is none of {', '.join(known)}")
+    if data is not None and not (data / "cifar-100-python").is_dir():
+        raise typer.BadParameter(f"data={data}: holds no cifar-100-python. Point it at its parent.")
+    from benchmarks.gpu import default_checkpoints, run_gpu
+    from benchmarks.hosts import use_host
+    from benchmarks.provenance import COMMIT
+    from benchmarks.worker import Job
+
+    if commit:
+        os.environ[COMMIT] = commit
+    use_host(host)
+    out = out.expanduser().resolve()
+    folder = (checkpoints or default_checkpoints(out)).expanduser().resolve()
+    place = None if data is None else data.expanduser().resolve()
+    job = Job(out, folder, place, tiny, device == "cuda")
+    try:
+        run_gpu(job, minutes, chosen)
+    except RuntimeError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 @app.command(hidden=True)

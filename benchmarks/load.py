@@ -72,8 +72,15 @@ class Clock(HydraCallback):
         plugin.callbacks = lambda: [*theirs(), Ends()]
 
 
-def make_images(folder: Path, number: int, side: int = 224) -> Path:
-    """JPEGs of smooth noise, about as hard to decode as photographs of this size."""
+def make_images(folder: Path, number: int, side: int = 224, copies: int = 1) -> Path:
+    """JPEGs of smooth noise, about as hard to decode as photographs of this size.
+
+    Args:
+        folder: where to, in ten folders of classes.
+        number: how many are made.
+        side: pixels.
+        copies: names that each has: an epoch is so much longer.
+    """
     generator = np.random.default_rng(0)
     for index in range(number):
         place = folder / f"class{index % 10}"
@@ -83,6 +90,8 @@ def make_images(folder: Path, number: int, side: int = 224) -> Path:
         noisy = fine + generator.integers(-12, 13, fine.shape)
         pixels = noisy.clip(0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(place / f"{index:05}.jpg", quality=90)
+        for copy in range(1, copies):
+            (place / f"{index:05}-{copy}.jpg").hardlink_to(place / f"{index:05}.jpg")
     return folder
 
 

@@ -7,6 +7,7 @@ their queues.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -30,21 +31,35 @@ Source = Callable[[], Iterator[int]]  # what gives the number of images of each 
 
 
 def run_loader(
-    train_path: Path, batch: int, workers: list[int], batches: int, rounds: int = 5
+    train_path: Path | str,
+    batch: int,
+    workers: list[int],
+    batches: int,
+    rounds: int = 5,
+    file: Path | None = HERE / "loader.csv",
+    data: str = "cifar100",
+    crop: int = 32,
+    until: float = math.inf,
 ) -> pd.DataFrame:
     """All loaders; both views of an image count as one image.
 
     Args:
-        train_path: folder of CIFAR-100.
+        train_path: folder of the images.
         batch: images of a batch.
         workers: numbers of worker processes of the PIL pipeline; the others have none.
         batches: how many count in each turn.
         rounds: how many turns each loader has.
+        file: the CSV to write to, if any.
+        data: the dataset's config; folders of images are read by DALI, too, where it is installed.
+        crop: pixels of a side of the views.
+        until: no further round starts then, on the clock of :func:`benchmarks.timing.now`.
     """
-    sources = all_sources(train_path, batch, workers)
+    sources = all_sources(train_path, batch, workers, data, crop)
     speeds: dict[tuple[str, int], list[float]] = {key: [] for key in sources}
     order, shuffle = list(sources), random.Random(0)
-    for _ in range(rounds):
+    for number in range(rounds):
+        if number and now() >= until:
+            break
         shuffle.shuffle(order)
         for key in order:
             skipped = 1 + 2 * key[1]  # as many as workers prepare in advance
@@ -53,10 +68,11 @@ def run_loader(
     for (name, number), found in speeds.items():
         low, middle, high = np.percentile(found, [20, 50, 80]).round(1)
         images = {"images_s_p20": low, "images_s": middle, "images_s_p80": high}
-        place = {"loader": name, "dataset": "cifar100", "workers": number, "N": batch}
-        rows.append({**place, **images, "batches": batches, "rounds": rounds})
+        place = {"loader": name, "dataset": data, "workers": number, "N": batch}
+        rows.append({**place, **images, "batches": batches, "rounds": len(found), "pixels": crop})
     table = pd.DataFrame(rows).assign(**versions(), **provenance())
-    write(HERE / "loader.csv", table, KEYS)
+    if file is not None:
+        write(file, table, KEYS)
     return table
 
 
@@ -70,19 +86,30 @@ def speed(source: Source, skipped: int, batches: int) -> float:
     return number / (now() - start)
 
 
-def all_sources(train_path: Path, batch: int, workers: list[int]) -> dict[tuple[str, int], Source]:
-    """What is compared, by name and number of workers; kornia only where it is installed."""
-    from solo_hardneg.standalone.data import pretrain_loaders
+def all_sources(
+    train_path: Path | str, batch: int, workers: list[int], data: str = "cifar100", crop: int = 32
+) -> dict[tuple[str, int], Source]:
+    """What is compared, by name and number of workers; kornia and DALI where they are installed."""
+    from solo_hardneg.dali import is_installed
+    from solo_hardneg.standalone.data import FOLDERS, pretrain_loaders
 
-    def loader(*overrides: str) -> tuple[DictConfig, DataLoader]:
+    def loader(*overrides: str) -> tuple[DictConfig, Any]:
         where = f"data.train_path={train_path}", "data.val_path=null"
-        cfg = models.config("mocov2_banded", batch, 65536, "resnet18", *where, *overrides)
+        size = f"data.suggest.crop_size={crop}"
+        method = "mocov2_banded", batch, 65536, "resnet18"
+        cfg = models.config(*method, *where, size, *overrides, data=data)
         return cfg, pretrain_loaders(cfg)[0]
 
     sources: dict[tuple[str, int], Source] = {}
     for number in workers:
         _, pil = loader(f"data.num_workers={number}")
         sources["standalone", number] = lambda pil=pil: (len(indexes) for indexes, _, _ in pil)
+        if data in FOLDERS and is_installed():
+            device = "gpu" if torch.cuda.is_available() else "cpu"
+            _, dali = loader(
+                f"data.num_workers={number}", "data.format=dali", f"dali.device={device}"
+            )
+            sources["dali", number] = lambda dali=dali: (len(indexes) for indexes, _, _ in dali)
     cfg, indexes_only = loader("data.format=resident")
     views = resident(cfg, indexes_only.dataset)
     sources["resident", 0] = lambda: _filled(indexes_only, views)
@@ -153,7 +180,7 @@ def kornias(cfg: DictConfig, images: torch.Tensor) -> Callable[..., list[torch.T
 def versions() -> dict[str, str]:
     """Of what decodes and augments, beside what every row has."""
     found = {}
-    for package in ("torchvision", "pillow", "kornia"):
+    for package in ("torchvision", "pillow", "kornia", "nvidia-dali-cuda130"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from benchmarks.memory import elsewhere, peak
+from benchmarks.precision import label
 from benchmarks.provenance import HERE, provenance
 from benchmarks.rivals import LIBRARIES, OURS, Data, candidates, in_the_hosts_layout
 from benchmarks.timing import Work, interleaved, summary
@@ -30,18 +32,25 @@ def compare(
     backends: tuple[str, ...],
     rounds: int | None = None,
     libraries: bool = True,
+    precision: str = "32-true",
+    refused: dict[tuple[str, str], str] | None = None,
+    **how: Any,
 ) -> pd.DataFrame:
-    """All candidates on one size; the first is the host's, to which ratios are."""
-    works = all_works(queries, keys, dimensions, backends, libraries)
+    """All candidates on one size; the first is the host's, to which ratios are.
+
+    ``refused`` gets the reason of each that can't run; ``how`` goes to :func:`measured`.
+    """
+    works = all_works(queries, keys, dimensions, backends, libraries, precision, refused)
     sizes = {"N": queries, "K": keys, "D": dimensions}
-    table = measured(works, ["peaks", *map(str, sizes.values())], backends, sizes, rounds)
+    command = ["peaks", *map(str, sizes.values())]
+    table = measured(works, command, backends, sizes, rounds, **how)
     ours = table.candidate.str.partition(",")[0]
     table["backend"] = ours.where(ours.isin(OURS), "")
     # lightly and pytorch-metric-learning keep their own.
     by_key = ours.isin(OURS) & ~table.candidate.str.endswith("host's queue")
     table["layout"] = by_key.map({True: "key by key", False: "dimension by dimension"})
     table.loc[ours.isin(LIBRARIES), "layout"] = "its own"
-    table["dtype"] = "float32"
+    table["dtype"] = label(precision)
     return table
 
 
@@ -51,6 +60,8 @@ def measured(
     backends: tuple[str, ...],
     sizes: Mapping[str, int],
     rounds: int | None = None,
+    here: bool | None = None,
+    **timing: Any,
 ) -> pd.DataFrame:
     """Times and peak memory of (candidate, policy); ratios are to the first.
 
@@ -60,13 +71,19 @@ def measured(
         backends: of ours.
         sizes: columns to put into all rows.
         rounds: how many; ``None`` for as many as are worth it.
+        here: whether peak memory is measured in this process, by default on a GPU only. On a CPU
+            memory that was freed before then hides a part of it.
+        timing: more for :func:`interleaved`.
     """
     host = next(iter(works))
     works = _quick_ones(works, host)
     names = {_name(key): key for key in works}
     by_name = {name: works[key] for name, key in names.items()}
-    times, number = _times(by_name, _name(host), rounds)
-    memory = elsewhere([*peaks_command, ",".join(backends), json.dumps(list(names))])
+    times, number = _times(by_name, _name(host), rounds, **timing)
+    if torch.cuda.is_available() if here is None else here:
+        memory = peaks_of(works, list(names))
+    else:
+        memory = elsewhere([*peaks_command, ",".join(backends), json.dumps(list(names))])
     of_host = memory[_name(host)]
     return pd.DataFrame(
         {
@@ -82,7 +99,7 @@ def measured(
 
 
 def _times(
-    works: Mapping[str, Work], host: str, rounds: int | None
+    works: Mapping[str, Work], host: str, rounds: int | None, **timing: Any
 ) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
     """Times and numbers of rounds; what takes long has rounds of its own, with the host's."""
     once = {name: min(seconds) for name, seconds in interleaved(works, 2).items()}
@@ -93,8 +110,9 @@ def _times(
         group = {name: works[name] for name in names}
         seconds = sum(once[name] for name in names)
         count = rounds or max(5, min(60, math.ceil(_SECONDS / seconds)))
-        times |= summary(interleaved(group, count, warm_up=1), host)
-        number |= dict.fromkeys(names, count)
+        found = interleaved(group, count, warm_up=1, **timing)
+        times |= summary(found, host)
+        number |= dict.fromkeys(names, len(found[host]))
     return {name: times[name] for name in works}, number
 
 
@@ -104,10 +122,12 @@ def all_works(
     dimensions: int,
     backends: tuple[str, ...],
     libraries: bool = True,
+    precision: str = "32-true",
+    refused: dict[tuple[str, str], str] | None = None,
 ) -> dict[tuple[str, str], Work]:
     """(candidate, policy) → one forward and backward pass, the host's first."""
-    data = Data.make(queries, keys, dimensions)
-    works: dict[tuple[str, str], Work] = dict(candidates(data, backends, libraries))
+    data = Data.make(queries, keys, dimensions, precision)
+    works: dict[tuple[str, str], Work] = dict(candidates(data, backends, libraries, refused))
     if "numba" in backends:
         works |= in_the_hosts_layout(data, "numba")
     return works

@@ -12,10 +12,12 @@ from torch.nn.functional import normalize
 CLASSES = 100
 
 
-def config(method: str, batch: int, queue: int, backbone: str, *overrides: str) -> DictConfig:
+def config(
+    method: str, batch: int, queue: int, backbone: str, *overrides: str, data: str = "cifar100"
+) -> DictConfig:
     """The composed config of a method, with what the host's parser would add."""
     chosen = [
-        *("data=cifar100", f"backbone.name={backbone}", f"optimizer.batch_size={batch}"),
+        *(f"data={data}", f"backbone.name={backbone}", f"optimizer.batch_size={batch}"),
         *(["method_kwargs.queue_size=" + str(queue)] if method.startswith("moco") else []),
         *overrides,
     ]

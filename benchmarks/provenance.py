@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import shutil
 import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +16,7 @@ PACKAGES = (
     *("torch", "numpy", "numba", "triton", "lightly", "pytorch-metric-learning"),
     "solo-hardneg",
 )
+COMMIT = "SOLO_HARDNEG_COMMIT"  # the commit's name where git can't tell
 HERE = Path(__file__).parent
 
 
@@ -21,6 +24,7 @@ def provenance() -> dict[str, str | int]:
     """The columns that every row has."""
     return {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu(),
+        "cuda": (torch.version.cuda or "") if torch.cuda.is_available() else "",
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         **{name: _version(name) for name in PACKAGES},
@@ -46,6 +50,10 @@ def _version(package: str) -> str:
 
 def _commit() -> str:
     """The commit; ``+`` behind it where something beside figures has changed since."""
+    if COMMIT in os.environ:
+        return os.environ[COMMIT]
+    if shutil.which("git") is None:
+        return ""
     git = ["git", "-C", str(HERE)]
     found = subprocess.run(
         [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.hosts import hosts_loss
+from benchmarks.precision import autocast, dtype
 from solo_hardneg.errors import ConfigError
 from solo_hardneg.losses import mocov2plus_loss_func
 from solo_hardneg.negatives import build
@@ -33,31 +34,36 @@ class Data:
     """Vectors of one comparison: query and key (N, D), the queue (D, K) as ours and as the host's.
 
     In our methods' queue each key lies in one piece, in the host's each dimension does.
+    ``precision`` is the number format, see :mod:`benchmarks.precision`.
     """
 
     query: Tensor
     key: Tensor
     ours: Tensor
     hosts: Tensor
+    precision: str = "32-true"
 
     @staticmethod
-    def make(queries: int, keys: int, dimensions: int) -> Data:
+    def make(queries: int, keys: int, dimensions: int, precision: str = "32-true") -> Data:
         device = "cuda" if torch.cuda.is_available() else "cpu"
 
         def unit(rows: int) -> Tensor:
-            return F.normalize(torch.randn(rows, dimensions, device=device), dim=1)
+            vectors = F.normalize(torch.randn(rows, dimensions, device=device), dim=1)
+            return vectors.to(dtype(precision))
 
         torch.manual_seed(0)
         vectors = unit(keys)
         query = unit(queries).requires_grad_()
-        return Data(query, unit(queries), vectors.T, vectors.T.contiguous())
+        return Data(query, unit(queries), vectors.T, vectors.T.contiguous(), precision)
 
     def step(self, loss: Callable[[], Tensor]) -> Callable[[], None]:
         """One forward and backward pass."""
 
         def work() -> None:
             self.query.grad = None
-            loss().backward()
+            with autocast(self.precision):
+                value = loss()
+            value.backward()
 
         return work
 
@@ -83,9 +89,15 @@ def _cross_entropy(data: Data, negatives: Tensor) -> Tensor:
 
 
 def candidates(
-    data: Data, backends: tuple[str, ...], libraries: bool = True
+    data: Data,
+    backends: tuple[str, ...],
+    libraries: bool = True,
+    refused: dict[tuple[str, str], str] | None = None,
 ) -> dict[tuple[str, str], Callable[[], None]]:
-    """(candidate, policy) → one forward and backward pass. The first is the host's."""
+    """(candidate, policy) → one forward and backward pass. The first is the host's.
+
+    What can't run is left out; ``refused`` then gets the reason.
+    """
     name, loss = hosts_loss()
     found = {(name, "plain"): data.step(lambda: loss(data.query, data.key, data.hosts, TAU))}
     for rival, function in (("sort and mask", sort_and_mask), ("topk", whole_topk)):
@@ -95,14 +107,17 @@ def candidates(
     for policy, config in POLICIES.items():
         for backend in backends:
             work = _ours(data, config, backend, data.ours)
-            if work is not None:
+            if callable(work):
                 found[backend, policy] = work
+            elif refused is not None:
+                refused[backend, policy] = work
     return found
 
 
 def _ours(
     data: Data, config: dict[str, Any], backend: str, queue: Tensor
-) -> Callable[[], None] | None:
+) -> Callable[[], None] | str:
+    """One pass, or why it can't run."""
     policy = build(config)
     work = data.step(
         lambda: mocov2plus_loss_func(
@@ -113,7 +128,10 @@ def _ours(
         work()
     except ConfigError as error:
         print(f"left out: {backend}, {config}: {error}")
-        return None
+        return str(error)
+    except Exception as error:  # a compiler's, the driver's, or of memory that isn't there
+        print(f"left out: {backend}, {config}: {error!r}")
+        return repr(error)
     return work
 
 
@@ -122,7 +140,7 @@ def in_the_hosts_layout(data: Data, backend: str) -> dict[tuple[str, str], Calla
     found = {}
     for policy in ("hardest 5 %", "without the hardest 0.1 %"):
         work = _ours(data, POLICIES[policy], backend, data.hosts)
-        if work is not None:
+        if callable(work):
             found[f"{backend}, the host's queue", policy] = work
     return found
 

@@ -5,6 +5,7 @@ The host's has the host's loss in any case; see :mod:`benchmarks.hosts`.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from benchmarks import models
 from benchmarks.hosts import hosts_loss, standalone_with_hosts_loss
 from benchmarks.loss import write
 from benchmarks.memory import elsewhere, peak
+from benchmarks.precision import autocast, label
 from benchmarks.provenance import HERE, provenance
 from benchmarks.timing import interleaved, summary
 
@@ -31,10 +33,10 @@ OURS = {
 }
 
 
-def stepper(model: Any, batch: int, pixels: int) -> Callable[[], None]:
+def stepper(model: Any, batch: int, pixels: int, precision: str = "32-true") -> Callable[[], None]:
     """One step: forward, backward, optimizer, momentum encoder, queue."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model.to(device).train()
+    model.to(device, memory_format=torch.channels_last).train()  # as both hosts do
     models.fill_queue(model)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
     views = [torch.randn(batch, 3, pixels, pixels, device=device) for _ in range(2)]
@@ -43,7 +45,8 @@ def stepper(model: Any, batch: int, pixels: int) -> Callable[[], None]:
 
     def step() -> None:
         optimizer.zero_grad()
-        loss = model.training_step([indexes, views, targets], 0)
+        with autocast(precision):
+            loss = model.training_step([indexes, views, targets], 0)
         loss.backward()
         optimizer.step()
         for online, momentum in model.momentum_pairs:
@@ -53,16 +56,22 @@ def stepper(model: Any, batch: int, pixels: int) -> Callable[[], None]:
 
 
 def all_steps(
-    batch: int, queue: int, backbone: str, pixels: int, backend: str
+    batch: int,
+    queue: int,
+    backbone: str,
+    pixels: int,
+    backend: str,
+    precision: str = "32-true",
+    data: str = "cifar100",
 ) -> dict[str, Callable[[], None]]:
-    """One step of each method."""
+    """One step of each method; ``data`` decides the first layers of a ResNet."""
     steps = {}
     for name, overrides in {HOSTS: [], **OURS}.items():
         method = name.partition(",")[0]
         ours = [] if name == HOSTS else ["method_kwargs.symmetric=true", f"backend={backend}"]
-        cfg = models.config(method, batch, queue, backbone, *overrides, *ours)
+        cfg = models.config(method, batch, queue, backbone, *overrides, *ours, data=data)
         torch.manual_seed(0)
-        step = stepper(models.build(cfg), batch, pixels)
+        step = stepper(models.build(cfg), batch, pixels, precision)
         steps[name] = _hosts(step) if name == HOSTS else step
     return steps
 
@@ -100,20 +109,33 @@ def run_step(
     rounds: int,
     backend: str = "auto",
     file: Path | None = HERE / "step.csv",
+    precision: str = "32-true",
+    data: str = "cifar100",
+    until: float = math.inf,
+    warm_up: int = 2,
+    here: bool | None = None,
 ) -> pd.DataFrame:
-    """Interleaved steps; both directions and two queues, as the host has them."""
+    """Interleaved steps; both directions and two queues, as the host has them.
+
+    No further round starts at ``until``, on the clock of :func:`benchmarks.timing.now`. Peak memory
+    is measured in this process on a GPU, or if ``here`` says so.
+    """
     from solo_hardneg import host
 
     warnings.filterwarnings("ignore", message=".*self.trainer.*reference is not registered")
-    steps = all_steps(batch, queue, backbone, pixels, backend)
-    times = summary(interleaved(steps, rounds, warm_up=2), HOSTS)
-    memory = elsewhere(["step-peaks", str(batch), str(queue), backbone, str(pixels), backend])
+    steps = all_steps(batch, queue, backbone, pixels, backend, precision, data)
+    seconds = interleaved(steps, rounds, warm_up, until=until)
+    times = summary(seconds, HOSTS)
+    if torch.cuda.is_available() if here is None else here:
+        memory = {name: peak(step) for name, step in steps.items()}
+    else:
+        memory = elsewhere(["step-peaks", str(batch), str(queue), backbone, str(pixels), backend])
     whose = "solo-learn" if host.NAME == "solo" else hosts_loss()[0]
     table = pd.DataFrame(
         {
             **{"candidate": name, "host": host.NAME, "N": batch, "K": queue, "backbone": backbone},
             **{"pixels": pixels, "backend": "" if name == HOSTS else backend},
-            **{"hosts_loss": whose, "rounds": rounds},
+            **{"hosts_loss": whose, "rounds": len(seconds[name]), "dtype": label(precision)},
             **{key: round(value, 4) for key, value in times[name].items()},
             **{"peak_MB": round(memory[name] / 1e6, 1)},
             **{"memory_ratio": round(memory[name] / memory[HOSTS], 4)},
@@ -121,5 +143,5 @@ def run_step(
         for name in steps
     ).assign(**provenance())
     if file is not None:
-        write(file, table, ["host", "N", "K", "backbone", "pixels", "device"])
+        write(file, table, ["host", "N", "K", "backbone", "pixels", "device", "dtype"])
     return table

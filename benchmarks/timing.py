@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,8 @@ def interleaved(
     warm_up: int = 2,
     clock: Callable[[], float] = now,
     seed: int = 0,
+    until: float = math.inf,
+    calls: int = 1,
 ) -> dict[str, list[float]]:
     """The seconds of each round, for each candidate.
 
@@ -34,15 +37,21 @@ def interleaved(
         warm_up: how many come before, in which kernels are compiled and caches filled.
         clock: what says the time.
         seed: of the orders.
+        until: no further round starts once ``clock`` says so much; one round is kept in any case.
+        calls: how many calls are timed as one, so that a GPU's queue of work is never empty; what
+            is returned is the time of one of them.
     """
     order, shuffle = list(works), random.Random(seed)
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for number in range(warm_up + rounds):
+        if number > warm_up and clock() >= until:
+            break
         shuffle.shuffle(order)
         for name in order:
             start = clock()
-            works[name]()
-            taken = clock() - start
+            for _ in range(calls):
+                works[name]()
+            taken = (clock() - start) / calls
             if number >= warm_up:
                 seconds[name].append(taken)
     return seconds

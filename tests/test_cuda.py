@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 from loss_helpers import moco, unit
+from on_device import DEVICE, needs_device
 
 from solo_hardneg.losses import mocov2plus_loss_func, simclr_loss_func
 from solo_hardneg.negatives import build
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+pytestmark = needs_device
 LABELS = torch.tensor([0, 1] * 20)
 POLICIES: list[dict[str, Any]] = [
     {},
@@ -42,13 +43,13 @@ def both(device: str, config: dict[str, Any], autocast: bool) -> list[torch.Tens
 @pytest.mark.parametrize("config", POLICIES)
 @pytest.mark.parametrize("autocast", [False, True])
 def test_a_gpu_gives_what_the_cpu_gives(config: dict[str, Any], autocast: bool) -> None:
-    for one, other in zip(both("cuda", config, autocast), both("cpu", config, False), strict=True):
+    for one, other in zip(both(DEVICE, config, autocast), both("cpu", config, False), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_mixing_draws_on_the_gpu() -> None:
     policy = build({"mix": {"hardest": 8, "pairs": 4, "queries": 2}, "reweight": 1.0})
-    tensors = [t.cuda() for t in moco()]
+    tensors = [t.to(DEVICE) for t in moco()]
     losses = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
