@@ -67,7 +67,7 @@ class Run:
         file = self.job.out / f"{name}.csv"
         new = new.assign(**{key: value for key, value in self.origin.items() if key not in new})
         if file.exists():
-            old = pd.read_csv(file)
+            old = pd.read_csv(file, dtype=str, keep_default_na=False)  # a commit may look like 1e6
             if instead_of is not None:
                 same = (old[list(instead_of.index)] == instead_of).all(axis=1)
                 old = old[~same]
@@ -90,7 +90,7 @@ class Run:
         file = self.job.out / f"{_OVERVIEW}.csv"
         if part.goes_on or not file.exists():
             return set()
-        known = pd.read_csv(file, dtype={"commit": str}).fillna({"commit": ""})
+        known = pd.read_csv(file, dtype=str, keep_default_na=False)
         same = (known.part == part.name) & (known.state == "done")
         same &= (known.device == self.origin["device"]) & (known.commit == self.origin["commit"])
         return set(known[same].unit)

@@ -65,7 +65,7 @@ def _waits(job: Job, family: str, report: Report) -> None:
 
     methods = FAMILIES[family]
     if job.tiny:
-        run_waits([*methods[:2], methods[-1]], 8, 2048, 8, steps=1, report=report)
+        run_waits([*methods[:2], methods[-1]], 20, 2000, 8, steps=1, report=report)
     else:
         run_waits(methods, 256, 65536, 32, steps=5, report=report)
 

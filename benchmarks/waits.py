@@ -157,5 +157,6 @@ def run_waits(
                 beside_host=round(waits - of_host, 2),
                 **columns,
                 places="; ".join(places),
-                **{"N": batch, "K": queue, "pixels": pixels, "steps": steps},
+                **{"N": batch, "K": queue if method.startswith("moco") else 2 * batch - 2},
+                **{"pixels": pixels, "steps": steps},
             )

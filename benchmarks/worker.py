@@ -58,10 +58,11 @@ class Report:
 
     Attributes:
         until: when the unit should stop by itself, on the clock of :func:`benchmarks.timing.now`.
+        errors: of the unit, so far, each with a row of its own.
     """
 
     def __init__(self, connection: Connection, until: float) -> None:
-        self.connection, self.until = connection, until
+        self.connection, self.until, self.errors = connection, until, 0
 
     def left(self) -> float:
         """Seconds until the unit should stop."""
@@ -88,6 +89,7 @@ class Report:
             yield
         except Exception as error:
             traceback.print_exc()
+            self.errors += 1
             self.row(**values, error=said(error))
 
 
@@ -135,6 +137,7 @@ def work_off(
 
 
 def _outcome(work: Callable[[Report], None], report: Report) -> tuple[str, str]:
+    report.errors = 0
     try:
         work(report)
     except OutOfTime as error:
@@ -144,6 +147,8 @@ def _outcome(work: Callable[[Report], None], report: Report) -> tuple[str, str]:
     except Exception as error:
         traceback.print_exc()
         return "failed", said(error)
+    if report.errors:
+        return "failed", f"{report.errors} rows have an error"
     return "done", ""
 
 

@@ -1,0 +1,261 @@
+"""``python -m benchmarks gpu``, rehearsed on the CPU, and its arithmetic."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from benchmarks import accuracy, gpu, limits, parts
+from benchmarks.__main__ import app
+from benchmarks.parts import Part
+from benchmarks.timing import interleaved
+from benchmarks.worker import Job, NotPossible, OutOfTime, Report
+
+ROOT = Path(__file__).parent.parent
+PROVENANCE = {"device", "torch", "cuda", "commit", "date"}
+COLUMNS = {
+    "tests": {"test", "outcome", "seconds"},
+    "waits": {"method", "settings", "waits", "beside_host", "scalars", "stream_syncs", "places"},
+    "loss": {"candidate", "policy", "N", "K", "D", "precision", "ms", "ratio", "peak_MB"}
+    | {"memory_ratio", "limit_ms", "limit_by", "share_of_limit", "gflop_s", "GB_s"},
+    "step": {"candidate", "pixels", "precision", "ms", "ratio", "peak_MB", "memory_ratio"},
+    "loader": {"loader", "dataset", "workers", "images_s"},
+    "accuracy": {"method", "negatives", "epoch", "epochs", "loss", "images_s", "linear_acc1"},
+}
+
+
+# ---------------------------------------------------------------------- made-up units
+# Module-level, because they are called in another process.
+
+
+def _works(report: Report) -> None:
+    report.row(value=1)
+    report.row(value=2)
+
+
+def _fails(report: Report) -> None:
+    with report.trying(value=3):
+        raise ValueError("one row is bad")
+    raise ImportError("no triton")
+
+
+def _half_fails(report: Report) -> None:
+    with report.trying(value=5):
+        raise ValueError("one row is bad")
+    report.row(value=6)
+
+
+def _stops(report: Report) -> None:
+    raise OutOfTime("half of it")
+
+
+def _cannot(report: Report) -> None:
+    raise NotPossible("needs --data")
+
+
+def _crashes(report: Report) -> None:
+    report.at("the kernel")
+    os._exit(13)
+
+
+def _hangs(report: Report) -> None:
+    report.row(value=4)
+    time.sleep(600)
+
+
+def _units(job: Job) -> parts.Units:
+    return {
+        **{
+            "works": _works,
+            "fails": _fails,
+            "half": _half_fails,
+            "stops": _stops,
+            "cannot": _cannot,
+        },
+        **{"crashes": _crashes, "works after it": _works, "hangs": _hangs},
+    }
+
+
+def _last(job: Job) -> parts.Units:
+    return {"works": _works}
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> gpu.Run:
+    """A run of 30 seconds, on the CPU."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    job = Job(tmp_path, tmp_path / "checkpoints", None, True, False)
+    run = gpu.Run(job, time.perf_counter() + 30, 30.0)
+    gpu._look_at_the_device(run)
+    run.end = time.perf_counter() + 30
+    return run
+
+
+@pytest.mark.slow
+def test_a_part_survives_whatever_its_units_do(run: gpu.Run) -> None:
+    start = time.perf_counter()
+    gpu._run_part(run, Part("bad", 0.4, 1, _units))
+    assert time.perf_counter() - start < 0.4 * 30 + 2 * run.grace
+    gpu._run_part(run, Part("good", 0.4, 1, _last))
+    found = pd.read_csv(run.job.out / "parts.csv").fillna("").set_index(["part", "unit"])
+    assert dict(found.loc["bad"].state) == {
+        **{
+            "works": "done",
+            "fails": "failed",
+            "half": "failed",
+            "stops": "stopped",
+            "cannot": "skipped",
+        },
+        **{"crashes": "failed", "works after it": "done", "hangs": "failed"},
+    }
+    assert found.loc[("good", "works")].state == "done"
+    notes = found.loc["bad"].note
+    assert notes["half"] == "1 rows have an error"
+    assert "no triton" in notes["fails"]
+    assert "13" in notes["crashes"]
+    assert "the kernel" in notes["crashes"]
+    assert "longer than its time" in notes["hangs"]
+    rows = pd.read_csv(run.job.out / "bad.csv")
+    assert rows[rows.unit == "works"].value.tolist() == [1, 2]
+    assert rows[rows.unit == "hangs"].value.dropna().tolist() == [4]  # written before it hung
+    fails = rows[rows.unit == "fails"]
+    assert fails.value.dropna().tolist() == [3]
+    assert fails.error.str.contains("one row is bad|no triton").all()
+    assert set(rows) >= PROVENANCE
+
+    # What is done isn't done again, unless the commit is another one.
+    part = Part("good", 0.4, 1, _last)
+    assert run.done_before(part) == {"works"}
+    assert run.done_before(Part("good", 0.4, 1, _last, goes_on=True)) == set()
+    run.origin = {**run.origin, "commit": "another"}
+    assert run.done_before(part) == set()
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_is_skipped_and_said(run: gpu.Run) -> None:
+    run.end = time.perf_counter() + 1
+    gpu._run_part(run, Part("late", 1.0, 20, _last))
+    found = pd.read_csv(run.job.out / "parts.csv")
+    assert found.state.tolist() == ["skipped"]
+    assert "s are left for it, and it takes at least" in found.note[0]
+    assert not (run.job.out / "late.csv").exists()
+
+
+def rehearse(out: Path, minutes: float, *options: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "benchmarks", "gpu", "--device", "cpu", "--tiny"]
+    more = ["--host", "standalone", "--minutes", str(minutes), "--out", str(out)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    env.pop("SOLO_HARDNEG_HOST", None)
+    return subprocess.run(
+        [*command, *more, *options], cwd=ROOT, env=env, capture_output=True, text=True, timeout=600
+    )
+
+
+@pytest.mark.slow
+def test_a_rehearsal_of_everything_and_going_on_with_it(tmp_path: Path) -> None:
+    first = rehearse(tmp_path, 6)
+    assert first.returncode == 0, first.stderr
+    overview = pd.read_csv(tmp_path / "parts.csv")
+    assert set(overview.part) == set(COLUMNS)
+    assert set(overview.state) == {"done"}, overview[overview.state != "done"].to_string()
+    for name, columns in COLUMNS.items():
+        rows = pd.read_csv(tmp_path / f"{name}.csv", dtype={"commit": str})
+        assert set(rows) >= columns | PROVENANCE | {"unit"}, name
+        assert rows[["device", "torch", "date"]].notna().all(axis=None), name
+        assert rows[list(columns - {"places", "settings"})].notna().any().all(), name
+
+    tests = pd.read_csv(tmp_path / "tests.csv")
+    assert set(tests.outcome) == {"passed"}
+    loss = pd.read_csv(tmp_path / "loss.csv")
+    triton = loss[loss.candidate == "triton"]
+    assert triton.error.notna().all()  # there is no GPU, and each row says so
+    measured = loss[loss.error.isna()]
+    assert set(measured.precision) == {"32-true", "bf16-mixed", "bf16-true"}
+    assert {"auto", "dense", "chunked"} <= set(measured.candidate)
+    assert measured.share_of_limit.gt(0).all()
+    waits = pd.read_csv(tmp_path / "waits.csv")
+    assert waits.groupby("unit").beside_host.first().eq(0).all()  # the host's come first
+    loaders = pd.read_csv(tmp_path / "loader.csv")
+    assert {"standalone", "resident"} <= set(loaders.loader)
+
+    again = rehearse(tmp_path, 3)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("done before") == len(COLUMNS) - 1
+    trained = pd.read_csv(tmp_path / "accuracy.csv")
+    for method in accuracy.METHODS:
+        rows = trained[(trained.method == method) & (trained.unit == method)]
+        assert rows.epoch.tolist() == [1, 1, 2, 2]  # each trained, then evaluated
+        assert rows.linear_acc1.notna().tolist() == [False, True, False, True]
+        assert rows.started_at.tolist() == [0, 0, 1, 1]
+
+
+# ---------------------------------------------------------------------- arithmetic
+
+
+def test_all_methods_get_equal_epochs() -> None:
+    planned = accuracy.planned_epochs
+    assert planned(0, [0, 0], [10, 20], left=100) == 3
+    assert planned(0, [0, 0], [10, 20], left=29) == 0
+    assert planned(3, [3, 1], [10, 20], left=1000) == 3  # first finish what was planned
+    assert planned(3, [3, 3], [10, 20], left=65) == 5
+    assert planned(0, [2, 0], [10, 20], left=100) == 4  # 40 s to catch up, 30 s for each epoch
+    assert planned(0, [2, 0], [10, 20], left=10) == 2
+
+
+def test_linear_accuracy_on_features_that_a_line_can_separate() -> None:
+    torch.manual_seed(0)
+    targets = torch.arange(300) % 3
+    centres = 4 * torch.eye(3, 8)
+    train, test = (centres[targets] + torch.randn(300, 8) for _ in range(2))
+    found = accuracy.linear_accuracy(train, targets, test, targets)
+    assert 95 < found <= 100
+    shuffled = targets[torch.randperm(300)]
+    assert accuracy.linear_accuracy(train, shuffled, test, targets) < 60
+
+
+def test_the_limit_is_the_slower_of_arithmetic_and_memory() -> None:
+    table = pd.DataFrame({"N": [2, 2], "K": [100, 100], "D": [10, 10], "policy": "plain"})
+    table["ms"] = [16.0, 8.0]
+    # 2·2·100·10 flop for the similarities, as many for the gradient; 100·10 numbers of 4 bytes
+    found = limits.beside_limits(table, {"flops": 1e6, "bytes": 1e9})
+    assert found.limit_by.tolist() == ["flop", "flop"]
+    assert found.limit_ms.tolist() == pytest.approx([8, 8])
+    assert found.share_of_limit.tolist() == pytest.approx([0.5, 1])
+    found = limits.beside_limits(table, {"flops": 1e12, "bytes": 1e6}, element=2)
+    assert found.limit_by.tolist() == ["byte", "byte"]
+    assert found.limit_ms.tolist() == pytest.approx([2, 2])
+
+
+def test_rounds_end_when_time_is_up_and_calls_are_timed_together() -> None:
+    time_now = 0.0
+
+    def work() -> None:
+        nonlocal time_now
+        time_now += 2
+
+    seconds = interleaved({"a": work}, 10, 1, lambda: time_now, until=20, calls=3)
+    assert seconds == {"a": [2.0, 2.0, 2.0]}  # the warm-up until 6, then until 12, 18, 24
+    assert len(interleaved({"a": work}, 10, 1, lambda: time_now, until=0)["a"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--device", "tpu"], "device=tpu: is none of cuda, cpu"),
+        (["--parts", "loss,speed"], "speed is none of tests, waits, loss"),
+        (["--minutes", "0"], "minutes=0.0: must be a number above 0"),
+        (["--data", "."], "holds no cifar-100-python"),
+    ],
+)
+def test_impossible_options(options: list[str], message: str, tmp_path: Path) -> None:
+    found = CliRunner().invoke(app, ["gpu", "--out", str(tmp_path), *options])
+    assert found.exit_code == 2
+    assert message in " ".join(found.output.replace("│", " ").split())
