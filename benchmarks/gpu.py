@@ -6,6 +6,7 @@ of its own, so that one that hangs or crashes costs itself alone.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -100,8 +101,13 @@ def run_gpu(job: Job, minutes: float, parts: tuple[str, ...]) -> None:
     """Runs the parts within the time, counted from the start of the program.
 
     Raises:
-        RuntimeError: there is no GPU, and ``job`` wants one.
+        RuntimeError: there is no GPU, and ``job`` wants one; or our configs aren't installed.
     """
+    if importlib.util.find_spec("solo_hardneg.configs") is None:
+        raise RuntimeError(
+            "solo-hardneg isn't installed: its configs aren't importable. "
+            "pip install --no-deps --no-build-isolation -e . needs no network."
+        )
     job.out.mkdir(parents=True, exist_ok=True)
     job.checkpoints.mkdir(parents=True, exist_ok=True)
     if not job.gpu:
@@ -110,9 +116,11 @@ def run_gpu(job: Job, minutes: float, parts: tuple[str, ...]) -> None:
     run = Run(job, STARTED + 60 * minutes, 60 * minutes)
     _look_at_the_device(run)
     run.say(json.dumps(run.origin))
-    for part in PARTS:
-        if part.name in parts:
-            _run_part(run, part)
+    chosen = [part for part in PARTS if part.name in parts]
+    for number, part in enumerate(chosen):
+        start, last = time.perf_counter(), run.end - run.grace - 1
+        share = part.share / sum(later.share for later in chosen[number:])
+        _run_part(run, part, start + share * (last - start))
     file = job.out / f"{_OVERVIEW}.csv"
     for state, group in pd.read_csv(file).groupby("state"):
         run.say(f"{len(group)} units {state}")
@@ -120,30 +128,31 @@ def run_gpu(job: Job, minutes: float, parts: tuple[str, ...]) -> None:
 
 def _look_at_the_device(run: Run) -> None:
     """Finds how processes can be started here, and what the device is."""
-    said = "its process ended without a word"
+    why = ""
     for method in ("forkserver", "spawn"):  # where a library calls CUDA on import, only the second
         run.context = multiprocessing.get_context(method)
         run.context.set_forkserver_preload(PRELOADED)
-        for message in _messages(run, no_units, [], time.perf_counter() + _PROBE_SECONDS):
-            if message[0] == "from":
-                run.origin = message[1]
-            said = message[-1]
+        limit = min(time.perf_counter() + _PROBE_SECONDS, run.end)
+        for kind, content in _messages(run, no_units, [], limit):
+            if kind == "from":
+                run.origin = content
+            else:
+                why = f" ({content}; see {run.job.out / 'output.txt'})"
         if run.origin and (run.origin["cuda"] or not run.job.gpu):
             return
-    raise RuntimeError(
-        f"device=cuda: there is no GPU that PyTorch can use ({said}); see "
-        f"{run.job.out / 'output.txt'}. Set --device cpu to rehearse."
+    text = (
+        f"there is no GPU that PyTorch can use{why}" if run.job.gpu else f"no process starts{why}"
     )
+    device = "cuda" if run.job.gpu else "cpu"
+    raise RuntimeError(f"device={device}: {text}. Set --device cpu, which rehearses, or --minutes.")
 
 
-def _run_part(run: Run, part: Part) -> None:
+def _run_part(run: Run, part: Part, until: float) -> None:
     """Works off a part's units, in a new process after each one that kills its own."""
-    start = time.perf_counter()
     todo = [name for name in part.units(run.job) if name not in run.done_before(part)]
     if not todo:
         run.say(f"{part.name}: done before")
         return
-    until = min(start + part.share * run.total, run.end - run.grace - 1)
     least = 0.5 if run.job.tiny else part.least
     while todo:
         left = until - time.perf_counter()

@@ -90,21 +90,20 @@ def _last(job: Job) -> parts.Units:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> gpu.Run:
-    """A run of 30 seconds, on the CPU."""
+    """A run on the CPU."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     job = Job(tmp_path, tmp_path / "checkpoints", None, True, False)
-    run = gpu.Run(job, time.perf_counter() + 30, 30.0)
+    run = gpu.Run(job, time.perf_counter() + 100, 100.0)
     gpu._look_at_the_device(run)
-    run.end = time.perf_counter() + 30
     return run
 
 
 @pytest.mark.slow
 def test_a_part_survives_whatever_its_units_do(run: gpu.Run) -> None:
     start = time.perf_counter()
-    gpu._run_part(run, Part("bad", 0.4, 1, _units))
-    assert time.perf_counter() - start < 0.4 * 30 + 2 * run.grace
-    gpu._run_part(run, Part("good", 0.4, 1, _last))
+    gpu._run_part(run, Part("bad", 1, 1, _units), start + 12)
+    assert time.perf_counter() - start < 12 + 2 * run.grace
+    gpu._run_part(run, Part("good", 1, 1, _last), time.perf_counter() + 12)
     found = pd.read_csv(run.job.out / "parts.csv").fillna("").set_index(["part", "unit"])
     assert dict(found.loc["bad"].state) == {
         **{
@@ -132,21 +131,27 @@ def test_a_part_survives_whatever_its_units_do(run: gpu.Run) -> None:
     assert set(rows) >= PROVENANCE
 
     # What is done isn't done again, unless the commit is another one.
-    part = Part("good", 0.4, 1, _last)
+    part = Part("good", 1, 1, _last)
     assert run.done_before(part) == {"works"}
-    assert run.done_before(Part("good", 0.4, 1, _last, goes_on=True)) == set()
+    assert run.done_before(Part("good", 1, 1, _last, goes_on=True)) == set()
     run.origin = {**run.origin, "commit": "another"}
     assert run.done_before(part) == set()
 
 
 @pytest.mark.slow
 def test_what_does_not_fit_is_skipped_and_said(run: gpu.Run) -> None:
-    run.end = time.perf_counter() + 1
-    gpu._run_part(run, Part("late", 1.0, 20, _last))
+    gpu._run_part(run, Part("late", 1, 20, _last), time.perf_counter() + 0.1)
     found = pd.read_csv(run.job.out / "parts.csv")
     assert found.state.tolist() == ["skipped"]
     assert "s are left for it, and it takes at least" in found.note[0]
     assert not (run.job.out / "late.csv").exists()
+
+
+@pytest.mark.slow
+def test_without_a_gpu_it_says_so(run: gpu.Run) -> None:
+    wants = Job(run.job.out, run.job.checkpoints, None, True, gpu=True)
+    with pytest.raises(RuntimeError, match="device=cuda: there is no GPU.*--device cpu"):
+        gpu._look_at_the_device(gpu.Run(wants, time.perf_counter() + 60, 60.0))
 
 
 def rehearse(out: Path, minutes: float, *options: str) -> subprocess.CompletedProcess:
