@@ -134,8 +134,17 @@ def fit(
 
 
 @torch.no_grad()
-def features(backbone: nn.Module, cfg: DictConfig, device: torch.device) -> list[Tensor]:
-    """Features and classes of the training and of the test images, on the device."""
+def features(
+    backbone: nn.Module, cfg: DictConfig, device: torch.device, most: int | None = None
+) -> list[Tensor]:
+    """Features and classes of the training and of the test images, on the device.
+
+    Args:
+        backbone: of a method.
+        cfg: of its run; says where the images are.
+        device: where to compute.
+        most: only so many images of each set.
+    """
     from solo_hardneg.resident.images import load_images
     from solo_hardneg.resident.recipe import read_pipeline
     from solo_hardneg.resident.views import ResidentViews
@@ -148,6 +157,7 @@ def features(backbone: nn.Module, cfg: DictConfig, device: torch.device) -> list
     backbone, found = backbone.to(device).eval(), list[Tensor]()
     for train in (True, False):
         split = load_split(cfg, train)
+        split = split if most is None else split.subset(range(most))
         images = load_images(IndexDataset(split), device)
         views = ResidentViews(images, [replace(recipe, size=recipe.size or images.shape[2])], 0)
         parts = []
@@ -196,7 +206,8 @@ def evaluate(model: Any, cfg: DictConfig, job: Job) -> dict[str, float]:
     """The linear accuracy of a method's backbone, and the seconds that took."""
     start = now()
     device = torch.device("cuda" if job.gpu else "cpu")
-    accuracy = linear_accuracy(*features(model.backbone, cfg, device), steps=5 if job.tiny else 100)
+    most, steps = (100, 5) if job.tiny else (None, 100)
+    accuracy = linear_accuracy(*features(model.backbone, cfg, device, most), steps=steps)
     return {"linear_acc1": round(accuracy, 2), "evaluation_s": round(now() - start, 2)}
 
 

@@ -178,7 +178,7 @@ def dataset(job: Job) -> tuple[str, str, int]:
         NotPossible: there are none. A rehearsal has digits, if nothing else.
     """
     if job.data is not None:
-        return "cifar100", str(job.data), 16 if job.tiny else 32
+        return "cifar100", str(job.data), 8 if job.tiny else 32
     if job.tiny:
         return "digits", "builtin", 8
     raise NotPossible(NO_DATA)

@@ -69,7 +69,8 @@ def all_steps(
     for name, overrides in {HOSTS: [], **OURS}.items():
         method = name.partition(",")[0]
         ours = [] if name == HOSTS else ["method_kwargs.symmetric=true", f"backend={backend}"]
-        cfg = models.config(method, batch, queue, backbone, *overrides, *ours, data=data)
+        noise = "data.train_path=null", "data.val_path=null"
+        cfg = models.config(method, batch, queue, backbone, *overrides, *ours, *noise, data=data)
         torch.manual_seed(0)
         step = stepper(models.build(cfg), batch, pixels, precision)
         steps[name] = _hosts(step) if name == HOSTS else step

@@ -154,9 +154,11 @@ def test_without_a_gpu_it_says_so(run: gpu.Run) -> None:
         gpu._look_at_the_device(gpu.Run(wants, time.perf_counter() + 60, 60.0))
 
 
-def rehearse(out: Path, minutes: float, *options: str) -> subprocess.CompletedProcess:
+def rehearse(
+    out: Path, minutes: float, *options: str, host: str = "standalone"
+) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "benchmarks", "gpu", "--device", "cpu", "--tiny"]
-    more = ["--host", "standalone", "--minutes", str(minutes), "--out", str(out)]
+    more = ["--host", host, "--minutes", str(minutes), "--out", str(out)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     env.pop("SOLO_HARDNEG_HOST", None)
     return subprocess.run(
@@ -200,6 +202,18 @@ def test_a_rehearsal_of_everything_and_going_on_with_it(tmp_path: Path) -> None:
         assert rows.epoch.tolist() == [1, 1, 2, 2]  # each trained, then evaluated
         assert rows.linear_acc1.notna().tolist() == [False, True, False, True]
         assert rows.started_at.tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.host
+@pytest.mark.usefixtures("solo_learn")
+def test_the_baselines_are_solo_learns_where_there_is_a_checkout(tmp_path: Path) -> None:
+    found = rehearse(tmp_path, 4, "--parts", "waits,step", host="solo")
+    assert found.returncode == 0, found.stderr
+    overview = pd.read_csv(tmp_path / "parts.csv")
+    assert set(overview.part) == {"waits", "step"}
+    assert set(overview.state) == {"done"}, overview[overview.state != "done"].to_string()
+    assert set(pd.read_csv(tmp_path / "step.csv").host) == {"solo"}
 
 
 # ---------------------------------------------------------------------- arithmetic
