@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from solo_hardneg.errors import ConfigError, unknown_name
 from solo_hardneg.kernels.plan import KernelPlan, as_ranks
@@ -182,6 +183,7 @@ def _not_triton(case: Case) -> str | None:
 
 @cache
 def _missing(package: str) -> str | None:
+    """Why a package can't be used; imports it."""
     if importlib.util.find_spec(package) is None:
         return f"the package {package} is not installed"
     try:
@@ -190,6 +192,12 @@ def _missing(package: str) -> str | None:
         found = str(getattr(importlib.import_module(package), "__version__", "3"))
     if package == "triton" and int(found.partition(".")[0]) < 3:
         return f"needs triton 3, which comes with PyTorch from 2.4 on; this is triton {found}"
+    try:
+        importlib.import_module(package)
+    except Exception as error:  # numba refuses a NumPy that is too new for it
+        text = f"the package {package} can't be imported ({type(error).__name__}: {error})"
+        rank_zero_warn(f"{text}. The loss is computed without it.")
+        return text
     return None
 
 

@@ -12,17 +12,19 @@ import math
 import numpy as np
 from numba import njit, prange, uint32, uint64
 
+from solo_hardneg.kernels.numba_cache import cached
+
 _SIGN = np.uint32(0x80000000)
 _SHORT = 48  # a piece of so many is sorted as it stands
 _SAMPLE = 24  # of a longer one, to find where to cut it
 
 
 def _compiled(function):
-    return njit(function, nogil=True, cache=True, error_model="numpy")
+    return cached(njit(function, nogil=True, error_model="numpy"))
 
 
 def _shared_out(function):
-    return njit(function, nogil=True, cache=True, error_model="numpy", parallel=True)
+    return cached(njit(function, nogil=True, error_model="numpy", parallel=True))
 
 
 _AT_A_TIME = 16  # queries that one thread takes, with the room that it needs for them
@@ -211,7 +213,8 @@ def kept(keys, sizes, below, named, past_named, inside, columns, values):
         values[query, number:] = -np.inf
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract"})
+@cached
+@njit(nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})
 def dot(one, other):
     """float64, exact enough for what nearly cancels."""
     total = 0.0

@@ -77,6 +77,21 @@ def test_a_package_that_is_not_there(package: str, monkeypatch: pytest.MonkeyPat
         backends._missing.cache_clear()
 
 
+def test_a_package_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> None:
+        raise ImportError("Numba needs NumPy 2.2 or less")
+
+    monkeypatch.setattr(backends.importlib, "import_module", broken)
+    backends._missing.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="numba can't be imported .*NumPy 2.2 or less"):
+            assert choose("auto", case()) == "chunked"
+        with pytest.raises(ConfigError, match="backend=numba: .* can't be imported .*Set backend="):
+            choose("numba", case())
+    finally:
+        backends._missing.cache_clear()
+
+
 def test_an_old_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(backends, "version", lambda name: "2.1.0")

@@ -1,0 +1,84 @@
+"""No fault of the compiled loops' cache ends a run."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+import pytest
+
+from solo_hardneg.kernels import numba_cache, numba_loops
+from solo_hardneg.kernels.numba_cache import cached
+
+SOURCE = "def twice(x):\n    return 2 * x\n"
+
+
+@pytest.fixture
+def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
+    """``compiled()`` is a new function, as in a new process; its cache is in ``tmp_path/cache``."""
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(numba_cache, "_warned", set())
+    file = tmp_path / "loops.py"
+    file.write_text(SOURCE, encoding="utf-8")
+
+    def make(file: Path = file) -> Any:
+        names: dict[str, Any] = {}
+        exec(compile(SOURCE, str(file), "exec"), names)
+        return cached(numba.njit(names["twice"]))
+
+    return make
+
+
+def test_what_was_compiled_is_loaded(compiled: Callable[..., Any]) -> None:
+    first, second = compiled(), compiled()
+    assert (first(21), second(21)) == (42, 42)
+    assert (first.stats.cache_hits.total(), second.stats.cache_hits.total()) == (0, 1)
+
+
+def test_no_folder_can_be_written(
+    compiled: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(numba.config, "CACHE_DIR", "/proc/nowhere")
+    with pytest.warns(UserWarning, match=r"no locator (.|\n)*set NUMBA_CACHE_DIR"):
+        function = compiled(Path("/proc/nowhere/loops.py"))
+    assert function(21) == 42
+
+
+def test_the_folder_can_no_longer_be_written(compiled: Callable[..., Any], tmp_path: Path) -> None:
+    function = compiled()
+    shutil.rmtree(tmp_path / "cache")
+    (tmp_path / "cache").write_bytes(b"")
+    with pytest.warns(UserWarning, match=f"{tmp_path}/cache.*NUMBA_CACHE_DIR"):
+        assert function(21) == 42
+    with warnings.catch_warnings():  # said once
+        warnings.simplefilter("error")
+        assert function(2.5) == 5
+
+
+@pytest.mark.parametrize("kind", ["nbi", "nbc"])
+def test_a_file_that_is_cut_off_is_made_again(
+    kind: str, compiled: Callable[..., Any], tmp_path: Path
+) -> None:
+    compiled()(21)
+    (file,) = tmp_path.glob(f"cache/*/*.{kind}")
+    file.write_bytes(file.read_bytes()[:40])
+    with pytest.warns(UserWarning, match=r"can't be read from .*cache.* \(\w+Error: "):
+        assert compiled()(21) == 42
+    again = compiled()
+    assert again(21) == 42
+    assert again.stats.cache_hits.total() == 1
+
+
+def test_without_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", True)
+    assert cached(numba.njit(lambda x: 2 * x))(21) == 42
+
+
+def test_all_loops_are_cached_so() -> None:
+    loops = [value for value in vars(numba_loops).values() if hasattr(value, "py_func")]
+    assert len(loops) > 5
+    assert {type(loop._cache) for loop in loops} == {numba_cache._Cache}
