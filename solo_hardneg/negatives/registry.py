@@ -9,6 +9,7 @@ in a user's own script, or in a third party's package that names itself in the e
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -112,7 +113,10 @@ def register(
 
 
 def available() -> dict[str, Info]:
-    """All policies by name, those of installed third-party packages included."""
+    """All policies by name, those of installed third-party packages included.
+
+    A package that can't be imported is left out, with a warning.
+    """
     _load_entry_points()
     return dict(sorted(_registry.items()))
 
@@ -129,7 +133,8 @@ def arguments_of(name: str, value: Any) -> dict[str, Any]:
     """
     known = available()
     if name not in known:
-        raise unknown_name("negatives", name, known, "policy")
+        error = unknown_name("negatives", name, known, "policy")
+        raise ConfigError(" ".join([str(error), *_load_entry_points()]))
     info = known[name]
     if isinstance(value, Mapping) and not (is_schedule(value) and set(value) - set(info.arguments)):
         arguments = {str(k): v for k, v in value.items() if v is not None}
@@ -158,15 +163,20 @@ def create(name: str, arguments: Mapping[str, Any]) -> Transform:
 
 
 @cache
-def _load_entry_points() -> None:
+def _load_entry_points() -> tuple[str, ...]:
+    """Imports third-party policies; warns of those that can't be imported and returns the texts."""
+    broken = []
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         try:
             entry.load()  # importing it runs its @register
-        except Exception as error:
-            raise ConfigError(
-                f"The policies of the installed package behind '{entry.name} = {entry.value}' "
-                f"can't be loaded ({type(error).__name__}: {error}). Mend or uninstall it."
-            ) from error
+        except (Exception, SystemExit) as error:
+            package = "" if entry.dist is None else f" of {entry.dist.name} {entry.dist.version}"
+            broken.append(
+                f"The policies{package} (entry point '{entry.name} = {entry.value}') can't be "
+                f"loaded ({type(error).__name__}: {error}). Mend or uninstall that package."
+            )
+            warnings.warn(f"{broken[-1]} All others can be used.", stacklevel=2)
+    return tuple(broken)
 
 
 def _where(factory: Callable[..., Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -115,5 +116,11 @@ def test_installed_packages_bring_policies(tmp_path: Path, monkeypatch: pytest.M
 
     registry._load_entry_points.cache_clear()
     points.write_text("[solo_hardneg.policies]\nbroken = no_such_module\n")
-    with pytest.raises(ConfigError, match=r"'broken = no_such_module' can't be loaded"):
-        negatives.available()
+    broken = r"of third-party 1.0 .*'broken = no_such_module'. can't be loaded.*Mend or uninstall"
+    with pytest.warns(UserWarning, match=broken):
+        assert "keep" in negatives.available()
+    with warnings.catch_warnings():  # said once
+        warnings.simplefilter("error")
+        assert negatives.build({"keep": [0.9, 1.0]})(full_pool(torch.zeros(1, 10))).counts == 1
+    with pytest.raises(ConfigError, match=rf"unknown policy 'nothings'.*{broken}"):
+        negatives.build({"nothings": {}})
