@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from hydra import compose, initialize_config_module
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -28,6 +27,7 @@ from solo_hardneg.analysis.images import DATA_KEYS, Images, find_images, pipelin
 from solo_hardneg.analysis.results import Results, Studied, write
 from solo_hardneg.analysis.study import Study, study
 from solo_hardneg.errors import ConfigError, bad_value, unknown_name
+from solo_hardneg.nested_hydra import nested_hydra
 from solo_hardneg.standalone.checks import COUNT, WHOLE, Number, Rules, settle
 from solo_hardneg.standalone.data import ImageDataset
 
@@ -135,15 +135,12 @@ def read_settings(overrides: Sequence[str]) -> DictConfig:
         if item.is_delete() or item.is_sweep_override():
             do = "Write KEY=VALUE."
             raise bad_value(key, item.input_line, "can't be taken away, or have several values", do)
-    outer, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
     try:
-        with initialize_config_module("solo_hardneg.configs", version_base="1.2"):
+        with nested_hydra(), initialize_config_module("solo_hardneg.configs", version_base="1.2"):
             cfg = compose("analyze", [f"data={i.value()}" for i in parsed if _is_group(i)])
     except HydraException as error:
         text = str(error).strip().splitlines()
         raise ConfigError(f"analyze: {' '.join(text)}") from error
-    finally:
-        GlobalHydra.instance().hydra = outer  # a program of Hydra's may have called us
     OmegaConf.set_struct(cfg, False)
     for item in parsed:  # not by Hydra, for which "negatives" is a group of configs
         if not _is_group(item):

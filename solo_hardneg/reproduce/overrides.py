@@ -10,12 +10,12 @@ from functools import cache
 from pathlib import Path
 
 from hydra import compose, initialize_config_module
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from solo_hardneg.errors import ConfigError, bad_value
+from solo_hardneg.nested_hydra import nested_hydra
 
 # Groups of keys that both programs have.
 _SHARED = (
@@ -120,9 +120,8 @@ def composed(config: str, overrides: Sequence[str]) -> DictConfig:
 
 @cache  # a fifth of a second each, and several cells ask for the same
 def _composed(config: str, overrides: tuple[str, ...]) -> DictConfig:
-    GlobalHydra.instance().clear()
     try:
-        with initialize_config_module("solo_hardneg.configs", version_base="1.2"):
+        with nested_hydra(), initialize_config_module("solo_hardneg.configs", version_base="1.2"):
             cfg = compose(config, list(overrides))
             OmegaConf.set_struct(cfg, False)
             return cfg

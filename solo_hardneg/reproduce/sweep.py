@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import hydra
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
 from solo_hardneg.errors import DataError
+from solo_hardneg.nested_hydra import nested_hydra
 from solo_hardneg.reproduce.cell import BUSY
 from solo_hardneg.reproduce.overrides import quoted
 from solo_hardneg.reproduce.results import (
@@ -41,7 +41,6 @@ def sweep(plan: Path, cells: Sequence[str], arguments: Sequence[str]) -> None:
         cells: their names.
         arguments: further overrides, such as ``hydra/launcher=joblib``.
     """
-    GlobalHydra.instance().clear()
     typed = sys.argv
     sys.argv = [
         "solo-hardneg-reproduce",
@@ -52,7 +51,8 @@ def sweep(plan: Path, cells: Sequence[str], arguments: Sequence[str]) -> None:
         *arguments,
     ]
     try:
-        job()
+        with nested_hydra():
+            job()
     finally:
         sys.argv = typed
 
@@ -82,7 +82,11 @@ def run_cell(plan: Path, name: str) -> None:
     written = file.is_file() and file.stat().st_mtime_ns != before
     if code and not written:  # it didn't come so far as to say why itself
         how = f"was ended by signal {-code}" if code < 0 else f"ended with status {code}"
-        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        lines = [
+            line
+            for line in log.read_text(encoding="utf-8", errors="replace").splitlines()
+            if line.strip()
+        ]
         why = f"its process {how}. The last lines of {log}: " + " | ".join(lines[-_LAST_LINES:])
         write_result(folder, result_of(cell, FAILED, error=why, seconds=time.time() - began))
     try:
@@ -99,7 +103,7 @@ def run_cell(plan: Path, name: str) -> None:
 def _run(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> int:
     """Runs a process to its end, in a group of its own with all that it starts; their status."""
     with (
-        log.open("a") as out,
+        log.open("a", encoding="utf-8") as out,
         subprocess.Popen(
             command, stdout=out, stderr=out, env=environment, start_new_session=True
         ) as process,
