@@ -12,12 +12,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from solo_hardneg.environment import prepare
 from solo_hardneg.errors import HardnegError
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     help="Contrastive methods that choose, mix and weigh their negatives.",
+    callback=prepare,
 )
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
@@ -79,7 +81,7 @@ def policies() -> None:
     presets.add_column("what it does")
     for file in sorted(files("solo_hardneg.configs").joinpath("negatives").iterdir(), key=str):
         if file.name.endswith(".yaml"):
-            first = file.read_text().splitlines()[0].removeprefix("# ")
+            first = file.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
             presets.add_row(file.name.removesuffix(".yaml"), first)
     console.print(presets)
 

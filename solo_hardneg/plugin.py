@@ -25,9 +25,11 @@ def register() -> None:
     global _registered
     from solo_hardneg import host
     from solo_hardneg.dali import extend_solo_learn
+    from solo_hardneg.environment import print_any_text
     from solo_hardneg.methods import OUR_METHODS
     from solo_hardneg.safety import auto_resume
 
+    print_any_text()
     if host.NAME == "standalone" and "solo.methods" in sys.modules:
         raise HostError(
             f"{host.VARIABLE}=standalone: this is a program of solo-learn, which looks for methods "
@@ -51,13 +53,14 @@ def callbacks() -> list[Any]:
     """The callbacks that Lightning adds to every trainer in a host's program, in this order.
 
     Any program on the machine that makes a trainer calls this, so it imports nothing before our
-    methods are registered in the process. First those that keep a run safe, in all runs alike.
-    The others do nothing unless the config enables them: the one that makes the views
-    (``data.format=resident``), and the recorder, which looks at them.
+    methods are registered in the process. First those that keep a run safe, and a warning for the
+    hosts' SimCLR, in all runs alike. The others do nothing unless the config enables them: the one
+    that makes the views (``data.format=resident``), and the recorder, which looks at them.
     """
     if not _registered:
         return []
     from solo_hardneg.analysis.recorder import Recorder
+    from solo_hardneg.methods.no_negatives import NoNegatives
     from solo_hardneg.resident.callback import ResidentData
     from solo_hardneg.safety.checkpoint_io import SafeCheckpoints
     from solo_hardneg.safety.ending import Ending
@@ -65,4 +68,4 @@ def callbacks() -> list[Any]:
     from solo_hardneg.safety.stopping import Stopping
 
     safe = [SafeCheckpoints(), Stopping(), Ending(), ResumedSettings()]
-    return [*safe, ResidentData(), Recorder()]
+    return [*safe, NoNegatives(), ResidentData(), Recorder()]

@@ -16,6 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from solo_hardneg.environment import prepare
 from solo_hardneg.errors import ConfigError, HardnegError
 
 # The command line as it was typed, where it differs from the one that Hydra was given to parse.
@@ -39,6 +40,7 @@ def start(program: str, arguments: list[str] | None = None) -> None:
         arguments: what Hydra is to parse; if ``None``, what ``sys.argv`` holds.
     """
     global _command
+    prepare()
     if arguments is not None:
         _command, sys.argv = sys.argv, [f"solo-hardneg-{program}", *arguments]
     try:

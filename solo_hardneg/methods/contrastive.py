@@ -12,8 +12,9 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from solo_hardneg.distributed import all_or_none, gather, get_world_size
+from solo_hardneg.environment import INPUTS, check_wandb, resolve_paths
 from solo_hardneg.errors import ConfigError, DataError, resolve
-from solo_hardneg.host import BaseMethod
+from solo_hardneg.host import NAME, BaseMethod
 from solo_hardneg.methods import fingerprint, finite, rng, settings
 from solo_hardneg.negatives import Policy, Pool
 from solo_hardneg.negatives.kept import Kept
@@ -73,7 +74,10 @@ class ContrastiveMethod(BaseMethod):
         policy = settings.read_policy(cfg, cls.default_negatives)
         cls.check_family(cfg, policy)
         settings.check_backend(cfg, policy, cfg.method_kwargs.get("queue_size"))
+        resolve_paths(cfg, INPUTS)
         settings.check_folders(cfg)
+        if NAME == "solo":  # the standalone host checks it itself
+            check_wandb(cfg)
         return cfg
 
     @classmethod

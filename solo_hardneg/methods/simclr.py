@@ -15,6 +15,7 @@ from solo_hardneg.host import BaseMethod, SimCLR
 from solo_hardneg.losses import check_no_queue, simclr_loss_func
 from solo_hardneg.methods import finite, settings
 from solo_hardneg.methods.contrastive import ContrastiveMethod
+from solo_hardneg.methods.no_negatives import no_negatives
 from solo_hardneg.negatives import Policy
 
 
@@ -47,6 +48,9 @@ class SimCLRBanded(ContrastiveMethod, SimCLR):
         """Checks the policy on as many negatives as all processes have together."""
         super().setup(stage)
         if stage == "fit":
+            error = no_negatives(self.cfg, self.trainer.world_size)
+            if error is not None:
+                raise error
             images = self.cfg.optimizer.batch_size * self.trainer.world_size
             self.policy.check(self.num_crops * (images - 1))
 

@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from solo_hardneg.analysis.untrusted import read_json
+from solo_hardneg.environment import print_any_text
 from solo_hardneg.errors import DataError, HardnegError
 from solo_hardneg.reproduce.cells import Cell
 from solo_hardneg.reproduce.overrides import quoted
@@ -175,6 +176,7 @@ def _end_with_parent() -> None:
 
 if __name__ == "__main__":
     _end_with_parent()
+    print_any_text()
     try:
         run(Path(sys.argv[1]), sys.argv[2])
     except Timeout:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import os
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from solo_hardneg.dali import DEVICES, check_dali
+from solo_hardneg.environment import INPUTS, resolve_paths
 from solo_hardneg.errors import bad_value, resolve
 from solo_hardneg.limits import check_memory, check_writable
 from solo_hardneg.standalone.base import METHOD_RULES
@@ -128,6 +130,7 @@ def _parse(cfg: DictConfig, rules: Rules) -> DictConfig:
     settle(cfg, {**_COMMON_RULES, **rules})
     TrainedModule.add_and_assert_specific_cfg(cfg)
     resolve(cfg)
+    resolve_paths(cfg, INPUTS)
     check_kinds(cfg)
     if cfg.data.format not in FORMATS:
         allowed = "must be image_folder, resident or dali; h5 is in solo-learn only"
@@ -169,7 +172,7 @@ def _check_name(cfg: DictConfig) -> None:
     if isinstance(cfg.name, bool | bytes) or OmegaConf.is_config(cfg.name):
         raise bad_value("name", cfg.name, "must be a name")
     cfg.name = str(cfg.name)
-    if "/" in cfg.name or "\0" in cfg.name or len(cfg.name.encode()) > _LONGEST_NAME:
+    if "/" in cfg.name or "\0" in cfg.name or len(os.fsencode(cfg.name)) > _LONGEST_NAME:
         allowed = f"must hold no slash, and at most {_LONGEST_NAME} bytes: files are named after it"
         raise bad_value("name", cfg.name, allowed)
 

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import TensorDataset
 
 from solo_hardneg import plugin
+from solo_hardneg.environment import check_wandb
 from solo_hardneg.errors import ConfigError, bad_value, unknown_name
 from solo_hardneg.safety.auto_resume import find_checkpoint
 from solo_hardneg.safety.reading import read_checkpoint, read_or_older
@@ -51,6 +52,7 @@ def pretrain(cfg: DictConfig) -> Result:
 
     plugin.register()
     cfg = parse_pretrain(cfg)
+    check_wandb(cfg)
     if cfg.method not in METHODS:
         error = unknown_name("method", cfg.method, METHODS, "method")
         raise ConfigError(f"{error} Any other method needs solo-learn.")
@@ -72,6 +74,7 @@ def linear(cfg: DictConfig) -> Result:
     """
     plugin.register()
     cfg = parse_linear(cfg)
+    check_wandb(cfg)
     seed_everything(cfg.seed)
     key, path = "pretrained_feature_extractor", Path(cfg.pretrained_feature_extractor).expanduser()
     path, checkpoint = read_checkpoint(key, path)
@@ -123,16 +126,12 @@ def _loggers(cfg: DictConfig, run_folder: RunFolder, resumes: bool) -> list[Logg
     if cfg.wandb.enabled:
         names = ("project", "entity", "offline")
         settings = {name: cfg.wandb[name] for name in names}
-        try:
-            wandb = WandbLogger(
-                cfg.name,
-                id=run_folder.wandb_run_id,
-                resume="allow" if resumes else None,
-                **settings,
-            )
-        except ModuleNotFoundError as error:
-            do = "pip install wandb, or set it to False."
-            raise bad_value("wandb.enabled", True, "wandb isn't installed", do) from error
+        wandb = WandbLogger(
+            cfg.name,
+            id=run_folder.wandb_run_id,
+            resume="allow" if resumes else None,
+            **settings,
+        )
         hyperparameters: Any = OmegaConf.to_container(cfg, resolve=True)
         wandb.log_hyperparams(hyperparameters)
         loggers.append(wandb)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from solo_hardneg.errors import ConfigError
 from solo_hardneg.losses import simclr_loss_func
 from solo_hardneg.methods import OUR_METHODS
+from solo_hardneg.methods.no_negatives import NoNegatives
 from solo_hardneg.negatives import build
 
 Maker = Callable[..., Any]
@@ -292,3 +294,29 @@ def test_every_setting_of_ours_is_resolved_in_what_is_stored(model: Maker) -> No
     later = {"keep": {"band": ["${low}", 1.0]}}
     simclr = model("+low=0.5", method="simclr_banded", negatives=later)
     assert re.search(r"keep.*0\.5", str(simclr.cfg.negatives))
+
+
+# ---------------------------------------------------------------- one image a step
+
+
+def test_the_hosts_simclr_without_negatives_is_warned_of(model: Maker) -> None:
+    one, four = model("optimizer.batch_size=1", method="simclr"), model(method="simclr")
+    ours = model("optimizer.batch_size=1", method="simclr_banded")
+    alone, two = SimpleNamespace(world_size=1), SimpleNamespace(world_size=2)
+    text = r"^optimizer.batch_size=1: simclr's negatives are .*Set it to 2 or more"
+    with pytest.warns(UserWarning, match=text):
+        NoNegatives().on_fit_start(alone, one)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        NoNegatives().on_fit_start(two, one)
+        NoNegatives().on_fit_start(alone, four)
+        NoNegatives().on_fit_start(alone, ours)
+
+
+@pytest.mark.parametrize("negatives", [{}, {"keep": {"band": [0.5, 1.0]}}, {"reweight": 1.0}])
+def test_ours_refuses_to_train_without_negatives(
+    model: Maker, fit: Maker, negatives: dict[str, Any]
+) -> None:
+    ours = model("optimizer.batch_size=1", method="simclr_banded", negatives=negatives)
+    with pytest.raises(ConfigError, match=r"optimizer.batch_size=1: .*Set it to 2 or more"):
+        fit(ours)
