@@ -32,6 +32,7 @@ VERSION = "3.0"  # of WordNet: in any other one, the same offset is another syns
 FORMAT = 1  # of the files in the cache, and of what they hold
 
 _WNID = re.compile(r"n\d{8}")
+_SIZES = {"data.noun": 15_300_280, "index.noun": 4_786_655}  # in bytes, of that version
 _NAME = re.compile(r"\S+\.n\.0*[1-9]\d*")  # nltk reads number 0 as the last one
 _FORM = (
     "It is a CSV file with the header class,synset and a line for each class, such as"
@@ -177,10 +178,25 @@ def _reader() -> Any:
     except LookupError as error:
         raise DataError(f"WordNet is in none of the folders that nltk looks in. {get}.") from error
     except Exception as error:  # whatever the damage leads to
-        raise DataError(f"nltk can't read its WordNet data ({error!r}). {get}.") from error
+        raise DataError(f"nltk can't read its WordNet data ({error!r}). {_get_again()}.") from error
     if version != VERSION:
-        raise DataError(f"nltk has WordNet {version}, and wnids are of {VERSION}. {get}.")
+        raise DataError(f"nltk has WordNet {version}, and wnids are of {VERSION}. {_get_again()}.")
+    for name, size in _SIZES.items():
+        file = wordnet.abspath(name)
+        if file.file_size() < size:
+            cut = f"{file}: is cut off, it has {file.file_size():,} of {size:,} bytes"
+            raise DataError(f"{cut}. {_get_again()}.")
     return wordnet
+
+
+def _get_again() -> str:
+    """What to remove before the downloader, which leaves alone what it finds, gets it again."""
+    import nltk
+
+    folders = [Path(folder) / "corpora" for folder in nltk.data.path]
+    places = [folder / name for folder in folders for name in ("wordnet", "wordnet.zip")]
+    there = " and ".join(str(place) for place in places if place.exists())
+    return f"Remove {there}, then get it again with: python -m nltk.downloader wordnet"
 
 
 def _synset(wnid: str) -> Any:

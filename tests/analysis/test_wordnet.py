@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import random
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -358,7 +359,20 @@ def test_wordnet_is_missing(unopened: Path) -> None:
 
 def test_wordnet_is_damaged(unopened: Path) -> None:
     (unopened / "corpora" / "wordnet").mkdir(parents=True)
-    with pytest.raises(DataError, match="^nltk can't read its WordNet data .*Get it with: python"):
+    remove = rf"Remove {unopened}/corpora/wordnet, then get it again with: python -m nltk"
+    with pytest.raises(DataError, match=rf"^nltk can't read its WordNet data .*\. {remove}"):
+        lca_depths([TENCH])
+
+
+@pytest.mark.parametrize("name", ["data.noun", "index.noun"])
+def test_a_file_of_wordnet_is_cut_off(wordnet: Any, unopened: Path, name: str) -> None:
+    folder = unopened / "corpora" / "wordnet"
+    folder.mkdir(parents=True)
+    for pointer in wordnet.abspaths(wordnet.fileids()):
+        shutil.copy(pointer, folder)
+    whole = (folder / name).read_bytes()
+    (folder / name).write_bytes(whole[: whole.index(b"\n", len(whole) // 2) + 1])
+    with pytest.raises(DataError, match=rf"{name}.* is cut off.*Remove {folder}, then get it"):
         lca_depths([TENCH])
 
 
@@ -376,9 +390,7 @@ def test_another_version_of_wordnet(unopened: Path, monkeypatch: pytest.MonkeyPa
         ensure_loaded=lambda: None, get_version=lambda: "3.1", synset=lambda name: name
     )
     monkeypatch.setattr("nltk.corpus.wordnet", other)
-    with pytest.raises(
-        DataError, match=r"^nltk has WordNet 3.1, and wnids are of 3.0. Get it with"
-    ):
+    with pytest.raises(DataError, match=r"^nltk has WordNet 3.1, and wnids are of 3.0. Remove"):
         lca_depths([TENCH])
 
 
