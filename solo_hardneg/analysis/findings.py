@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from solo_hardneg.analysis.courses import Course, Groups
 from solo_hardneg.analysis.summary import (
     METRICS,
-    SIGNIFICANT,
     TEST_IMAGES,
     Row,
     Summary,
@@ -17,6 +16,7 @@ from solo_hardneg.analysis.summary import (
     state,
 )
 from solo_hardneg.analysis.tables import p_value, percent, points
+from solo_hardneg.significance import LEVEL
 
 _FIRST = ("linear", "linear_knn", "knn", "online")  # what is spoken of, if it is known
 
@@ -89,7 +89,7 @@ def _with(row: Row, metric: str) -> str:
 def differences(summary: Summary, metric: str) -> list[str]:
     """Which differences to the baselines can be told from chance, and which can't."""
     compared = [row for row in summary.rows if metric in row.differences]
-    tested = [row for row in compared if not math.isnan(row.differences[metric][1])]
+    tested = [row for row in compared if not math.isnan(row.differences[metric].p)]
     untested = [row for row in compared if row not in tested]
     if not compared and any(row.baseline for row in summary.rows):
         text = f"no group and its baseline both have a {METRICS[metric]} accuracy that counts"
@@ -98,8 +98,8 @@ def differences(summary: Summary, metric: str) -> list[str]:
         return ["Nothing can be compared: there is no group with all negatives of the same family."]
     told = []
     if tested:
-        found = [row for row in tested if row.differences[metric][1] < SIGNIFICANT]
-        found.sort(key=lambda row: row.differences[metric][1])
+        found = [row for row in tested if row.differences[metric].p_holm < LEVEL]
+        found.sort(key=lambda row: row.differences[metric].p_holm)
         told.append(_of_tests(len(tested), len(found)))
         told += [_against(row, metric) for row in found]
     if untested:
@@ -111,17 +111,15 @@ def _of_tests(tested: int, found: int) -> str:
     if tested == 1:
         verb = "can" if found else "can't"
         what = "The one difference that was tested over seeds"
-        return f"{what} {verb} be told from chance (p < {SIGNIFICANT})."
-    by_chance = f"{tested * SIGNIFICANT:.2g}"
+        return f"{what} {verb} be told from chance (p < {LEVEL})."
     return (
         f"Of {tested} differences that were tested over seeds, {found or 'none'} "
-        f"{'has' if found == 1 else 'have'} p < {SIGNIFICANT}; chance alone would give {by_chance} "
-        "on average."
+        f"{'has' if found == 1 else 'have'} p < {LEVEL} (Holm-corrected)."
     )
 
 
 def _against(row: Row, metric: str) -> str:
-    difference, p = row.differences[metric]
+    difference, _, p = row.differences[metric]
     way = "above" if difference > 0 else "below"
     base = "" if row.baseline is None else row.baseline.label
     return f"{row.group.label} is {abs(difference):.1f} points {way} {base} ({p_value(p)})."
@@ -141,9 +139,9 @@ def _of_one_seed(rows: Sequence[Row], metric: str) -> list[str]:
         "and training adds chance of its own."
     )
     larger = [
-        f"{row.group.label} ({points(row.differences[metric][0])})"
+        f"{row.group.label} ({points(row.differences[metric].points)})"
         for row in known
-        if abs(row.differences[metric][0]) > sampling_noise(row, metric)
+        if abs(row.differences[metric].points) > sampling_noise(row, metric)
     ]
     which = (
         f"Larger than that, for this seed: {', '.join(larger)}."

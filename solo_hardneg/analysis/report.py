@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import platform
 import re
 import shlex
@@ -37,7 +38,7 @@ from solo_hardneg.analysis.plots import Plot
 from solo_hardneg.analysis.runs import Note, find
 from solo_hardneg.analysis.study import Study
 from solo_hardneg.analysis.summary import METRICS, Summary, summarize
-from solo_hardneg.analysis.untrusted import for_spreadsheets, no_links
+from solo_hardneg.analysis.untrusted import for_spreadsheets, no_links, write_text
 from solo_hardneg.errors import DataError, HardnegError
 
 _VERSIONS = ("solo-hardneg", "torch", "numpy", "pandas", "matplotlib")
@@ -153,7 +154,7 @@ def _save(out: Path, context: Mapping[str, Any], summary: Summary, groups: Seque
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
-            (out / name).write_text(text, encoding="utf-8", newline="\n")
+            write_text(out / name, text)
     except OSError as error:
         do = "Choose a folder that can be written to"
         raise DataError(f"--out={out}: the report can't be written ({error}). {do}.") from error
@@ -272,6 +273,8 @@ def _remarks(summary: Summary, baseline: str | None) -> list[str]:
     remarks = ["Accuracies are in percent, differences in points."]
     if any(row.differences for row in summary.rows):
         remarks.append(words.TO_ALL if baseline is None else f"Differences are to {baseline}.")
+    if any(not math.isnan(d.p) for row in summary.rows for d in row.differences.values()):
+        remarks.append(words.CORRECTED)
     for row in summary.rows:
         if row.differing and row.baseline is not None:
             other = "; ".join(row.differing[:6])

@@ -1,17 +1,16 @@
 """What a report compares: accuracies by group, against baselines, and against the papers.
 
 All accuracies are in percent, differences in points. The standard deviation is the sample's
-(n - 1), between seeds; differences are tested by Welch's t-test, which doesn't take both sides'
-spread for equal, and not corrected for how many there are.
+(n - 1), between seeds; differences are tested as in :mod:`solo_hardneg.significance`, corrected
+over the groups that are compared by the same metric.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from solo_hardneg.analysis import published
 from solo_hardneg.analysis.groups import Group, differing, words_for
 from solo_hardneg.analysis.published import Cell
 from solo_hardneg.analysis.runs import Note, Run, section
+from solo_hardneg.significance import holm, welch
 
 # What is compared, the most telling first; top 1 where it doesn't say top 5.
 METRICS = {
@@ -37,7 +37,6 @@ TEST_IMAGES = {
     "imagenet": 50_000,
     "imagenet100": 5_000,
 }
-SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,20 @@ class Value:
     def std(self) -> float:
         """Between seeds; NaN for fewer than two."""
         return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else math.nan
+
+
+class Difference(NamedTuple):
+    """A group's mean minus its baseline's, in points; NaN where it can't be tested.
+
+    Attributes:
+        points: the difference.
+        p: of Welch's test.
+        p_holm: the same, Holm-corrected over the groups compared by this metric.
+    """
+
+    points: float
+    p: float
+    p_holm: float
 
 
 @dataclass(frozen=True)
@@ -84,7 +97,7 @@ class Row:
         group: whose row it is.
         baseline: what it is compared with, if anything.
         values: by the names in ``METRICS``.
-        differences: (difference to the baseline, p of Welch's test), where both have the metric.
+        differences: to the baseline by metric, where both have it.
         published: the papers' numbers for the same experiment.
         differing: what else than method and negatives differs from the baseline.
         unfinished: of the metrics whose values are of runs that have not finished, how far these
@@ -94,7 +107,7 @@ class Row:
     group: Group
     baseline: Group | None
     values: Mapping[str, Value]
-    differences: Mapping[str, tuple[float, float]]
+    differences: Mapping[str, Difference]
     published: Sequence[Placed] = ()
     differing: Sequence[str] = ()
     unfinished: Mapping[str, str] = field(default_factory=dict)
@@ -141,7 +154,7 @@ def summarize(groups: Sequence[Group], baselines: Mapping[str, Group | None]) ->
         base, mine = baselines[one.label], values[one.label]
         theirs = {} if base is None else values[base.label]
         differences = {
-            metric: (mine[metric].mean - value.mean, welch(mine[metric].values, value.values))
+            metric: Difference(mine[metric].mean - value.mean, p := _p(mine[metric], value), p)
             for metric, value in theirs.items()
             if mine[metric].values and value.values
         }
@@ -151,7 +164,22 @@ def summarize(groups: Sequence[Group], baselines: Mapping[str, Group | None]) ->
         unfinished = {m: text for m in METRICS if (text := _unfinished(one, m))}
         rows.append(Row(one, base, mine, differences, placed, other, unfinished))
     metrics = [m for m in METRICS if any(row.values[m].values for row in rows)]
-    return Summary(rows, metrics, [*_left_out(groups), *_unfair(groups)])
+    return Summary(_corrected(rows), metrics, [*_left_out(groups), *_unfair(groups)])
+
+
+def _p(one: Value, other: Value) -> float:
+    return welch(one.values, other.values)
+
+
+def _corrected(rows: Sequence[Row]) -> list[Row]:
+    """The same with Holm-corrected p-values; each metric is a family of tests."""
+    found: dict[str, dict[str, Difference]] = {row.group.label: {} for row in rows}
+    for metric in METRICS:
+        compared = [row for row in rows if metric in row.differences]
+        corrected = holm([row.differences[metric].p for row in compared])
+        for row, p in zip(compared, corrected, strict=True):
+            found[row.group.label][metric] = row.differences[metric]._replace(p_holm=p)
+    return [replace(row, differences=found[row.group.label]) for row in rows]
 
 
 def _unlike(key: str, one: Group, base: Group) -> str:
@@ -202,17 +230,6 @@ def of_finished(summary: Summary) -> Summary:
 def state(row: Row) -> str:
     """How far the runs of a row are, if they have not finished; else empty."""
     return "; ".join(dict.fromkeys(row.unfinished.values()))
-
-
-def welch(one: Sequence[float], other: Sequence[float]) -> float:
-    """The two-sided p of Welch's t-test; NaN with fewer than two values on a side, or no spread."""
-    from scipy.stats import ttest_ind
-
-    if min(len(one), len(other)) < 2 or len({*one}) == len({*other}) == 1:
-        return math.nan
-    with warnings.catch_warnings():  # of values that are nearly equal, which is no news
-        warnings.simplefilter("ignore", RuntimeWarning)
-        return float(ttest_ind(one, other, equal_var=False).pvalue)
 
 
 def _placed(group: Group, base: Group | None, mine: Mapping[str, Value]) -> list[Placed]:

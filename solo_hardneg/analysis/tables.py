@@ -12,6 +12,7 @@ from solo_hardneg.analysis.groups import Group
 from solo_hardneg.analysis.summary import (
     METRICS,
     PUBLISHED,
+    Difference,
     Placed,
     Row,
     Summary,
@@ -20,6 +21,7 @@ from solo_hardneg.analysis.summary import (
     state,
     value_of,
 )
+from solo_hardneg.analysis.untrusted import encodable
 
 
 def percent(value: Value) -> str:
@@ -87,8 +89,9 @@ def _known(difference: float) -> str:
 def _difference(row: Row, metric: str) -> str:
     if metric not in row.differences:
         return ""
-    difference, p = row.differences[metric]
-    return points(difference) + (f" ({p_value(p)})" if p_value(p) else "")
+    difference = row.differences[metric]
+    p = p_value(difference.p_holm)
+    return points(difference.points) + (f" ({p})" if p else "")
 
 
 def _published(placed: Placed) -> str:
@@ -112,13 +115,14 @@ def numbers(summary: Summary) -> pd.DataFrame:
         }
         for metric in METRICS:
             value = row.values[metric]
-            difference, p = row.differences.get(metric, (math.nan, math.nan))
+            difference = row.differences.get(metric, Difference(math.nan, math.nan, math.nan))
             cells |= {
                 f"{metric}_mean": value.mean,
                 f"{metric}_std": value.std,
                 f"{metric}_seeds": len(value.values),
-                f"{metric}_difference": difference,
-                f"{metric}_p": p,
+                f"{metric}_difference": difference.points,
+                f"{metric}_p": difference.p,
+                f"{metric}_p_holm": difference.p_holm,
             }
         cells["published"] = "; ".join(_published(p) for p in row.published)
         cells["distance"] = "; ".join(_known(p.distance) for p in row.published)
@@ -134,9 +138,9 @@ def of_runs(groups: Sequence[Group]) -> pd.DataFrame:
             cells: dict[str, Any] = {
                 "group": one.label,
                 "seed": run.seed,
-                "name": run.args.get("name"),
-                "folder": run.folder.as_posix(),
-                "linear": "" if run.linear is None else run.linear.folder.as_posix(),
+                "name": encodable(run.args.get("name")),
+                "folder": encodable(run.folder.as_posix()),
+                "linear": "" if run.linear is None else encodable(run.linear.folder.as_posix()),
                 "epochs": run.epochs,
                 "unfinished": progress(run, "linear"),
                 "loss": run.last("train_nce_loss_epoch"),

@@ -17,7 +17,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -124,12 +124,33 @@ def _is_escaped(text: str) -> bool:
 # ---------------------------------------------------------------------- writing
 
 
+T = TypeVar("T")
+
+
+def encodable(value: T) -> T:
+    """A text, or containers of texts, that UTF-8 can hold.
+
+    Bytes of a file's name that are no UTF-8 become escapes, ``caf\\udce9``; keys stay. Without
+    this, neither a file, nor a table of pandas, nor a figure takes such a text.
+    """
+    return _mapped(value, lambda text: text.encode("utf-8", "backslashreplace").decode())
+
+
+def write_text(file: Path, text: str) -> None:
+    """Writes a file of UTF-8 with Unix line ends, whatever the locale and the text.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    file.write_text(encodable(text), encoding="utf-8", newline="\n")
+
+
 def file_name(text: str) -> str:
     """A text as a part of a file's name: no separators, no dot in front, and not too long."""
     name = re.sub(r"[^\w.]+", "-", text).strip("-.") or "study"
     if len(name) <= LONGEST:
         return name
-    return f"{name[: LONGEST // 2]}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return f"{name[: LONGEST // 2]}-{hashlib.sha256(encodable(text).encode()).hexdigest()[:12]}"
 
 
 def for_spreadsheets(table: DataFrame) -> DataFrame:

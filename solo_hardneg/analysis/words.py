@@ -68,9 +68,9 @@ TERMS = {
     "images: a classifier that is trained along, one that is trained afterwards on the frozen "
     "features, and a vote of the nearest neighbours.",
     "± and p": "± is the standard deviation between seeds; p is the probability of so large a "
-    "difference or a larger one if there were none, not corrected for the number of comparisons. "
-    "Accuracies are compared by Welch's t-test, hard and easy negatives by Student's, which takes "
-    "both sides' spread for equal.",
+    "difference or a larger one if there were none. Accuracies are compared by Welch's t-test, "
+    "Holm-corrected for the number of groups compared by the same accuracy; hard and easy "
+    "negatives by Student's, which takes both sides' spread for equal, without correction.",
     "seed": "The number from which all of a run's random choices follow; runs that differ in it "
     "alone show what chance does.",
 }
@@ -80,6 +80,7 @@ SETTINGS = (
     "here are smaller, compare the differences, not the accuracies."
 )
 TO_ALL = "Differences are to the group with all negatives of the same family."
+CORRECTED = "p is that of Welch's t-test, Holm-corrected over the groups of each column."
 NO_LINEAR = (
     "None of these runs has a linear evaluation, which the papers' numbers are of, so no numbers "
     "of ours stand beside them; make some with: solo-hardneg linear."

@@ -8,17 +8,14 @@ scale, or with so few seeds, nobody can tell.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
-from statsmodels.stats.multitest import multipletests
 
 from solo_hardneg.reproduce.experiment import Claim
+from solo_hardneg.significance import LEVEL, holm, welch, welch_interval
 
-LEVEL = 0.05
 CONFIRMED, NOT_CONFIRMED, UNDECIDED = "confirmed", "not confirmed", "undecided"
 
 
@@ -61,8 +58,8 @@ def judge(claims: Sequence[Claim], values: Mapping[str, Sequence[float]]) -> lis
     tested = [
         _test(claim, values.get(claim.first, ()), values.get(claim.second, ())) for claim in claims
     ]
-    speaking_for = _holm([verdict.p_for for verdict in tested])
-    against = _holm([verdict.p_against for verdict in tested])
+    speaking_for = holm([verdict.p_for for verdict in tested])
+    against = holm([verdict.p_against for verdict in tested])
     return [
         _decide(replace(verdict, holm_for=f, holm_against=a))
         for verdict, f, a in zip(tested, speaking_for, against, strict=True)
@@ -82,34 +79,14 @@ def _test(claim: Claim, first: Sequence[float], second: Sequence[float]) -> Verd
     if np.ptp(a) == 0 and np.ptp(b) == 0:
         why = "the seeds of each row agree to the last digit, so there is no spread to test with"
         return Verdict(claim, difference, nan, nan, seeds, nan, nan, why=why)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # nearly equal values: p tells
-        interval = stats.ttest_ind(a, b, equal_var=False).confidence_interval(1 - LEVEL)
-    low, high = float(interval.low), float(interval.high)
+    low, high = welch_interval(a, b)
     m = claim.margin
     if claim.kind == "equal":  # two one-sided tests
-        p_for = max(_p(a + m, b, "greater"), _p(a - m, b, "less"))
-        p_against = min(1.0, 2 * min(_p(a + m, b, "less"), _p(a - m, b, "greater")))
+        p_for = max(welch(a, b, "greater", m), welch(a, b, "less", -m))
+        p_against = min(1.0, 2 * min(welch(a, b, "less", m), welch(a, b, "greater", -m)))
     else:
-        p_for, p_against = _p(a + m, b, "greater"), _p(a + m, b, "less")
+        p_for, p_against = welch(a, b, "greater", m), welch(a, b, "less", m)
     return Verdict(claim, difference, low, high, seeds, p_for, p_against)
-
-
-def _p(a: np.ndarray, b: np.ndarray, alternative: str) -> float:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        return float(stats.ttest_ind(a, b, equal_var=False, alternative=alternative).pvalue)
-
-
-def _holm(values: Sequence[float]) -> list[float]:
-    """Holm's correction over those that could be tested."""
-    known = [i for i, p in enumerate(values) if not math.isnan(p)]
-    corrected = [math.nan] * len(values)
-    if known:
-        adjusted = multipletests([values[i] for i in known], method="holm")[1]
-        for i, p in zip(known, adjusted, strict=True):
-            corrected[i] = float(p)
-    return corrected
 
 
 def _decide(verdict: Verdict) -> Verdict:

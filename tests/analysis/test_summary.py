@@ -32,7 +32,6 @@ from solo_hardneg.analysis.summary import (
     Value,
     sampling_noise,
     summarize,
-    welch,
 )
 from solo_hardneg.analysis.tables import (
     beside,
@@ -44,6 +43,7 @@ from solo_hardneg.analysis.tables import (
     points,
     readable,
 )
+from solo_hardneg.significance import welch
 
 FEW = st.lists(st.integers(0, 10_000).map(lambda n: n / 100), min_size=2, max_size=6)
 
@@ -74,49 +74,49 @@ def test_one_seed_has_no_deviation() -> None:
     assert percent(Value(())) == ""
 
 
-@given(FEW, FEW)
-def test_welch_from_its_formula(one: list[float], other: list[float]) -> None:
-    from scipy.stats import t
-
-    parts = []
-    for values in (one, other):
-        mean = sum(values) / len(values)
-        parts.append((mean, sum((v - mean) ** 2 for v in values) / (len(values) - 1), len(values)))
-    (m1, v1, n1), (m2, v2, n2) = parts
-    error = v1 / n1 + v2 / n2
-    if error < 1e-6 or min(v1, v2) < 1e-9:
-        return
-    freedom = error**2 / ((v1 / n1) ** 2 / (n1 - 1) + (v2 / n2) ** 2 / (n2 - 1))
-    expected = 2 * t.sf(abs(m1 - m2) / math.sqrt(error), freedom)
-    assert welch(one, other) == pytest.approx(expected, abs=1e-9)
-
-
-def test_welch_where_it_says_nothing() -> None:
-    assert math.isnan(welch([1.0], [2.0, 3.0]))
-    assert math.isnan(welch([1.0, 2.0], []))
-    assert math.isnan(welch([1.0, 1.0], [2.0, 2.0]))
-    assert welch([1.0, 1.0], [2.0, 2.5]) < 1
-
-
 def test_the_table(tmp_path: Path) -> None:
     make_runs(tmp_path)
     summary = summary_of(tmp_path)
     hard = row(summary, "MoCo v2: hardest_5")
     assert hard.values["linear"].values == (55.0, 56.0, 55.5)
     assert hard.baseline is row(summary, "MoCo v2: all").group
-    difference, p = hard.differences["linear"]
-    assert difference == pytest.approx(-5.0)
-    assert p == pytest.approx(welch([55.0, 56.0, 55.5], [60.0, 61.0, 60.5]))
+    difference = hard.differences["linear"]
+    assert difference.points == pytest.approx(-5.0)
+    assert difference.p == pytest.approx(welch([55.0, 56.0, 55.5], [60.0, 61.0, 60.5]))
     assert row(summary, "MoCo v2: all").differences == {}
     one_seed = row(summary, "SimCLR: sscl").differences["linear"]
-    assert one_seed[0] == pytest.approx(3.0)
-    assert math.isnan(one_seed[1])
+    assert one_seed.points == pytest.approx(3.0)
+    assert math.isnan(one_seed.p)
+    assert math.isnan(one_seed.p_holm)
     assert summary.metrics == ["linear", "linear5", "linear_knn", "online"]
     table = readable(summary).set_index("group")
     assert table.loc["MoCo v2: hardest_5", "linear"] == "55.5 ± 0.5"
     assert table.loc["MoCo v2: hardest_5", "linear, difference"] == "−5.0 (p < 0.001)"
     assert table.loc["SimCLR: sscl", "linear, difference"] == "+3.0"
     assert table.loc["SimCLR: all", "linear, difference"] == ""
+
+
+def test_p_values_are_corrected_for_the_groups_that_are_compared(tmp_path: Path) -> None:
+    """Two groups against one: Holm doubles the smaller p, and the larger stays."""
+    seeds = {5: (60.0, 56.0, 59.0), 6: (61.0, 57.0, 62.0), 7: (60.5, 56.5, 58.5)}
+    policies = ({}, HARDEST, {"keep": {"band": [0.9, 1.0]}})
+    for seed, accuracies in seeds.items():
+        for number, (policy, accuracy) in enumerate(zip(policies, accuracies, strict=True)):
+            folder = tmp_path / f"{number}-{seed}"
+            write_args(folder, changed(MOCO, seed=seed, negatives=policy, max_epochs=1))
+            write_metrics(folder, [accuracy])
+    summary = summary_of(tmp_path)
+    hard, ten = (row(summary, f"MoCo v2: hardest_{n}").differences["online"] for n in (5, 10))
+    assert hard.p < 0.05 < ten.p
+    assert hard.p_holm == pytest.approx(2 * hard.p)
+    assert ten.p_holm == pytest.approx(ten.p)
+    found = numbers(summary).set_index("group").loc["MoCo v2: hardest_5"]
+    assert (found["online_p"], found["online_p_holm"]) == (hard.p, hard.p_holm)
+    shown = readable(summary).set_index("group").loc["MoCo v2: hardest_5", "online, difference"]
+    assert shown == f"−4.0 ({p_value(2 * hard.p)})"
+    (tested, *_) = findings.differences(summary, "online")
+    assert "Of 2 differences" in tested
+    assert "Holm" in tested
 
 
 def test_the_numbers_of_runs_and_groups(tmp_path: Path) -> None:
