@@ -262,7 +262,7 @@ def _sizes(part: str, counts: Mapping[str, int], fewest: int, most: int) -> list
 def _found(out: Path, facts: Mapping[str, Any], files: Mapping[str, str]) -> str:
     """Makes sure that ``out`` holds this split; in which way."""
     try:
-        stored = json.loads((out / "split.json").read_text())
+        stored = json.loads((out / "split.json").read_text(encoding="utf-8"))
         way = str(stored.pop("way"))
     except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         raise _wrong(out, "it exists and holds no split", "Choose another out", "out") from error
@@ -288,7 +288,9 @@ def _write(out: Path, facts: Mapping[str, Any], files: Mapping[str, str]) -> str
                     (made / name).parent.mkdir(parents=True, exist_ok=True)
                     link = os.path.relpath(file, (out / name).parent)  # as read after renaming
                     place(link if place is os.symlink else os.path.realpath(file), made / name)
-                (made / "split.json").write_text(json.dumps({**facts, "way": way}, indent=2))
+                (made / "split.json").write_text(
+                    json.dumps({**facts, "way": way}, indent=2), encoding="utf-8"
+                )
                 os.rename(made, out)
             return way
         except OSError as error:

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
+from solo_hardneg.analysis.untrusted import encodable
 from solo_hardneg.errors import DataError
 
 FOLDERS = ("custom", "imagenet", "imagenet100", "tinyimagenet")
@@ -74,7 +75,7 @@ def _folder_names(train_path: Any) -> list[str]:
         do = "Point it at the training images: the names of the classes are those of its folders"
         raise DataError(f"data.train_path={path}: there is no such folder. {do}.")
     try:
-        return find_classes(str(path))[0]
+        return [encodable(name) for name in find_classes(str(path))[0]]
     except FileNotFoundError as error:
         do = "Put each class in a folder of its own"
         raise DataError(f"data.train_path={path}: it holds no class folders. {do}.") from error

@@ -17,6 +17,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from solo_hardneg.analysis.runs import Note, Run, section
+from solo_hardneg.analysis.untrusted import encodable
 from solo_hardneg.errors import ConfigError, HardnegError
 from solo_hardneg.negatives import build
 from solo_hardneg.negatives.schedule import is_schedule
@@ -132,7 +133,7 @@ def group(runs: Iterable[Run], notes: list[Note], one_per_seed: bool = True) -> 
         for key, members in together.items()
     ]
     groups.sort(key=lambda g: (family(g.args), not g.takes_all))
-    labels = _labels(groups)
+    labels = map(encodable, _labels(groups))
     return [
         Group(g.runs, label, g.settings, g.policy) for g, label in zip(groups, labels, strict=True)
     ]
@@ -165,7 +166,7 @@ def _settings(args: Mapping[str, Any]) -> dict[str, str]:
     if data.get("dataset") == "custom":  # its name says nothing, its folder does
         parts = str(data.get("train_path")).replace("\\", "/").rstrip("/").split("/")
         settings[_DATASET] = "/".join(["custom", *parts[-2:]])
-    return settings
+    return encodable(settings)
 
 
 def _flat(key: str, value: Any) -> Iterable[tuple[str, str]]:

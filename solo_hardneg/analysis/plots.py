@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from solo_hardneg.analysis.untrusted import write_text
 from solo_hardneg.errors import DataError
 
 # The colours of Okabe and Ito (2008), which the colour-blind can tell apart, moved to a middle
@@ -192,7 +193,7 @@ def svg(figure: Figure, alt: str = "") -> str:
 
 def save_svg(figure: Figure, path: Path, alt: str = "") -> None:
     """Writes :func:`svg` to a file."""
-    path.write_text(svg(figure, alt), encoding="utf-8")
+    write_text(path, svg(figure, alt))
 
 
 def save_png(figure: Figure, path: Path, dpi: int = 200, dark: bool = False) -> None:

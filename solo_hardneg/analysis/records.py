@@ -121,7 +121,8 @@ class Rows:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"epoch{epoch:05d}-rank{rank}.parquet"
         partial = folder / f".{path.name}.part"  # readers pass over names with a dot in front
-        pq.write_table(table, partial, compression="zstd")
+        with partial.open("wb") as file:  # pyarrow takes no path that isn't UTF-8
+            pq.write_table(table, file, compression="zstd")
         os.replace(partial, path)
         return path
 
@@ -193,7 +194,8 @@ def drop_from(folder: Path, epoch: int) -> None:
 
 
 def _metadata(path: Path) -> Mapping[str, str]:
-    found = pq.read_metadata(path).metadata or {}
+    with path.open("rb") as file:
+        found = pq.read_metadata(file).metadata or {}
     ours = {
         key[len(_PREFIX) :].decode(): value.decode()
         for key, value in found.items()
@@ -222,15 +224,16 @@ def _told(metadata: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
 
 def _table(path: Path) -> pa.Table:
     """All rows, in our columns, and no others; DataError if it has other ones, or too many."""
-    told = pq.read_metadata(path)
-    # By Parquet's own schema: Arrow's, in the metadata, may name types that run code when read.
-    found = told.schema.to_arrow_schema()
-    if {field.name: field.type for field in found} != {field.name: field.type for field in FIELDS}:
-        raise DataError(f"its columns are not those of the records ({', '.join(found.names)})")
-    if not 0 <= told.num_rows <= MOST_ROWS:
-        raise DataError(f"it claims {told.num_rows} rows; no epoch has so many")
-    with pq.ParquetFile(path, read_dictionary=["kind", "quantity"]) as file:
-        return file.read()
+    with path.open("rb") as file:
+        told = pq.read_metadata(file)
+        # By Parquet's own schema: Arrow's, in the metadata, may name types that run code when read.
+        found = told.schema.to_arrow_schema()
+        kinds = {field.name: field.type for field in found}
+        if kinds != {field.name: field.type for field in FIELDS}:
+            raise DataError(f"its columns are not those of the records ({', '.join(found.names)})")
+        if not 0 <= told.num_rows <= MOST_ROWS:
+            raise DataError(f"it claims {told.num_rows} rows; no epoch has so many")
+        return pq.ParquetFile(file, read_dictionary=["kind", "quantity"]).read()
 
 
 def _why(error: Exception) -> str:

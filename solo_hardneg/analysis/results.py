@@ -17,7 +17,7 @@ from solo_hardneg.analysis.runs import Run
 from solo_hardneg.analysis.study import QUANTITIES, Study, class_pairs, t_tests
 from solo_hardneg.analysis.tables import markdown as markdown_of
 from solo_hardneg.analysis.tables import plain
-from solo_hardneg.analysis.untrusted import file_name, for_spreadsheets, no_links
+from solo_hardneg.analysis.untrusted import file_name, for_spreadsheets, no_links, write_text
 from solo_hardneg.errors import DataError
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def write(done: Sequence[Studied], out: Path | None) -> Results:
         tables = _write_tables(groups, folder)
         summary = folder / "summary.md"
         text = _summary(groups, made, tables, notes)
-        summary.write_text(text, encoding="utf-8")
+        write_text(summary, text)
     except OSError as error:
         do = "Set out=... to a folder that can be written to"
         raise DataError(f"{folder}: can't be written to ({error}). {do}.") from error
@@ -184,8 +184,9 @@ def _write_tables(groups: Mapping[str, Sequence[Study]], folder: Path) -> dict[s
                 several = f"-{file_name(label)}" if len(groups) > 1 else ""
                 tables[f"table-{_TABLES[kind]}-{kind}{several}"] = table
     for name, table in tables.items():
-        for_spreadsheets(table).to_csv(folder / f"{name}.csv", index=False)
-        (folder / f"{name}.md").write_text(markdown(table), encoding="utf-8")
+        csv = for_spreadsheets(table).to_csv(index=False, lineterminator="\n")
+        write_text(folder / f"{name}.csv", csv)
+        write_text(folder / f"{name}.md", markdown(table))
     return tables
 
 

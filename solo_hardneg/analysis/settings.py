@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -89,7 +90,7 @@ def _refuse_near_misses(cfg: DictConfig) -> None:
 
 def _check_dir(name: Any, used: bool) -> None:
     right = isinstance(name, str) and name != "" and "\0" not in name
-    if not right or max(len(part.encode()) for part in name.split("/")) > _LONGEST_NAME:
+    if not right or max(len(os.fsencode(part)) for part in name.split("/")) > _LONGEST_NAME:
         raise bad_value("hardness.dir", name, "must be the name of a folder")
     if used and Path(name).is_absolute():  # others lie in the run's folder
         check_writable("hardness.dir", name)

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from solo_hardneg.analysis import ranking, statistics
+from solo_hardneg.analysis.untrusted import encodable
 from solo_hardneg.errors import DataError
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def load(path: Path) -> Study:
         text = f"{path}: this study has version {version.tolist()}, and this program reads {SCHEMA}"
         raise DataError(f"{text}. {again}.")
     try:
-        plain = json.loads(str(stored.pop("json")))
+        plain = encodable(json.loads(str(stored.pop("json"))))
         known = {name.name for name in fields(Study)}
         result = Study(**{k: v for k, v in stored.items() if k in known}, **plain)
         _check(result)

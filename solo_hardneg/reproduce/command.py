@@ -141,7 +141,7 @@ def _look_at_images(experiment: Experiment, row: Row, told: Arguments, data: str
     digest = hashlib.sha256()
     for key, split in zip(("train_path", "val_path"), splits, strict=False):
         for image, target in zip(split.images, split.targets, strict=True):
-            digest.update(f"{os.path.relpath(image, cfg.data[key])} {target}\n".encode())
+            digest.update(os.fsencode(f"{os.path.relpath(image, cfg.data[key])} {target}\n"))
     return Images(len(splits[0].images), digest.hexdigest())
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from solo_hardneg.analysis.untrusted import for_spreadsheets, no_formula, no_links
+from solo_hardneg.analysis.untrusted import for_spreadsheets, no_formula, no_links, write_text
 from solo_hardneg.reproduce import claims as claimed
 from solo_hardneg.reproduce.cells import Cell
 from solo_hardneg.reproduce.claims import Verdict
@@ -62,7 +62,7 @@ def write(folder: Path, outcome: Outcome) -> Path:
     }
     for name, text in files.items():
         partial = folder / f"{name}.{os.getpid()}.part"
-        partial.write_text(text, encoding="utf-8")
+        write_text(partial, text)
         partial.replace(folder / name)
     return folder / "README.md"
 

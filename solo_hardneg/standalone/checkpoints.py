@@ -48,7 +48,7 @@ class RunFolder(Checkpoint):
         text = json.dumps(args, indent=1, default=str)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "args.json").write_text(text)
+            (self.folder / "args.json").write_text(text, encoding="utf-8")
         except OSError as error:
             raise CheckpointError(unwritable(self.folder, error)) from error
 

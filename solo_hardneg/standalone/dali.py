@@ -7,6 +7,7 @@ order that its epoch would have had, and the indexes of a batch are always the d
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -122,7 +123,7 @@ class _Files:
         order = list(sampler)
         for number in range(len(loader)):
             indexes = order[number * loader.batch_size :][: loader.batch_size]
-            names = [str(loader.split.images[i]).encode() for i in indexes]
+            names = [os.fsencode(str(loader.split.images[i])) for i in indexes]
             yield [np.frombuffer(n, np.uint8) for n in names], [np.array([i]) for i in indexes]
 
 

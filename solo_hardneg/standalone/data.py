@@ -177,7 +177,7 @@ def _folders(cfg: DictConfig, key: str, train: bool) -> Split:
 
 def _tiny_imagenet_val(path: Path, classes: list[str]) -> Split:
     """TinyImageNet's own layout: all images in one folder, their classes in a table."""
-    rows = (path / "val_annotations.txt").read_text().splitlines()
+    rows = (path / "val_annotations.txt").read_text(encoding="utf-8").splitlines()
     pairs = [row.split("\t")[:2] for row in rows if row.strip()]
     index = {name: i for i, name in enumerate(classes)}
     unknown = sorted({pair[-1] for pair in pairs} - set(classes))
