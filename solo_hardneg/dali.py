@@ -1,19 +1,29 @@
-"""NVIDIA DALI in both hosts: what it needs, and solo-learn's loader on machines without a GPU."""
+"""NVIDIA DALI in both hosts: what it needs, what its errors mean, and solo-learn's loaders.
+
+solo-learn's loaders get our list of images, run on machines without a GPU, and name the image that
+they fail at.
+"""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-from types import ModuleType
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from solo_hardneg.errors import bad_value
+from solo_hardneg.data.images import check_images, check_tiffs
+from solo_hardneg.data.listing import find_classes, labelled_images, unlabelled_images
+from solo_hardneg.errors import DataError, bad_value
 
 DEVICES = ("gpu", "cpu")
 _BUILDERS = ("PretrainPipelineBuilder", "NormalPipelineBuilder", "CustomNormalPipelineBuilder")
+_ITERATORS = ("PretrainWrapper", "Wrapper")
 
 
 def is_installed() -> bool:
@@ -61,33 +71,125 @@ def check_resources(device: Any, threads: Any) -> None:
         raise bad_value("data.num_workers", threads, allowed)
 
 
-def extend_solo_learn() -> None:
-    """Lets solo-learn's DALI loaders run on machines without a GPU, by ``dali.device=cpu``.
+def explain(error: RuntimeError, files: Sequence[str]) -> DataError:
+    """Names the image that DALI has failed at, as its own errors often don't.
 
-    Its builders give every pipeline the number of a GPU, also those that use none. Its data modules
-    look the builders up in their module when training begins, so ours are put there, which take
-    that number away again, and say by our errors what can't be. Where there is a GPU, all that they
-    do is to refuse what isn't a device, or no threads. Nothing happens where DALI isn't installed.
-    Calling it again is harmless.
+    Args:
+        error: DALI's. They are pages long; the lines that say what happened are kept.
+        files: what DALI may have read, oldest first.
+    """
+    try:
+        check_images(files)
+    except DataError as found:
+        return found
+    lines = dict.fromkeys(line.strip(" ,") for line in str(error).splitlines())
+    told = [line for line in lines if re.search(r"operator|failure|failed|Could not", line)]
+    text = " ".join(told or lines)[:600]
+    do = "PIL can read the images: use data.format=image_folder."
+    return DataError(f"data.format=dali: DALI stopped ({text}). {do}")
+
+
+def extend_solo_learn() -> None:
+    """Mixes our classes into those that solo-learn's DALI data modules look up in their module.
+
+    Nothing happens where DALI isn't installed. Calling it again is harmless.
     """
     try:
         module = importlib.import_module("solo.data.dali_dataloader")
     except ImportError:  # solo-learn does without it then
         return
-    for name in _BUILDERS:
-        builder = getattr(module, name, None)
-        if builder is not None and not issubclass(builder, _OnTheCpu):
-            _replace(module, name, builder)
+    for names, ours in ((_BUILDERS, _Builder), (_ITERATORS, _Iterator)):
+        for name in names:
+            theirs = getattr(module, name, None)
+            if theirs is not None and not issubclass(theirs, ours):
+                setattr(module, name, type(name, (ours, theirs), {"__doc__": theirs.__doc__}))
 
 
-class _OnTheCpu:
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+class _Builder:
+    """Reads the images of our list, and runs without a GPU by ``dali.device=cpu``.
+
+    solo-learn's builders give every pipeline the number of a GPU, also those that use none.
+
+    Attributes:
+        files: the images, from this process's share on.
+    """
+
+    def __init__(
+        self, data_path: Any, *args: Any, data_fraction: float = -1, **kwargs: Any
+    ) -> None:
+        from nvidia.dali import ops
+
+        files, labels = _listed(str(data_path), kwargs.get("no_labels", False), data_fraction)
+        check_tiffs(files)
+        # The share is drawn from our list; theirs may hold what can't be shared out by class.
+        host: Any = super()
+        host.__init__(Path(data_path), *args, data_fraction=-1, **kwargs)
         check_resources(getattr(self, "device", None), getattr(self, "num_threads", None))
         if not torch.cuda.is_available():  # only now, for __init__ adds the number to the seed
             self.device_id = None
+        if kwargs.get("encode_indexes_into_labels", False):
+            self.conversion_map, labels = labels, list(range(len(files)))
+        shard, shards = kwargs.get("shard_id", 0), kwargs.get("num_shards", 1)
+        validation = kwargs.get("validation", False)
+        self.reader = ops.readers.File(
+            files=files,
+            labels=labels,
+            shard_id=shard,
+            num_shards=shards,
+            shuffle_after_epoch=kwargs.get("random_shuffle", not validation),
+        )
+        start = len(files) * shard // shards
+        self.files = files[start:] + files[:start]
+
+    def pipeline(self, *args: Any, **kwargs: Any) -> Any:
+        """The host's pipeline, which knows the files for our iterators."""
+        made = super().pipeline(*args, **kwargs)  # type: ignore[misc]
+        made.files = self.files
+        return made
 
 
-def _replace(module: ModuleType, name: str, builder: type) -> None:
-    extended = type(name, (_OnTheCpu, builder), {"__doc__": builder.__doc__})
-    setattr(module, name, extended)
+def _listed(folder: str, no_labels: bool, fraction: float) -> tuple[list[str], list[int]]:
+    """The images that a loader reads, and their labels."""
+    if no_labels:
+        files = unlabelled_images(folder)
+        labels = [-1] * len(files)
+    else:
+        classes = {name: label for label, name in enumerate(find_classes(folder))}
+        samples = labelled_images(folder, classes)
+        files, labels = [file for file, _ in samples], [label for _, label in samples]
+    if odd := [file for file in files if not _is_utf8(file)]:
+        do = "Rename it, or use data.format=image_folder."
+        raise DataError(f"{odd[0]}: DALI can't open names that are not in UTF-8. {do}")
+    if fraction > 0:
+        from sklearn.model_selection import train_test_split
+
+        by = None if no_labels else labels
+        options: dict[str, Any] = {"train_size": fraction, "stratify": by, "random_state": 42}
+        files, _, labels, _ = train_test_split(files, labels, **options)
+    return files, labels
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        os.fsencode(name).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+class _Iterator:
+    """Names the image that DALI fails at."""
+
+    def __init__(self, *args: Any, pipelines: Any, **kwargs: Any) -> None:
+        self._files: list[str] = pipelines.files
+        host: Any = super()
+        try:  # the first batch is made now
+            host.__init__(*args, pipelines=pipelines, **kwargs)
+        except RuntimeError as error:
+            raise explain(error, self._files) from error
+
+    def __next__(self) -> Any:
+        try:
+            return super().__next__()  # type: ignore[misc]
+        except RuntimeError as error:
+            raise explain(error, self._files) from error

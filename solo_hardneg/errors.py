@@ -57,7 +57,7 @@ class HostError(HardnegError, ImportError):
 
 
 def printable(text: object) -> str:
-    """A text without what a terminal would obey: names in it may be other people's."""
+    """Escapes what a terminal would obey, or can't encode: names may be other people's."""
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in str(text))
 
 

@@ -13,8 +13,8 @@ _registered = False
 def register() -> None:
     """Adds our methods to the host's ``METHODS``, the very dict that its scripts look into.
 
-    In solo-learn, its DALI loaders learn to run without a GPU, and its auto-resume to say what it
-    takes and leaves.
+    In solo-learn, its loaders follow our rules of what an image is, those of DALI run without a
+    GPU, and its auto-resume says what it takes and leaves.
 
     Calling it again is harmless.
 
@@ -44,6 +44,9 @@ def register() -> None:
                 f"{ours.__module__}.{ours.__qualname__} can't have it. Rename or remove the other."
             )
     if host.NAME == "solo":
+        from solo_hardneg.data.solo_learn import extend_loaders
+
+        extend_loaders()
         extend_solo_learn()
         auto_resume.extend_solo_learn()
     _registered = True

@@ -18,7 +18,6 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
-from torch.utils.data import DataLoader
 
 import solo_hardneg
 from solo_hardneg.analysis import encoder
@@ -26,6 +25,7 @@ from solo_hardneg.analysis.encoder import Loaded
 from solo_hardneg.analysis.images import DATA_KEYS, Images, find_images, pipelines_of
 from solo_hardneg.analysis.results import Results, Studied, write
 from solo_hardneg.analysis.study import Study, study
+from solo_hardneg.data.loader import CheckedLoader
 from solo_hardneg.errors import ConfigError, bad_value, unknown_name
 from solo_hardneg.nested_hydra import nested_hydra
 from solo_hardneg.standalone.checks import COUNT, WHOLE, Number, Rules, settle
@@ -231,7 +231,9 @@ def _batches(
 ) -> Iterator[torch.Tensor]:
     dataset = ImageDataset(images.split.subset(indexes.tolist()), pipeline)
     total = len(images.queries) + len(images.negatives)
-    for tensors, _ in DataLoader(dataset, cfg.batch_size, num_workers=cfg.num_workers):
+    loader = CheckedLoader(dataset, cfg.batch_size, num_workers=cfg.num_workers)
+    loader.key = "num_workers"
+    for tensors, _ in loader:
         yield tensors
         step("embedding", len(tensors) / total)
 

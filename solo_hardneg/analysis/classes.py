@@ -13,6 +13,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from solo_hardneg.analysis.untrusted import encodable
+from solo_hardneg.data.listing import find_classes
 from solo_hardneg.errors import DataError
 
 FOLDERS = ("custom", "imagenet", "imagenet100", "tinyimagenet")
@@ -63,24 +64,22 @@ def class_names(data: Mapping[Any, Any]) -> list[str]:
 
 
 def _folder_names(train_path: Any) -> list[str]:
-    """The sub-folders of ``train_path``, sorted as torchvision's ImageFolder numbers them."""
+    """The sub-folders of ``train_path``, sorted as the loaders number them."""
     if train_path in (None, "", "???"):
         do = "Point it at the training images, one folder per class"
         raise DataError(f"data.train_path={train_path}: it names no folder. {do}.")
-    # torchvision takes seconds to import, and most callers don't come here
-    from torchvision.datasets.folder import find_classes
-
     path = Path(str(train_path)).expanduser()
     if not path.is_dir():
         do = "Point it at the training images: the names of the classes are those of its folders"
         raise DataError(f"data.train_path={path}: there is no such folder. {do}.")
     try:
-        return [encodable(name) for name in find_classes(str(path))[0]]
-    except FileNotFoundError as error:
-        do = "Put each class in a folder of its own"
-        raise DataError(f"data.train_path={path}: it holds no class folders. {do}.") from error
+        names = [encodable(name) for name in find_classes(path)]
     except OSError as error:
         raise DataError(f"data.train_path={path}: it can't be read ({error}).") from error
+    if not names:
+        do = "Put each class in a folder of its own"
+        raise DataError(f"data.train_path={path}: it holds no class folders. {do}.")
+    return names
 
 
 def readable(names: Sequence[str], synsets: Sequence[str] | None = None) -> list[str]:

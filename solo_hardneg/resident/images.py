@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from solo_hardneg.data.images import read_image
 from solo_hardneg.errors import ConfigError, bad_value
-from solo_hardneg.standalone.data import read_image
 
 _OTHERWISE = "Use data.format=image_folder, or dali."
 

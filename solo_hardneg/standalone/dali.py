@@ -8,7 +8,7 @@ order that its epoch would have had, and the indexes of a batch are always the d
 from __future__ import annotations
 
 import os
-import re
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,11 +18,14 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
+from solo_hardneg.dali import explain
+from solo_hardneg.data.images import check_tiffs
 from solo_hardneg.distributed import get_rank, get_world_size
-from solo_hardneg.errors import DataError
 from solo_hardneg.resident.recipe import Recipe
 from solo_hardneg.standalone.checks import read
 from solo_hardneg.standalone.data import Split
+
+_AHEAD = 8  # batches; DALI works at no more
 
 
 class DaliLoader:
@@ -36,15 +39,23 @@ class DaliLoader:
         recipes: one per view.
         cfg: ``optimizer.batch_size``, ``data.num_workers`` (threads), ``dali.device``, ``seed``.
         indexed: with indexes and a list of views; else one view.
+
+    Attributes:
+        recent: the images that DALI was given last, among them the one that it fails at.
+
+    Raises:
+        DataError: there are TIFF files of floats.
     """
 
     def __init__(
         self, split: Split, recipes: Sequence[Recipe], cfg: DictConfig, indexed: bool
     ) -> None:
+        check_tiffs(split.images)
         self.split, self.recipes, self.indexed = split, recipes, indexed
         self.batch_size: int = cfg.optimizer.batch_size
         self.threads, self.device = int(cfg.data.num_workers), str(read(cfg, "dali.device", "gpu"))
         self.seed: int = cfg.seed
+        self.recent: deque[str] = deque(maxlen=_AHEAD * self.batch_size)
         self._targets = torch.tensor(split.targets)
         self._sampler: DistributedSampler | None = None
         self._passes: Any = None  # DALI's iterator; None before the first epoch
@@ -76,7 +87,7 @@ class DaliLoader:
             for outputs in self._passes:
                 yield self._batch(outputs[0])
         except RuntimeError as error:
-            raise _failed(error) from error
+            raise explain(error, list(self.recent)) from error
         self._under_way = False
 
     def _batch(self, found: dict[str, Tensor]) -> list[Any]:
@@ -123,14 +134,7 @@ class _Files:
         order = list(sampler)
         for number in range(len(loader)):
             indexes = order[number * loader.batch_size :][: loader.batch_size]
-            names = [os.fsencode(str(loader.split.images[i])) for i in indexes]
-            yield [np.frombuffer(n, np.uint8) for n in names], [np.array([i]) for i in indexes]
-
-
-def _failed(error: RuntimeError) -> DataError:
-    """DALI's errors are pages long; the lines that say what happened are kept."""
-    lines = dict.fromkeys(line.strip(" ,") for line in str(error).splitlines())
-    told = [line for line in lines if re.search(r"operator|failure|failed|Could not", line)]
-    text = " ".join(told or lines)[:600]
-    do = "Look for an image that can't be decoded: data.format=image_folder names the file."
-    return DataError(f"data.format=dali: DALI stopped ({text}). {do}")
+            names = [str(loader.split.images[i]) for i in indexes]
+            loader.recent.extend(names)
+            encoded = [os.fsencode(name) for name in names]
+            yield [np.frombuffer(n, np.uint8) for n in encoded], [np.array([i]) for i in indexes]

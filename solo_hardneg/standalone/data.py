@@ -11,10 +11,11 @@ import numpy as np
 import torch
 import torchvision
 from omegaconf import DictConfig, OmegaConf
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
-from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader, find_classes
 
+from solo_hardneg.data.images import read_image
+from solo_hardneg.data.listing import find_classes, labelled_images, unlabelled_images
+from solo_hardneg.data.loader import CheckedLoader
 from solo_hardneg.errors import DataError, bad_value
 from solo_hardneg.standalone.checks import number_of_devices, read
 from solo_hardneg.standalone.trainer import check_trainer
@@ -71,21 +72,6 @@ class IndexDataset(Dataset):
         return index, [], int(self.targets[index])
 
 
-def read_image(image: Any) -> Image.Image:
-    """An array or a file as a PIL image in RGB.
-
-    Raises:
-        DataError: the file can't be decoded; it is named, also through a worker process.
-    """
-    if isinstance(image, np.ndarray):
-        return Image.fromarray(image)
-    try:
-        return default_loader(image)
-    except Exception as error:  # decoders raise whatever they like
-        text = f"{image}: this image can't be read ({error}). Replace or remove the file."
-        raise DataError(text) from error
-
-
 def folder(cfg: DictConfig, key: str) -> Path:
     """The folder that ``key`` names; raises DataError if there is none."""
     path = Path(str(read(cfg, key))).expanduser()
@@ -98,10 +84,13 @@ def class_names(cfg: DictConfig, key: str = "data.train_path") -> list[str]:
     """The names of the class folders under the folder of ``key``, sorted."""
     path = folder(cfg, key)
     try:
-        return find_classes(str(path))[0]
-    except FileNotFoundError as error:
+        classes = find_classes(path)
+    except OSError as error:
+        raise DataError(f"{key}={path}: it can't be read ({error}). Make it readable.") from error
+    if not classes:
         do = "Put each class in a folder of its own, or set ++data.no_labels=true"
-        raise DataError(f"{key}={path}: it holds no class folders. {do}.") from error
+        raise DataError(f"{key}={path}: it holds no class folders. {do}.")
+    return classes
 
 
 def load_split(cfg: DictConfig, train: bool) -> Split:
@@ -152,10 +141,7 @@ def _cifar(cfg: DictConfig, key: str, train: bool) -> Split:
 
 def _unlabelled(cfg: DictConfig, key: str) -> Split:
     path = folder(cfg, key)
-    files = sorted(str(f) for f in path.rglob("*") if f.suffix.lower() in IMG_EXTENSIONS)
-    if not files:
-        known = " ".join(IMG_EXTENSIONS)
-        raise DataError(f"{key}={path}: there are no images in it. Known endings: {known}.")
+    files = unlabelled_images(path, f"{key}={path}")
     return Split(files, [-1] * len(files), ["unlabelled"])
 
 
@@ -168,10 +154,8 @@ def _folders(cfg: DictConfig, key: str, train: bool) -> Split:
         some = ", ".join(sorted(differing)[:5])
         text = f"{key}={path}: its classes aren't those of data.train_path; {len(differing)} differ"
         raise DataError(f"{text}: {some}. Both need the same class folders.")
-    try:
-        samples = torchvision.datasets.ImageFolder(str(path)).samples
-    except FileNotFoundError as error:
-        raise DataError(f"{key}={path}: {error} Remove empty class folders.") from error
+    labels = {name: label for label, name in enumerate(classes)}
+    samples = labelled_images(path, labels, f"{key}={path}")
     return Split([s[0] for s in samples], [s[1] for s in samples], classes)
 
 
@@ -206,7 +190,7 @@ def make_loader(cfg: DictConfig, dataset: Any, train: bool) -> DataLoader:
     """Batches of a dataset: in random order and complete for training, else all and in order."""
     if train:
         _check_batch(cfg, len(dataset))
-    return DataLoader(
+    return CheckedLoader(
         dataset,
         batch_size=cfg.optimizer.batch_size,
         shuffle=train,

@@ -1,0 +1,90 @@
+"""A DataLoader that knows how much shared memory its workers need before it starts them."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch.utils.data import DataLoader
+
+from solo_hardneg.distributed import get_world_size
+from solo_hardneg.errors import bad_value
+
+SHARED = Path("/dev/shm")
+_PAGE = 4096
+_PER_WORKER = 64 * 1024  # semaphores of its queues and events, each a page
+
+
+class CheckedLoader(DataLoader):
+    """torch's, which raises ConfigError where its workers' batches wouldn't fit in shared memory.
+
+    A worker that finds no room there is killed by a bus error, at any step of a run.
+
+    Attributes:
+        key: the setting that errors name.
+    """
+
+    key = "data.num_workers"
+    _bytes: int | None = None  # of one batch
+
+    def __iter__(self) -> Any:
+        """Checks shared memory and starts the workers.
+
+        Raises:
+            ConfigError: /dev/shm is too small for the batches that workers prepare in advance.
+        """
+        if self.num_workers > 0 and SHARED.is_dir() and len(self):
+            if self._bytes is None:
+                self._bytes = self._measure()
+            check_shared_memory(self.key, self.num_workers, self._batches_at_once(), self._bytes)
+        return super().__iter__()
+
+    def _batches_at_once(self) -> int:
+        """What waits for the trainer, and the one that it has."""
+        return min(len(self), self.num_workers * (self.prefetch_factor or 2) + 1)
+
+    def _measure(self) -> int:
+        """The bytes of a batch, by one sample; what the sample draws at random isn't used up."""
+        sizes: list[int] = []
+        with isolate_rng():
+            batch = self.collate_fn([self.dataset[0]])
+        apply_to_collection(batch, torch.Tensor, lambda tensor: sizes.append(tensor.nbytes))
+        images = self.batch_size or 1
+        return sum(_PAGE * math.ceil(size * images / _PAGE) for size in sizes)
+
+
+def check_shared_memory(key: str, workers: int, batches: int, size: int) -> None:
+    """Refuses worker processes whose batches wouldn't fit in shared memory.
+
+    Args:
+        key, workers: the setting, of one loader.
+        batches: how many the loader holds at once.
+        size: bytes of one.
+
+    Raises:
+        ConfigError: there is less than this machine's processes need.
+    """
+    stat = os.statvfs(SHARED)
+    free = stat.f_bavail * stat.f_frsize
+    # As many processes as GPUs share this machine's memory, or without GPUs all of them.
+    here = min(get_world_size(), torch.cuda.device_count() or get_world_size())
+    needed = here * (workers * _PER_WORKER + batches * size)
+    if needed <= free:
+        return
+    each = f" in each of {here} processes" if here > 1 else ""
+    allowed = (
+        f"workers hand over batches in shared memory, up to {batches} of {_size(size)} at once"
+        f"{each}, which takes {_size(needed)}; {SHARED} has {_size(free)} free"
+    )
+    do = f"Give it more (docker run --shm-size=8g), or set {key}=0 or a smaller number."
+    raise bad_value(key, workers, allowed, do)
+
+
+def _size(number: int) -> str:
+    unit, name = (2**20, "MiB") if number >= 2**20 else (2**10, "KiB")
+    return f"{number / unit:.3g} {name}"

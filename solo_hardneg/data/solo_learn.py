@@ -1,0 +1,102 @@
+"""The rules of this folder inside solo-learn: its modules get our stand-ins for what they call.
+
+solo-learn's functions look up ``ImageFolder``, ``DataLoader`` and ``os`` in their modules when they
+are called, so these names are bound to ours there. No file of solo-learn is changed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torchvision.datasets import ImageFolder
+
+from solo_hardneg.data.images import open_rgb
+from solo_hardneg.data.listing import find_classes, is_hidden, labelled_images, unlabelled_images
+from solo_hardneg.data.loader import CheckedLoader
+from solo_hardneg.errors import DataError
+
+_LOADERS = ("solo.data.pretrain_dataloader", "solo.data.classification_dataloader")
+_COUNT_CLASSES = ("solo.args.pretrain", "solo.args.linear")
+
+
+class Folders(ImageFolder):
+    """torchvision's, with our rules of what is a class, what an image, and how it is opened."""
+
+    def __init__(self, root: str | Path, transform: Any = None) -> None:
+        super().__init__(str(root), transform, loader=open_rgb)
+
+    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+        """The class folders and their labels.
+
+        Raises:
+            DataError: there are none.
+        """
+        classes = find_classes(directory)
+        if not classes:
+            do = "Put each class in a folder of its own, or set ++data.no_labels=true"
+            raise DataError(f"{directory}: it holds no class folders. {do}.")
+        return classes, {name: label for label, name in enumerate(classes)}
+
+    @staticmethod
+    def make_dataset(
+        directory: str | Path, class_to_idx: Mapping[str, int], *_: Any, **__: Any
+    ) -> list[tuple[str, int]]:
+        """The images with their labels."""
+        return labelled_images(directory, class_to_idx)
+
+
+def extend_loaders() -> None:
+    """Lets solo-learn's datasets and loaders follow our rules; calling it again is harmless."""
+    for name in _LOADERS:
+        module: Any = importlib.import_module(name)
+        module.ImageFolder, module.DataLoader = Folders, CheckedLoader
+        if hasattr(module, "H5Dataset") and not issubclass(module.H5Dataset, _OpenedByUs):
+            module.H5Dataset = type("H5Dataset", (_OpenedByUs, module.H5Dataset), {})
+        dataset = getattr(module, "CustomDatasetWithoutLabels", None)
+        if dataset is not None and not issubclass(dataset, _Unlabelled):
+            module.CustomDatasetWithoutLabels = type(dataset.__name__, (_Unlabelled, dataset), {})
+    for name in _COUNT_CLASSES:
+        counting: Any = importlib.import_module(name)
+        counting.os = visible_os()
+
+
+def visible_os() -> ModuleType:
+    """``os`` with a ``scandir`` that passes hidden names over: solo-learn counts classes by it."""
+    stand_in = ModuleType("os")
+    vars(stand_in).update(vars(os))
+    stand_in.scandir = _visible  # type: ignore[attr-defined]
+    return stand_in
+
+
+def _visible(path: Any) -> list[os.DirEntry[str]]:
+    return [entry for entry in os.scandir(path) if not is_hidden(entry.name)]
+
+
+class _Unlabelled:
+    """Mixed into solo-learn's ``CustomDatasetWithoutLabels``."""
+
+    def __init__(self, root: str | Path, transform: Any = None) -> None:
+        super().__init__(root, transform)  # type: ignore[call-arg]
+        self.root, self.transform = Path(root), transform
+        self.images = [os.path.relpath(image, root) for image in unlabelled_images(root)]
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image: Any = open_rgb(self.root / self.images[index])
+        return image if self.transform is None else self.transform(image), -1
+
+
+class _OpenedByUs:
+    """Mixed into solo-learn's ``H5Dataset``."""
+
+    h5_path: Any
+    h5_file: Any
+
+    def _load_img(self, class_name: str, img: str) -> Any:
+        content = self.h5_file[class_name][img][:]
+        return open_rgb(io.BytesIO(content), f"{self.h5_path}: {class_name}/{img}")
