@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from solo_hardneg.data.listing import class_images, find_classes
 from solo_hardneg.errors import DataError, bad_value, unknown_name
 
 
@@ -183,40 +184,35 @@ def _root(path: Path, get: str) -> Path:
 
 
 def _images(root: Path, part: str, notes: list[str]) -> dict[str, list[str]]:
-    """The images of each class folder of ``root/part``, as ImageFolder will find them."""
-    from torchvision.datasets.folder import find_classes, is_image_file, make_dataset  # slow
-
+    """The images of each class folder of ``root/part``, as the loaders will find them."""
     folder = str(root / part)
     try:
-        classes = find_classes(folder)[0]
+        classes = find_classes(folder)
     except OSError as error:
-        what = f"{part} has no class folders ({error})"
-        raise _wrong(root, what, "Give each class a folder of its own") from error
-    others = [f"{part}/{e.name}" for e in os.scandir(folder) if is_image_file(e.name)]
-    found, broken = dict[str, list[str]](), list[str]()
-    for name in classes:
-        try:
-            files = [f for f, _ in make_dataset(folder, {name: 0}, is_valid_file=lambda _: True)]
-        except FileNotFoundError:  # what torchvision says of a folder without files
-            files = []
-        found[name] = [file for file in files if is_image_file(file)]
-        broken += [os.path.relpath(file, root) for file in found[name] if _broken(file)]
-        boxes = os.path.join(folder, name, f"{name}_boxes.txt")  # TinyImageNet's, as it should be
-        others += [os.path.relpath(f, root) for f in files if not is_image_file(f) and f != boxes]
+        raise _wrong(root, f"{part} can't be read ({error})", "Make it readable") from error
+    if not classes:
+        what, do = f"{part} has no class folders", "Give each class a folder of its own"
+        raise _wrong(root, what, do)
+    found, passed = class_images(folder, classes)
+    # TinyImageNet's, as they should be
+    boxes = {os.path.join(folder, name, f"{name}_boxes.txt") for name in classes}
+    others = [file for file in passed.others if file not in boxes]
     if empty := [name for name, files in found.items() if not files]:
         what = f"{part} has {len(empty)} class folders without images: {_some(empty)}"
-        raise _wrong(root, what, "Fill them, remove them, or make them readable")
-    if broken:
-        what = f"{len(broken)} files are empty, dead links or macOS's (._*): {_some(broken)}"
-        raise _wrong(root, what, "Remove those of macOS, and get the other images again")
-    if others:
-        notes.append(f"{part}: {len(others):,} files are no images of a class: {_some(others)}.")
+        raise _wrong(root, what, "Fill them or remove them")
+    if broken := [file for files in found.values() for file in files if _broken(file)]:
+        names = _some([os.path.relpath(file, root) for file in broken])
+        what = f"{len(broken)} files are empty or dead links: {names}"
+        raise _wrong(root, what, "Get these images again")
+    for kind, what in ((others, "files are no images of a class"), (passed.hidden, "are hidden")):
+        if kind:
+            names = _some([os.path.relpath(path, root) for path in kind])
+            notes.append(f"{part}: {len(kind):,} {what}: {names}.")
     return found
 
 
 def _broken(file: str) -> bool:
-    useful = os.path.isfile(file) and os.path.getsize(file) > 0
-    return not useful or os.path.basename(file).startswith("._")
+    return not (os.path.isfile(file) and os.path.getsize(file) > 0)
 
 
 def _val(root: Path, dataset: str, train: Names, notes: list[str]) -> dict[str, int]:
@@ -224,7 +220,7 @@ def _val(root: Path, dataset: str, train: Names, notes: list[str]) -> dict[str, 
     val, images, table = root / "val", root / "val/images", root / "val/val_annotations.txt"
     if not val.is_dir():
         raise _wrong(root, "there is no folder 'val' in it", _GET[dataset])
-    folders = {entry.name for entry in val.iterdir() if entry.is_dir()}
+    folders = set(find_classes(val))
     if not table.is_file():
         if folders <= {"images"}:
             what = "val has no class folders of its own, so the classes of its images aren't known"

@@ -8,7 +8,7 @@ indexes are the same everywhere.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -25,7 +25,7 @@ class Listing:
 
     Attributes:
         images: in the order of their dataset indexes.
-        hidden: files and folders whose names begin with a dot.
+        hidden: files and folders hidden names.
         others: files that are no images.
     """
 
@@ -35,14 +35,8 @@ class Listing:
 
     def announce(self, where: str) -> None:
         """Says once how many names were passed over, if any."""
-        parts = [
-            f"{len(names):,} {what} ({some(names)})"
-            for names, what in (
-                (self.hidden, "whose names begin with a dot"),
-                (self.others, "that are no images"),
-            )
-            if names
-        ]
+        kinds = ((self.hidden, "hidden names"), (self.others, "that are no images"))
+        parts = [f"{len(names):,} {what} ({some(names)})" for names, what in kinds if names]
         if parts:
             _say(f"{where}: passed over {' and '.join(parts)}.")
 
@@ -55,9 +49,9 @@ def some(names: list[str]) -> str:
 
 @cache
 def _say(text: str) -> None:
-    from lightning.pytorch.utilities.rank_zero import rank_zero_info  # takes a second to import
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only  # takes a second to import
 
-    rank_zero_info(printable(text))
+    rank_zero_only(print)(printable(text))
 
 
 def is_hidden(name: str) -> bool:
@@ -125,6 +119,35 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
+def class_images(
+    folder: str | Path, classes: Iterable[str]
+) -> tuple[dict[str, list[str]], Listing]:
+    """Lists the images of class folders.
+
+    Args:
+        folder: holds the class folders.
+        classes: their names.
+
+    Returns:
+        the images of each, and the paths that were passed over.
+
+    Raises:
+        DataError: a folder can't be read.
+    """
+    found, passed = dict[str, list[str]](), Listing()
+    for entry in os.scandir(folder):
+        if is_hidden(entry.name):
+            passed.hidden.append(entry.path)
+        elif not _is_folder(entry):
+            passed.others.append(entry.path)
+    for name in classes:
+        listing = list_images(os.path.join(folder, name))
+        found[name] = listing.images
+        passed.hidden += listing.hidden
+        passed.others += listing.others
+    return found, passed
+
+
 def labelled_images(
     folder: str | Path, classes: Mapping[str, int], where: str | None = None
 ) -> list[tuple[str, int]]:
@@ -139,26 +162,13 @@ def labelled_images(
         DataError: a class has no images, or a folder can't be read.
     """
     where = str(folder) if where is None else where
-    samples, passed = list[tuple[str, int]](), Listing()
-    for entry in os.scandir(folder):
-        if is_hidden(entry.name):
-            passed.hidden.append(entry.path)
-        elif not _is_folder(entry):
-            passed.others.append(entry.path)
-    empty = []
-    for name in sorted(classes):
-        found = list_images(os.path.join(folder, name))
-        samples += [(image, classes[name]) for image in found.images]
-        passed.hidden += found.hidden
-        passed.others += found.others
-        if not found.images:
-            empty.append(name)
-    if empty:
+    found, passed = class_images(folder, sorted(classes))
+    if empty := [name for name, images in found.items() if not images]:
         known = " ".join(EXTENSIONS)
-        text = f"{where}: no image is in the class folders {', '.join(sorted(empty)[:5])}"
+        text = f"{where}: no image is in the class folders {', '.join(empty[:5])}"
         raise DataError(f"{text}. Remove empty class folders. Known endings: {known}.")
     passed.announce(where)
-    return samples
+    return [(image, classes[name]) for name, images in found.items() for image in images]
 
 
 def unlabelled_images(folder: str | Path, where: str | None = None) -> list[str]:

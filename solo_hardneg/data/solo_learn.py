@@ -16,7 +16,7 @@ from typing import Any
 
 from torchvision.datasets import ImageFolder
 
-from solo_hardneg.data.images import open_rgb
+from solo_hardneg.data import images
 from solo_hardneg.data.listing import find_classes, is_hidden, labelled_images, unlabelled_images
 from solo_hardneg.data.loader import CheckedLoader
 from solo_hardneg.errors import DataError
@@ -29,7 +29,7 @@ class Folders(ImageFolder):
     """torchvision's, with our rules of what is a class, what an image, and how it is opened."""
 
     def __init__(self, root: str | Path, transform: Any = None) -> None:
-        super().__init__(str(root), transform, loader=open_rgb)
+        super().__init__(str(root), transform, loader=images.open_rgb)
 
     def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
         """The class folders and their labels.
@@ -87,7 +87,7 @@ class _Unlabelled:
         self.images = [os.path.relpath(image, root) for image in unlabelled_images(root)]
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        image: Any = open_rgb(self.root / self.images[index])
+        image: Any = images.open_rgb(self.root / self.images[index])
         return image if self.transform is None else self.transform(image), -1
 
 
@@ -99,4 +99,4 @@ class _OpenedByUs:
 
     def _load_img(self, class_name: str, img: str) -> Any:
         content = self.h5_file[class_name][img][:]
-        return open_rgb(io.BytesIO(content), f"{self.h5_path}: {class_name}/{img}")
+        return images.open_rgb(io.BytesIO(content), f"{self.h5_path}: {class_name}/{img}")

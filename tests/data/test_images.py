@@ -122,3 +122,16 @@ def test_open_files_go_by_a_name(tmp_path):
     assert open_rgb(content, "archive: a").size == (40, 40)
     with pytest.raises(DataError, match="archive: a: this image can't be read"):
         open_rgb(io.BytesIO(b""), "archive: a")
+
+
+def test_images_of_solo_learns_h5_files(tmp_path):
+    """Its dataset reads the bytes of a file; here they lie in a dictionary."""
+    from solo_hardneg.data.solo_learn import _OpenedByUs
+
+    expected = sixteen_bits(tmp_path / "a.png")
+    dataset = _OpenedByUs()
+    content = np.frombuffer((tmp_path / "a.png").read_bytes(), np.uint8)
+    dataset.h5_path, dataset.h5_file = "all.h5", {"n1": {"a": content, "b": content[:60]}}
+    assert np.array_equal(np.asarray(dataset._load_img("n1", "a")), expected)
+    with pytest.raises(DataError, match="all.h5: n1/b: this image can't be read"):
+        dataset._load_img("n1", "b")

@@ -52,7 +52,11 @@ REFUSED = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     place = tmp_path_factory.mktemp("dali")
-    write_marked(place / "images")
+    images = write_marked(place / "images")
+    # What is no image must not move the indexes of those that are.
+    shutil.copytree(images / "class0", images / ".ipynb_checkpoints")
+    shutil.copy(images / "class1" / "009.png", images / "class1" / ".000.png")
+    (images / "class2" / "Thumbs.db").touch()
     yield place
     shutil.rmtree(place)
 

@@ -19,6 +19,7 @@ from torchvision.datasets import folder as torchvisions
 from torchvision.transforms.functional import to_tensor
 
 from solo_hardneg import plugin
+from solo_hardneg.data import images
 from solo_hardneg.errors import ConfigError, DataError
 from solo_hardneg.resident.callback import ResidentData
 from solo_hardneg.resident.images import load_images
@@ -112,14 +113,15 @@ def test_the_method_trains_on_the_views(dataset: Indexed, workers: int, check: A
 def test_nobody_reads_an_image_after_the_first_time(
     dataset: Indexed, workers: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    read, log = torchvisions.pil_loader, tmp_path / "read"
+    read, log = images.open_rgb, tmp_path / "read"
 
-    def pil_loader(path: str) -> Any:
+    def logged(path: str) -> Any:
         with log.open("a") as file:
             file.write(f"{path}\n")
         return read(path)
 
-    monkeypatch.setattr(torchvisions, "pil_loader", pil_loader)
+    monkeypatch.setattr(images, "open_rgb", logged)
+    monkeypatch.setattr(torchvisions, "pil_loader", logged)
     make_trainer(ResidentData()).fit(Method(), loader_of(dataset, workers))
     lines = log.read_text().splitlines()
     lines.remove(dataset.samples[0][0])  # once more, for the size

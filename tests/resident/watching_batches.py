@@ -26,9 +26,10 @@ class Batches(Callback):
 
     def on_job_start(self, config: Any, **kwargs: Any) -> None:
         from solo.methods.base import BaseMethod
-        from torchvision.datasets import folder
 
-        step, read, process = BaseMethod.training_step, folder.pil_loader, os.getpid()
+        from solo_hardneg.data import images
+
+        step, read, process = BaseMethod.training_step, images.open_rgb, os.getpid()
 
         def training_step(module: Any, batch: Any, batch_idx: int) -> Any:
             indexes, views, targets = batch
@@ -39,13 +40,13 @@ class Batches(Callback):
             self.write({**place, **labels, "means": means, "shapes": shapes})
             return step(module, batch, batch_idx)
 
-        def pil_loader(path: str) -> Any:
+        def open_rgb(path: str) -> Any:
             self.write({"read": str(path), "by_worker": os.getpid() != process})
             return read(path)
 
         self.patches = [
             patch.object(BaseMethod, "training_step", training_step),
-            patch.object(folder, "pil_loader", pil_loader),
+            patch.object(images, "open_rgb", open_rgb),
         ]
         for each in self.patches:
             each.start()

@@ -1,0 +1,93 @@
+"""Shared memory is measured and checked before worker processes start."""
+
+from __future__ import annotations
+
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from solo_hardneg.data import loader as module
+from solo_hardneg.data.loader import CheckedLoader
+from solo_hardneg.errors import ConfigError
+
+VIEW = 3 * 32 * 32 * 4
+
+
+class Views(torch.utils.data.Dataset):
+    """Items (index, two views, label), drawn at random as augmentations are."""
+
+    def __len__(self):
+        return 400
+
+    def __getitem__(self, index):
+        noise = torch.rand(1) + random.random() + np.random.rand()
+        return index, [torch.zeros(3, 32, 32) + noise, torch.zeros(3, 32, 32)], 1
+
+
+@pytest.fixture
+def free(monkeypatch):
+    """``free(bytes)`` sets how much shared memory there is."""
+
+    def set_free(number):
+        stat = SimpleNamespace(f_bavail=number, f_frsize=1)
+        monkeypatch.setattr(module.os, "statvfs", lambda _: stat)
+
+    return set_free
+
+
+# 40 images of two views; indexes and labels take a page each
+BATCH = 40 * 2 * VIEW + 2 * 4096
+
+
+@pytest.mark.parametrize(("images", "batches"), [(400, 5), (120, 3)])
+def test_what_the_workers_need(free, images, batches):
+    """Two batches for each worker and the trainer's one, if there are so many."""
+    dataset = torch.utils.data.Subset(Views(), range(images))
+    loader = CheckedLoader(dataset, batch_size=40, num_workers=2)
+    needed = batches * BATCH + 2 * 64 * 1024
+    free(needed - 1)
+    with pytest.raises(ConfigError) as error:
+        iter(loader)
+    text = str(error.value)
+    assert text.startswith("data.num_workers=2: ")
+    assert f"up to {batches} of {BATCH / 2**10:.3g} KiB at once" in text
+    assert f"/dev/shm has {needed / 2**20:.3g} MiB free" in text
+    assert "--shm-size" in text
+    assert "data.num_workers=0" in text
+    free(needed)
+    assert len(next(iter(loader))[1]) == 2
+
+
+def test_without_workers_nothing_is_checked(free):
+    free(0)
+    assert len(list(CheckedLoader(Views(), batch_size=40))) == 10
+
+
+def test_processes_of_one_machine_share_it(free, monkeypatch):
+    monkeypatch.setattr(module, "get_world_size", lambda: 4)
+    for gpus, here in ((0, 4), (2, 2), (8, 4)):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        free(here * (BATCH * 5 + 2 * 64 * 1024) - 1)
+        with pytest.raises(ConfigError, match=f"in each of {here} processes"):
+            module.check_shared_memory("data.num_workers", 2, 5, BATCH)
+        free(here * (BATCH * 5 + 2 * 64 * 1024))
+        module.check_shared_memory("data.num_workers", 2, 5, BATCH)
+
+
+def test_random_numbers_are_not_used_up():
+    def state():
+        return torch.rand(1).item(), random.random(), np.random.rand()
+
+    def seed():
+        torch.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)
+
+    seed()
+    expected = state()
+    seed()
+    CheckedLoader(Views(), batch_size=40, num_workers=1)._measure()
+    assert state() == expected
