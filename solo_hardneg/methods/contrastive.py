@@ -58,6 +58,7 @@ class ContrastiveMethod(BaseMethod):
         self._kept: list[Kept] = []  # of this step, one for each direction
         self._unread: UnreadStep | None = None
         self._warned: set[str] = set()
+        self._labels_seen = False
 
     @classmethod
     def add_and_assert_specific_cfg(cls, cfg: DictConfig) -> DictConfig:
@@ -130,7 +131,6 @@ class ContrastiveMethod(BaseMethod):
         flags = {
             "outputs finite": outputs_finite,
             "loss finite": nce_loss.isfinite(),
-            "labelled": (batch[2] >= 0).any(),
         }
         report = StepReport({**flags, **notes, "train_nce_loss": nce_loss})
         self._unread = UnreadStep(report, batch, nce_loss.detach(), self.global_step)
@@ -148,7 +148,6 @@ class ContrastiveMethod(BaseMethod):
         Raises:
             DivergedError: a rank's outputs or loss are not finite. Neither weights nor queue have
                 changed.
-            ConfigError: the policy needs labels, and no image has one.
         """
         super().on_after_backward()
         self.read_step()
@@ -161,11 +160,6 @@ class ContrastiveMethod(BaseMethod):
         values = unread.report.read()
         finite.check_outputs(values.pop("outputs finite"), self, unread.batch, unread.step)
         finite.check_loss(values.pop("loss finite"), unread.loss, unread.step)
-        if "labels" in self.policy.needs and not any(values.pop("labelled")):
-            raise ConfigError(
-                f"negatives={self.policy.config}: needs labels, and this dataset gives none "
-                "(all targets are -1). Choose negatives without 'label'."
-            )
         for name in _WARNINGS.keys() & values.keys() - self._warned:
             share = sum(values[name]) / len(values[name])
             if share > 0.5:
@@ -179,6 +173,16 @@ class ContrastiveMethod(BaseMethod):
             self._backends_said.add(backend)
             if self.global_rank == 0:
                 print(f"Backend of the loss: {backend} (backend={self.backend})")
+
+    def check_labels(self, targets: Tensor) -> None:
+        """Refuses, at the first step, a dataset without the labels that the policy needs."""
+        if "labels" in self.policy.needs and not self._labels_seen:
+            self._labels_seen = True
+            if (gather(targets) < 0).all():
+                raise ConfigError(
+                    f"negatives={self.policy.config}: needs labels, and this dataset gives none "
+                    "(all targets are -1). Choose negatives without 'label'."
+                )
 
     # ------------------------------------------------------------------ before the first step
 

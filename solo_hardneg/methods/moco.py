@@ -75,6 +75,7 @@ class MoCoV2Banded(ContrastiveMethod, QueueOfKeys, MoCoV2Plus):
         """
         self.read_step()
         indexes, _, targets = batch
+        self.check_labels(targets)
         queries, keys, class_loss = self._encode(batch, batch_idx)
         fine = finite.outputs_finite([*queries, *keys], class_loss, targets)
         queries, keys = ([v.masked_fill(~fine, 0.0) for v in part] for part in (queries, keys))

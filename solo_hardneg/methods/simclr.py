@@ -62,6 +62,7 @@ class SimCLRBanded(ContrastiveMethod, SimCLR):
         """
         self.read_step()
         indexes, _, targets = batch
+        self.check_labels(targets)
         if self._dummy_indexes:
             # DALI's differ on one node only; which images they are of doesn't matter here.
             places = torch.arange(len(indexes), device=indexes.device)
