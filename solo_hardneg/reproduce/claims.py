@@ -67,12 +67,12 @@ def judge(claims: Sequence[Claim], values: Mapping[str, Sequence[float]]) -> lis
 
 
 def _test(claim: Claim, first: Sequence[float], second: Sequence[float]) -> Verdict:
-    a, b = np.asarray(first, float), np.asarray(second, float)
+    a, b = list(map(float, first)), list(map(float, second))
     seeds, nan = (len(a), len(b)), math.nan
     if not len(a) or not len(b):
         missing = claim.second if len(a) else claim.first
         return Verdict(claim, nan, nan, nan, seeds, nan, nan, why=f"{missing} has no result")
-    difference = float(a.mean() - b.mean())
+    difference = float(np.mean(a) - np.mean(b))
     if min(seeds) < 2:
         why = "a row has one seed, so its spread isn't known"
         return Verdict(claim, difference, nan, nan, seeds, nan, nan, why=why)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numba
@@ -26,9 +28,10 @@ def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], An
     file.write_text(SOURCE, encoding="utf-8")
 
     def make(file: Path = file) -> Any:
-        names: dict[str, Any] = {}
-        exec(compile(SOURCE, str(file), "exec"), names)
-        return cached(numba.njit(names["twice"]))
+        module = ModuleType("loops_of_this_test")
+        monkeypatch.setitem(sys.modules, module.__name__, module)  # pickled by this name
+        exec(compile(SOURCE, str(file), "exec"), vars(module))
+        return cached(numba.njit(module.twice))
 
     return make
 
