@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch.utils.data import DataLoader
 
 from solo_hardneg.distributed import get_world_size
-from solo_hardneg.errors import bad_value
+from solo_hardneg.errors import HardnegError, bad_value
 
 SHARED = Path("/dev/shm")
 _PAGE = 4096
@@ -33,16 +34,25 @@ class CheckedLoader(DataLoader):
     _bytes: int | None = None  # of one batch
 
     def __iter__(self) -> Any:
-        """Checks shared memory and starts the workers.
+        """Starts the workers, or returns an iterator that raises the error."""
+        try:
+            self._check()
+        except HardnegError as error:  # of iter(), Lightning would show one of its own instead
+            return _raising(error)
+        return super().__iter__()
+
+    def _check(self) -> None:
+        """Checks shared memory.
 
         Raises:
             ConfigError: /dev/shm is too small for the batches that workers prepare in advance.
+            DataError: the image that is measured can't be used.
         """
         if self.num_workers > 0 and SHARED.is_dir() and len(self):
             if self._bytes is None:
                 self._bytes = self._measure()
-            check_shared_memory(self.key, self.num_workers, self._batches_at_once(), self._bytes)
-        return super().__iter__()
+            batches = self._batches_at_once()
+            check_shared_memory(self.key, self.num_workers, batches, self._bytes)
 
     def _batches_at_once(self) -> int:
         """What waits for the trainer, and the one that it has."""
@@ -56,6 +66,11 @@ class CheckedLoader(DataLoader):
         apply_to_collection(batch, torch.Tensor, lambda tensor: sizes.append(tensor.nbytes))
         images = self.batch_size or 1
         return sum(_PAGE * math.ceil(size * images / _PAGE) for size in sizes)
+
+
+def _raising(error: HardnegError) -> Iterator[Any]:
+    raise error
+    yield
 
 
 def check_shared_memory(key: str, workers: int, batches: int, size: int) -> None:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import LightningModule, Trainer
 
 from solo_hardneg.data import loader as module
 from solo_hardneg.data.loader import CheckedLoader
@@ -25,6 +26,14 @@ class Views(torch.utils.data.Dataset):
     def __getitem__(self, index):
         noise = torch.rand(1) + random.random() + np.random.rand()
         return index, [torch.zeros(3, 32, 32) + noise, torch.zeros(3, 32, 32)], 1
+
+
+class Method(LightningModule):
+    def training_step(self, batch, batch_idx):
+        raise AssertionError("there is no batch")
+
+    def configure_optimizers(self):
+        return None
 
 
 @pytest.fixture
@@ -50,7 +59,7 @@ def test_what_the_workers_need(free, images, batches):
     needed = batches * BATCH + 2 * 64 * 1024
     free(needed - 1)
     with pytest.raises(ConfigError) as error:
-        iter(loader)
+        next(iter(loader))
     text = str(error.value)
     assert text.startswith("data.num_workers=2: ")
     assert f"up to {batches} of {BATCH / 2**10:.3g} KiB at once" in text
@@ -91,3 +100,11 @@ def test_random_numbers_are_not_used_up():
     seed()
     CheckedLoader(Views(), batch_size=40, num_workers=1)._measure()
     assert state() == expected
+
+
+def test_lightning_shows_the_error(free):
+    """It hides what iter() raises behind an error of its own."""
+    free(0)
+    trainer = Trainer(accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False)
+    with pytest.raises(ConfigError, match="data.num_workers=1: .*/dev/shm has 0 KiB free"):
+        trainer.fit(Method(), CheckedLoader(Views(), batch_size=40, num_workers=1))
