@@ -167,7 +167,7 @@ def _run_part(run: Run, part: Part, until: float) -> None:
 def _work_off(run: Run, part: Part, todo: list[str], until: float) -> list[str]:
     """Runs units in one process; returns those that it didn't come to."""
     unit, at, new, began = "", "", True, time.perf_counter()
-    todo = list(todo)
+    todo, started = list(todo), False
 
     def rows(table: pd.DataFrame) -> None:
         nonlocal new
@@ -184,6 +184,7 @@ def _work_off(run: Run, part: Part, todo: list[str], until: float) -> list[str]:
 
     for kind, *content in _messages(run, part.units, todo, until):
         if kind == "start":
+            started = True
             unit, at, new, began = content[0], "", True, time.perf_counter()
         elif kind == "at":
             at = content[0]
@@ -193,7 +194,8 @@ def _work_off(run: Run, part: Part, todo: list[str], until: float) -> list[str]:
             ended(*content)
             unit = ""
         elif kind == "dead":
-            unit = unit or todo[0] if todo else ""
+            if not started:
+                unit = todo[0]
             if unit:
                 ended("failed", content[0] + (f", in {at}" if at else ""))
     return todo

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,6 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.provenance import provenance
-from benchmarks.timing import now
 
 # Imported once, by the server that the processes are forked from: seconds each.
 PRELOADED = [
@@ -57,7 +57,7 @@ class Report:
     """What a unit tells while it works.
 
     Attributes:
-        until: when the unit should stop by itself, on the clock of :func:`benchmarks.timing.now`.
+        until: when the unit should stop by itself, on the clock of ``time.perf_counter``.
         errors: of the unit, so far, each with a row of its own.
     """
 
@@ -66,7 +66,7 @@ class Report:
 
     def left(self) -> float:
         """Seconds until the unit should stop."""
-        return self.until - now()
+        return self.until - time.perf_counter()
 
     def rows(self, table: pd.DataFrame) -> None:
         """Adds rows to the part's CSV."""
@@ -107,7 +107,7 @@ def work_off(
     until: float,
     connection: Connection,
 ) -> None:
-    """Runs units in their order, and sends what happens.
+    """Runs units in their order, up to one that fails, and sends what happens.
 
     Messages are ``("from", provenance)``, ``("start", unit)``, ``("at", text)``, ``("rows",
     table)`` and ``("end", state, text)``, where the state is done, failed, stopped or skipped.
@@ -126,14 +126,17 @@ def work_off(
     works = units(job)
     for name in names:
         connection.send(("start", name))
-        start = now()
+        start = time.perf_counter()
         if report.left() < longest / 2:
             text = f"{report.left():.0f} s are left, and the longest unit took {longest:.0f} s"
             connection.send(("end", "skipped", text))
             continue
         print(f"--- {name}", flush=True)
-        connection.send(("end", *_outcome(works[name], report)))
-        longest = max(longest, now() - start)
+        state, text = _outcome(works[name], report)
+        connection.send(("end", state, text))
+        if state == "failed":
+            return  # a fault of the device spoils the process; the others get a new one
+        longest = max(longest, time.perf_counter() - start)
 
 
 def _outcome(work: Callable[[Report], None], report: Report) -> tuple[str, str]:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 import pandas as pd
@@ -53,6 +54,11 @@ def _half_fails(report: Report) -> None:
     report.row(value=6)
 
 
+def _spoils_its_process(report: Report) -> None:
+    Finalize(None, os._exit, args=(7,), exitpriority=1)
+    raise RuntimeError("illegal memory access")
+
+
 def _stops(report: Report) -> None:
     raise OutOfTime("half of it")
 
@@ -77,6 +83,7 @@ def _units(job: Job) -> parts.Units:
             "works": _works,
             "fails": _fails,
             "half": _half_fails,
+            "spoils": _spoils_its_process,
             "stops": _stops,
             "cannot": _cannot,
         },
@@ -110,6 +117,7 @@ def test_a_part_survives_whatever_its_units_do(run: gpu.Run) -> None:
             "works": "done",
             "fails": "failed",
             "half": "failed",
+            "spoils": "failed",
             "stops": "stopped",
             "cannot": "skipped",
         },
@@ -119,6 +127,7 @@ def test_a_part_survives_whatever_its_units_do(run: gpu.Run) -> None:
     notes = found.loc["bad"].note
     assert notes["half"] == "1 rows have an error"
     assert "no triton" in notes["fails"]
+    assert "illegal memory access" in notes["spoils"]
     assert "13" in notes["crashes"]
     assert "the kernel" in notes["crashes"]
     assert "longer than its time" in notes["hangs"]
