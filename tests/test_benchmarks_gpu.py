@@ -228,6 +228,27 @@ def test_the_baselines_are_solo_learns_where_there_is_a_checkout(tmp_path: Path)
 # ---------------------------------------------------------------------- arithmetic
 
 
+def test_the_time_is_shared_among_the_parts_that_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("CUDA_VISIBLE_DEVICES", "PYTORCH_NVML_BASED_CUDA_CHECK"):
+        monkeypatch.setenv(variable, "")
+    seconds: dict[str, float] = {}
+
+    def run_part(run: gpu.Run, part: Part, until: float) -> None:
+        seconds[part.name] = until - gpu.STARTED
+        run.note(part, "it", "done", "", 0)
+
+    monkeypatch.setattr(gpu, "STARTED", time.perf_counter())
+    monkeypatch.setattr(gpu, "_look_at_the_device", lambda run: None)
+    monkeypatch.setattr(gpu, "_run_part", run_part)
+    gpu.run_gpu(Job(tmp_path, tmp_path, None, True, False), 10, ("accuracy", "tests"))
+    assert list(seconds) == ["tests", "accuracy"]  # most important first
+    last = 600 - 18 - 1  # so that what is still running can be ended in time
+    assert seconds["tests"] == pytest.approx(last * 4 / 10, abs=5)
+    assert seconds["accuracy"] == pytest.approx(last, abs=1e-3)
+
+
 def test_all_methods_get_equal_epochs() -> None:
     planned = accuracy.planned_epochs
     assert planned(0, [0, 0], [10, 20], left=100) == 3
