@@ -108,6 +108,8 @@ def _reached(trainer: Trainer, module: LightningModule) -> list[str]:
             found.append(f"max_time={limit}")
     if trainer.limit_train_batches == 0:
         found.append("limit_train_batches=0")
+    elif trainer.num_training_batches == 0:
+        found.append("fewer images than one batch (optimizer.batch_size)")
     return found
 
 

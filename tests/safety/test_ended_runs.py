@@ -96,10 +96,12 @@ def test_epochs_that_are_used_up(config: Config) -> None:
         assert "Raise max_epochs" in str(e.value)
 
 
-@pytest.mark.parametrize("limit", ["max_steps=0", "max_time='00:00:00:00'"])
+@pytest.mark.parametrize(
+    "limit", ["max_steps=0", "max_time='00:00:00:00'", "limit_train_batches=0"]
+)
 def test_a_limit_of_nothing(config: Config, limit: str) -> None:
     with pytest.raises(ConfigError, match=rf"{limit.replace(chr(39), '')}: .*without training"):
-        pretrain(config("simclr", f"+{limit}"))
+        pretrain(config("simclr", f"++{limit}"))
 
 
 def test_a_timer_of_somebody_elses_goes_on_counting_in_one_start(
