@@ -18,7 +18,6 @@ from solo_hardneg.losses import simclr_loss_func
 from solo_hardneg.negatives import build
 
 POLICIES = {"plain": {}, "hardest 5 %": {"keep": {"band": [0.95, 1.0]}}}
-_NEED_A_QUEUE = ("numba", "triton")
 
 
 def all_works(
@@ -40,8 +39,6 @@ def all_works(
     found: dict[tuple[str, str], Work] = {(host[0], "plain"): partial(work, partial(host[1]))}
     for policy, config in POLICIES.items():
         for backend in backends:
-            if backend in _NEED_A_QUEUE:
-                continue
             loss = partial(simclr_loss_func, policy=build(config), backend=backend)
             try:
                 work(loss)

@@ -144,6 +144,19 @@ class BatchCandidates(Candidates):
         partner.diagonal((rows.start or 0) + len(self.query) * get_rank()).fill_(False)
         return partner
 
+    def own(self) -> tuple[Tensor, Tensor]:
+        """The candidates of each query's image, where all images come equally often.
+
+        Returns:
+            (N, v) int, their columns in ascending order; and (N, v) bool, where the query is.
+        """
+        views = len(self.all_images) - (self.count or 0)
+        order = self.all_images.argsort(stable=True)
+        first = torch.searchsorted(self.all_images[order], self.images)
+        columns = order[first[:, None] + torch.arange(views, device=order.device)]
+        itself = torch.arange(len(self.query), device=order.device) + len(self.query) * get_rank()
+        return columns, columns == itself[:, None]
+
     @property
     def positives(self) -> Tensor:
         """(N,) how many positives each query has; at least 1, by which to divide."""

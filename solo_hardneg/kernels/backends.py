@@ -21,6 +21,7 @@ from solo_hardneg.kernels.problem import Kernel, Problem
 
 NAMES = ("auto", "dense", "chunked", "numba", "triton")
 _SMALL = 2**17  # so many similarities are had at once sooner than in blocks
+_NEEDS_A_QUEUE = "needs MoCo's queue, and SimCLR's negatives are the other images of the batch"
 
 _log = logging.getLogger(__name__)
 _said: set[str] = set()
@@ -36,6 +37,8 @@ class Case:
         plan: what the policy does.
         not_by_rank: why more than one range of ranks says who is left; ``None`` if it is all.
         constants: whether the candidates want no gradient.
+        batch: whether they are the queries' own batch, as in SimCLR.
+        narrow: whether ranks leave so few that these are listed.
     """
 
     device: torch.device
@@ -46,6 +49,8 @@ class Case:
     plan: KernelPlan
     not_by_rank: str | None
     constants: bool
+    batch: bool = False
+    narrow: bool = False
 
 
 def choose(backend: str, case: Case) -> str:
@@ -97,6 +102,8 @@ def check_plan(backend: str, plan: KernelPlan, keys: int | None, reserve: float)
     obstacle = plan.obstacle
     if backend in ("numba", "triton"):
         obstacle = obstacle or _missing(backend) or why_not_ranks(plan, keys, reserve > 0)
+    if backend == "triton" and keys is None:
+        obstacle = obstacle or _NEEDS_A_QUEUE
     if obstacle is not None:
         raise ConfigError(
             f"backend={backend}: {obstacle}. Set backend=auto, which takes the fastest that fits."
@@ -108,16 +115,14 @@ def why_not_ranks(plan: KernelPlan, keys: int | None, reserve: bool) -> str | No
 
     Args:
         plan: what the policy does.
-        keys: how many candidates all queries have in common; ``None`` where they differ.
+        keys: how many negatives each query has before any policy; ``None`` if not known yet.
         reserve: whether some of the candidates are no negatives yet.
     """
-    if keys is None:
-        return "needs MoCo's queue, and SimCLR's negatives are the other images of the batch"
     if reserve:
         return "knows no reserve of older keys (negatives.fill=older)"
     if not plan.by_rank:
         return "follows bands of difficulty only, no labels, no images, no retain"
-    if plan.obstacle is None and not as_ranks(plan.ranks(keys), keys)[0]:
+    if plan.obstacle is None and keys is not None and not as_ranks(plan.ranks(keys), keys)[0]:
         return "follows one band, and here several are left with gaps between them"
     return None
 
@@ -155,8 +160,6 @@ def _obstacle(name: str, case: Case) -> str | None:
         return None
     if case.not_by_rank is not None:
         return case.not_by_rank
-    if not case.constants:
-        return "gives no gradient to the queue, and this one wants one (requires_grad)"
     return _not_numba(case) if name == "numba" else _not_triton(case)
 
 
@@ -165,10 +168,19 @@ def _not_numba(case: Case) -> str | None:
         return f"runs on a CPU, and these tensors are on {case.device.type}"
     if case.dtype != torch.float32:
         return f"takes float32, and this is {case.dtype}"
+    if not case.narrow and (case.batch or not case.constants):
+        return (
+            "gives a gradient to candidates (SimCLR's, or a queue with requires_grad) only where a "
+            "policy keeps one band of at most a fifth of them"
+        )
     return _missing("numba")
 
 
 def _not_triton(case: Case) -> str | None:
+    if case.batch:
+        return _NEEDS_A_QUEUE
+    if not case.constants:
+        return "gives no gradient to the queue, and this one wants one (requires_grad)"
     if case.dtype == torch.float64:
         return "takes float32 and less, and this is torch.float64"
     if case.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,17 +11,9 @@ from torch import Tensor
 from solo_hardneg.formula import LogSums, losses_from
 from solo_hardneg.kernels.eager import Gradients, with_gradient
 from solo_hardneg.kernels.plan import KernelPlan
-from solo_hardneg.kernels.problem import (
-    Kernel,
-    MixingKernel,
-    Mixture,
-    Problem,
-    Pulls,
-    Sums,
-    widened,
-)
+from solo_hardneg.kernels.problem import Kernel, Problem, Pulls, Sums, blocks, widened
 from solo_hardneg.negatives.kept import Kept
-from solo_hardneg.negatives.mix import Uniform
+from solo_hardneg.negatives.mix import Mix, Uniform
 from solo_hardneg.negatives.pool import Pool
 
 PoolOf = Callable[[slice, Tensor], Pool]
@@ -69,12 +61,12 @@ class _Run:
 
     def __init__(self, work: Work) -> None:
         query, vectors = work.problem.query.detach(), work.problem.vectors.detach()
-        self.problem = replace(work.problem, query=query, vectors=vectors)
         self.work, self.plan = work, work.plan
-        self.number, self.width = work.problem.query.shape
+        self.number, self.width = query.shape
         self.uniform: Uniform | None = None
         if work.plan.mix is not None:
-            self.uniform = work.plan.mix.uniform(self.number, work.problem.query.device)
+            self.uniform = work.plan.mix.uniform(self.number, query.device)
+        self.problem = replace(work.problem, query=query, vectors=vectors, uniform=self.uniform)
         self.losses: list[Tensor] = []
         self.counts: list[Tensor] = []
         self.notes: dict[str, list[Tensor]] = {}
@@ -90,16 +82,13 @@ class _Run:
         for rows in blocks(self.number, kernel.block):
             sums = kernel.reduce(rows)
             self._keep(sums, rows)
-            mixture = self._mixture(kernel, rows, sums)
-            derivatives = self._formula(rows, sums, mixture, any(wanted), of_vectors)
+            derivatives = self._formula(rows, sums, any(wanted), of_vectors)
             if of_query is not None:
                 weights, partners = derivatives.get("weights"), derivatives.get("partners")
                 pulls = Pulls(derivatives["total"], weights, partners)
                 of_query[rows] = kernel.pull(rows, pulls, of_vectors)
                 if "query" in derivatives:  # by way of synthetic negatives
                     of_query[rows] += derivatives["query"]
-                if mixture is not None:
-                    of_query[rows] += mixture.pull(derivatives["mixed"])
             if "positive" in derivatives:
                 of_positive.append(derivatives["positive"])
         gradients = [of_query if wanted[0] else None, of_vectors]
@@ -124,12 +113,9 @@ class _Run:
         for name, values in notes.items():
             self.notes.setdefault(name, []).append(values)
 
-    def _mixture(self, kernel: Kernel, rows: slice, sums: Sums) -> Mixture | None:
-        """The synthetic negatives of a block, where the kernel makes them."""
-        mix, uniform = self.plan.mix, self.uniform
-        if mix is None or uniform is None or not isinstance(kernel, MixingKernel):
-            return None
-        return kernel.mixture(rows, mix, sums, uniform.rows(rows)) if mix.detach else None
+    def _mix_of(self, sums: Sums) -> Mix | None:
+        """What is still to be mixed."""
+        return None if sums.mixed else self.plan.mix
 
     # ------------------------------------------------------------------ the formula on a block
 
@@ -137,7 +123,6 @@ class _Run:
         self,
         rows: slice,
         sums: Sums,
-        mixture: Mixture | None,
         gradient: bool,
         of_vectors: Tensor | None,
     ) -> dict[str, Tensor]:
@@ -145,22 +130,22 @@ class _Run:
 
         That to synthetic negatives' ends is added to ``of_vectors`` (M, D).
         """
-        size = self.number
-        if self.plan.mix is not None and mixture is None:
-            made = (self.plan.mix.pairs + self.plan.mix.queries) * self.width
+        size, mix = self.number, self._mix_of(sums)
+        if mix is not None:
+            made = (mix.pairs + mix.queries) * self.width
             device = self.problem.query.device.type
             numbers = _NUMBERS_AT_A_TIME.get(device, _NUMBERS_ON_AN_ACCELERATOR)
             size = max(1, numbers // made)
         found: dict[str, list[Tensor]] = {}
         for part in blocks(rows.stop - rows.start, size):
             which = slice(rows.start + part.start, rows.start + part.stop)
-            leaves = self._leaves(which, part, sums, mixture)
-            if of_vectors is not None and self.plan.mix is not None and not self.plan.mix.detach:
+            leaves = self._leaves(which, part, sums)
+            if of_vectors is not None and mix is not None and not mix.detach:
                 leaves["vectors"] = self.problem.vectors.detach()
             with torch.set_grad_enabled(gradient):
                 for leaf in leaves.values():
                     leaf.requires_grad_(gradient)
-                losses = self._losses(which, part, sums, mixture, leaves)
+                losses = self._losses(which, part, sums, leaves)
                 share = losses.sum() / self.number
             self.losses.append(losses.detach())
             if not gradient:
@@ -172,9 +157,7 @@ class _Run:
                     found.setdefault(name, []).append(derivative)
         return {name: torch.cat(parts) for name, parts in found.items()}
 
-    def _leaves(
-        self, which: slice, part: slice, sums: Sums, mixture: Mixture | None
-    ) -> dict[str, Tensor]:
+    def _leaves(self, which: slice, part: slice, sums: Sums) -> dict[str, Tensor]:
         """What the losses of some queries depend on: rows ``which`` of all, ``part`` of the
         block."""
         leaves = {"total": sums.total[part]}
@@ -184,27 +167,19 @@ class _Run:
             leaves["partners"] = sums.partners[part]
         if self.work.positive is not None:
             leaves["positive"] = self.work.positive[which]
-        if mixture is not None:
-            leaves["mixed"] = mixture.similarity[part]
-        elif self.plan.mix is not None:
+        if self._mix_of(sums) is not None:
             leaves["query"] = widened(self.problem.query[which])
         return {name: leaf.detach() for name, leaf in leaves.items()}
 
     def _losses(
-        self,
-        which: slice,
-        part: slice,
-        sums: Sums,
-        mixture: Mixture | None,
-        leaves: Mapping[str, Tensor],
+        self, which: slice, part: slice, sums: Sums, leaves: Mapping[str, Tensor]
     ) -> Tensor:
         """(p,) the losses of some queries, by the readable formula."""
         tau, plan = self.problem.temperature, self.plan
         log = LogSums(leaves["total"], leaves.get("weights"), sums.counts[part])
-        if plan.mix is not None and mixture is not None:
-            present = mixture.present[part]
-            self._note(plan.mix.notes(log.counts, present))
-            log = log.plus(leaves["mixed"], present, tau, plan.beta)
+        if plan.mix is not None and sums.mixed:
+            before = log.counts - sums.mixed
+            self._note(plan.mix.notes(before, plan.mix.present(before)))
         elif plan.mix is not None and sums.hardest is not None and self.uniform is not None:
             vectors = leaves.get("vectors", self.problem.vectors)
             columns, uniform = sums.hardest[part], self.uniform.rows(which)
@@ -228,14 +203,3 @@ def _derivatives(value: Tensor, leaves: Mapping[str, Tensor]) -> dict[str, Tenso
         name: torch.zeros_like(leaf) if derivative is None else derivative
         for (name, leaf), derivative in zip(leaves.items(), found, strict=True)
     }
-
-
-def blocks(number: int, size: int) -> Iterator[slice]:
-    """0 … number-1, at most ``size`` at a time, and about equally many.
-
-    Products with very few rows go another way in some libraries, and round otherwise, so that
-    similarities which are equal elsewhere would not be equal in a small remainder.
-    """
-    count = -(-number // size)
-    for i in range(count):
-        yield slice(number * i // count, number * (i + 1) // count)

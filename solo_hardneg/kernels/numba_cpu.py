@@ -12,125 +12,101 @@ chunked way. So the result never depends on luck.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
-
-import numba
-import numpy as np
 import torch
 from torch import Tensor
 
-from solo_hardneg.kernels import numba_loops as loops
-from solo_hardneg.kernels.chunked import Block, Running, Weights, chunked
-from solo_hardneg.kernels.numba_mix import NumbaMixture, weighted_sum
-from solo_hardneg.kernels.problem import Problem, Pulls, Ranks, Sums
-from solo_hardneg.kernels.sample import sample, set_aside
-from solo_hardneg.negatives.mix import Mix, Uniform
+from solo_hardneg.kernels.chunked import Block, Running, chunked
+from solo_hardneg.kernels.listing import Listing, listing_of
+from solo_hardneg.kernels.numba_lists import Bounds, Lists
+from solo_hardneg.kernels.numba_mix import Vectors
+from solo_hardneg.kernels.numba_part import Part, Positives, scatter
+from solo_hardneg.kernels.problem import Problem, Pulls, Sums, blocks
+from solo_hardneg.kernels.threads import run_each
 
-_LISTED = 0.2  # the largest share of the candidates that goes into lists
-_FEW = 2048  # so many of each query go in any case
-_TILE = 2048
+_TILE = 2048  # columns of similarities at a time
+_ROWS = 128  # queries of a part, if there are enough for all threads
+_LEAST_ROWS = 32
+_KEPT = 2**21  # numbers that a block may keep
 
 
 def numba_kernel(problem: Problem) -> Block:
     """The kernel for a problem; the chunked one where lists would be long."""
     listing = listing_of(problem)
-    return chunked(problem) if listing is None else ListKernel(problem, listing)
-
-
-# ---------------------------------------------------------------------- what is listed
-
-
-@dataclass(frozen=True)
-class Listing:
-    """Which ranks the lists must hold, and what becomes of them.
-
-    Attributes:
-        first, past: the ranks to be listed; none, if they are equal.
-        ranks: those among them that are kept, or dropped.
-        others: whether the candidates that are not listed are kept.
-    """
-
-    first: int
-    past: int
-    ranks: Ranks
-    others: bool
-
-
-def listing_of(problem: Problem) -> Listing | None:
-    """What to list; ``None`` where it would be too much."""
-    width, ranks = len(problem.vectors), problem.ranks
-    most = max(_LISTED * width, min(_FEW, width // 2))
-    if ranks is not None and ranks.inside and ranks.past - ranks.first <= most:
-        return Listing(ranks.first, ranks.past, ranks, others=False)
-    hole = _hole(ranks, width)
-    if hole is None:
-        return None
-    first = hole.first
-    if problem.hardest:
-        if hole.past < width:
-            return None
-        first = max(0, hole.first - problem.hardest)
-    return Listing(first, hole.past, hole, True) if hole.past - first <= most else None
-
-
-def _hole(ranks: Ranks | None, width: int) -> Ranks | None:
-    """The ranks that are not kept; ``None`` if they are not one range."""
-    if ranks is None:
-        return Ranks(width, width, inside=False)
-    if not ranks.inside:
-        return ranks
-    if ranks.first == 0:
-        return Ranks(ranks.past, width, inside=False)
-    return Ranks(0, ranks.first, inside=False) if ranks.past == width else None
-
-
-# ---------------------------------------------------------------------- the kernel
+    if listing is None or (listing.others and not (problem.constants and problem.own is None)):
+        return chunked(problem)
+    return ListKernel(problem, listing)
 
 
 class ListKernel(Block):
-    """Bands by lists."""
+    """Bands by lists; threads share out the queries of a block."""
 
     def __init__(self, problem: Problem, listing: Listing) -> None:
         super().__init__(problem)
         self.listing = listing
-        self.block = min(len(self.query), 512)
+        kept = 0 if listing.others else listing.past - listing.first
+        self.block = min(len(self.query), max(512, _KEPT // max(1, kept)))
+        self.bounds = Bounds(listing, self.vectors)
         self.other: Block | None = None  # what a block is left to where lists fail
-        most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
-        numba.set_num_threads(min(torch.get_num_threads(), most))
+        self.mixed: Vectors | None = None
+        if problem.mix is not None and problem.mix.detach:
+            self.mixed = Vectors.of(self.vectors)
 
     def reduce(self, rows: slice) -> Sums:
+        number = rows.stop - rows.start
+        share = -(-number // torch.get_num_threads())
+        size = max(_LEAST_ROWS, min(_ROWS, share))
+        within = [slice(rows.start + p.start, rows.start + p.stop) for p in blocks(number, size)]
+        parts = run_each(self._part, within)
+        self.parts = [part for part in parts if part is not None]
+        self.other = None
+        if len(self.parts) < len(parts):
+            self.other = chunked(self.problem)
+            return self.other.reduce(rows)
+        logs = zip(*([one.log for one in part.sums] for part in self.parts), strict=True)
+        width, ranks, made = len(self.vectors), self.problem.ranks, 0
+        if self.mixed is not None and self.problem.mix is not None:
+            made = self.problem.mix.pairs + self.problem.mix.queries
+        counts = torch.full((number,), made + (width if ranks is None else ranks.kept(width)))
+        positives = [part.positives.log for part in self.parts if part.positives is not None]
+        hardest = None
+        if self.problem.hardest and self.mixed is None:
+            hardest = torch.cat([part.hardest(self.problem.hardest) for part in self.parts])
+        return self._sums(
+            [torch.cat(log) for log in logs],
+            counts,
+            hardest=hardest,
+            partners=torch.cat(positives) if positives else None,
+            mixed=made,
+        )
+
+    def _part(self, rows: slice) -> Part | None:
+        """What is found for some queries; ``None`` where lists fail."""
         query = self.query[rows].contiguous()
-        lists = Lists(len(query), len(self.vectors), self.listing)
-        lists.bracket(query, self.vectors)
-        running = []
+        lists = Lists(query, self.bounds)
+        running, positives = [], None
         if self.listing.others:
             running = [Running(query, scale, self.problem.gradient) for scale in self.scales]
-        self._pass(query, lists, running)
-        if not lists.arrange():
-            self.other = chunked(replace(self.problem, query=query))
-            self.other.block = len(query)
-            return self.other.reduce(slice(0, len(query)))
-        self.other = None
-        self.columns, values = lists.kept()
-        copies = [values.clone() for _ in self.scales[1:]]
-        of_lists = zip([values, *copies], self.scales, strict=True)
-        self.sums = [
-            _Sum(Weights(of_list, scale), running[place] if running else None)
-            for place, (of_list, scale) in enumerate(of_lists)
-        ]
-        width, ranks, hardest = len(self.vectors), self.problem.ranks, None
-        if self.problem.hardest:
-            hardest = lists.hardest(self.problem.hardest)
-        counts = torch.full((len(query),), width if ranks is None else ranks.kept(width))
-        return self._sums([one.log for one in self.sums], counts, hardest=hardest)
+        if self.problem.own is not None:
+            positives = Positives(self.problem.own, rows)
+        self._pass(query, lists, running, positives)
+        kept = lists.kept()
+        if kept is None:
+            return None
+        part = Part(query, *kept, self.scales, running, positives)
+        if positives is not None:
+            positives.sum_up(self.problem.temperature)
+        if self.mixed is not None and self.problem.uniform is not None:
+            part.mix(self.mixed, self.problem.hardest, self.problem.uniform.rows(rows))
+        return part
 
-    def _pass(self, query: Tensor, lists: Lists, running: list[Running]) -> None:
+    def _pass(
+        self, query: Tensor, lists: Lists, running: list[Running], positives: Positives | None
+    ) -> None:
         """Goes once through all candidates."""
         width = len(self.vectors)
         tile = min(_TILE, width)
         # Room for whole eights, which the loops look at together.
-        room = query.new_zeros(len(query), math.ceil(tile / 8) * 8)
+        room = query.new_zeros(len(query), -(-tile // 8) * 8)
         similarity = room[:, :tile]
         for start in range(0, width, tile):
             # The last tile is as wide as the others, so that equal vectors have equal similarities
@@ -138,7 +114,9 @@ class ListKernel(Block):
             at = min(start, width - tile)
             vectors = self.vectors[at : at + tile]
             torch.mm(query, vectors.T, out=similarity)
-            lists.add(room, tile, start - at, start, hide=bool(running))
+            if positives is not None:
+                positives.hide(room, at, tile)
+            lists.add(room, tile, start - at, start)
             for run in running[1:]:
                 run.add(similarity.clone(), vectors)
             for run in running[:1]:
@@ -146,134 +124,19 @@ class ListKernel(Block):
 
     def pull(self, rows: slice, pulls: Pulls, vectors_grad: Tensor | None = None) -> Tensor:
         if self.other is not None:
-            return self.other.pull(slice(0, self.other.block), pulls)
-        weights: Tensor | None = None
-        pulled = torch.zeros_like(self.query[rows])
-        for one, derivative in zip(self.sums, self._derivatives(pulls), strict=True):
-            weight = one.listed.weight.mul_(derivative * one.of_listed)
-            weights = weight if weights is None else weights.add_(weight)
-            if one.running is not None:
-                pulled += derivative * one.of_running * one.running.pulled()
-        assert weights is not None  # there is always A
-        return pulled + weighted_sum(self.vectors, self.columns, weights)
+            return self.other.pull(rows, pulls, vectors_grad)
+        sizes = [len(part.query) for part in self.parts]
+        derivatives = zip(*(d.split(sizes) for d in self._derivatives(pulls)), strict=True)
+        of_positives = (
+            [None] * len(sizes) if pulls.partners is None else pulls.partners.split(sizes)
+        )
 
-    def mixture(self, rows: slice, mix: Mix, sums: Sums, uniform: Uniform) -> NumbaMixture:
-        """The synthetic negatives of the block that was reduced last."""
-        assert sums.hardest is not None  # asked for with the mix
-        query = self.query[rows].contiguous()
-        return NumbaMixture(query, self.vectors, sums.hardest, sums.counts, mix, uniform)
+        def pull(work: tuple[Part, tuple[Tensor, ...], Tensor | None]) -> Tensor:
+            part, of_sums, of_positives = work
+            return part.pull(self.vectors, of_sums, of_positives)
 
-
-class _Sum:
-    """One exponent's sum over the listed and over the others.
-
-    Attributes:
-        log: (n,) the logarithm of both together.
-        of_listed: (n, 1) what makes the listed weights shares of that, and
-        of_running: (n, 1) the share of the others.
-    """
-
-    def __init__(self, listed: Weights, running: Running | None) -> None:
-        self.listed, self.running = listed, running
-        self.log, self.of_listed = listed.log, listed.share
-        if running is not None:
-            others = running.log()
-            self.log = torch.logaddexp(listed.log, others)
-            self.of_running = (others - self.log).exp()[:, None]
-            self.of_listed = listed.share * (listed.log - self.log).exp()[:, None]
-
-
-class Lists:
-    """The candidates of n queries that lie between two bounds of each.
-
-    Attributes:
-        keys: (n, capacity) uint64, see :mod:`~solo_hardneg.kernels.numba_loops`.
-        sizes, below: (n,) how many are listed, and how many are below them.
-    """
-
-    def __init__(self, queries: int, width: int, listing: Listing) -> None:
-        self.queries, self.width, self.listing = queries, width, listing
-        self.sample = min(width, max(512, min(2048, width // 8)))
-        low, high = listing.first / width, listing.past / width
-        # A bound is set aside from the rank that it is for, and lies elsewhere by chance itself.
-        off = self._off(low) + self._off(low - self._off(low))
-        off += self._off(high) + self._off(high + self._off(high))
-        room = high - low + off
-        capacity = 0 if self._is_empty else min(width, math.ceil(room * width) + 64)
-        self.keys = np.empty((queries, capacity), np.uint64)
-        self.sizes, self.below = np.zeros(queries, np.int64), np.zeros(queries, np.int64)
-
-    @property
-    def _is_empty(self) -> bool:
-        return self.listing.first == self.listing.past
-
-    @property
-    def _all(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return self.keys, self.sizes, self.below
-
-    def _off(self, share: float) -> float:
-        return 0.0 if self.sample == self.width else set_aside(share, self.sample)
-
-    def bracket(self, query: Tensor, vectors: Tensor) -> None:
-        """Sets the bounds (n,) from a sample of the candidates."""
-        if self._is_empty:
-            return
-        low, high = self.listing.first / self.width, self.listing.past / self.width
-        similarity = query @ vectors[sample(self.width, self.sample)].T
-        lower = math.floor((low - self._off(low)) * self.sample)
-        upper = math.ceil((high + self._off(high)) * self.sample)
-        self.lower = _at_rank(similarity, lower, -math.inf)
-        self.upper = _at_rank(similarity, upper, math.inf)
-
-    def add(self, tile: Tensor, width: int, skip: int, start: int, hide: bool) -> None:
-        """Takes up a tile of similarities (n, w); ``hide`` puts -inf where one is listed."""
-        if self._is_empty:
-            tile[:, :skip] = -math.inf
-            return
-        bounds = self.lower, self.upper
-        loops.list_tile(tile.numpy(), width, skip, start, *bounds, *self._all, hide)
-
-    def arrange(self) -> bool:
-        """Whether each list holds all that it should; then its ranks are in their places."""
-        listing, ranks = self.listing, self.listing.ranks
-        if self._is_empty:
-            return True
-        if loops.select(*self._all, listing.first, listing.past):
-            return False
-        if (listing.first, listing.past) == (ranks.first, ranks.past):
-            return True
-        return not loops.select(*self._all, ranks.first, ranks.past)
-
-    def kept(self) -> tuple[Tensor, Tensor]:
-        """(n, k) the columns, int32, and similarities of what of the lists is kept.
-
-        Behind those of a query that keeps fewer: -inf, in column 0.
-        """
-        ranks = self.listing.ranks
-        named = ranks.past - ranks.first
-        width = named if ranks.inside else int(self.sizes.max(initial=0)) - named
-        columns = torch.empty(self.queries, width, dtype=torch.int32)
-        values = torch.empty(self.queries, width)
-        which = ranks.first, ranks.past, ranks.inside
-        loops.kept(*self._all, *which, columns.numpy(), values.numpy())
-        return columns, values
-
-    def hardest(self, number: int) -> Tensor:
-        """(n, s) int64, the columns of the hardest kept ones, hardest first."""
-        ranks = self.listing.ranks
-        past = ranks.past if ranks.inside else ranks.first
-        first = max(ranks.first if ranks.inside else 0, past - number)
-        columns = torch.empty(self.queries, past - first, dtype=torch.int64)
-        loops.select(*self._all, first, past)
-        loops.hardest(self.keys, self.below, first, past, columns.numpy())
-        return columns
-
-
-def _at_rank(sample: Tensor, rank: int, outside: float) -> np.ndarray:
-    """(n,) float32, the value at a rank of each row, or ``outside`` where there is no such rank."""
-    rows, width = sample.shape
-    if not 0 < rank < width:
-        return np.full(rows, outside, np.float32)
-    values = np.empty(rows, np.float32)
-    loops.at_rank(sample.numpy().view(np.uint32), rank, values.view(np.uint32))
-    return values
+        work = list(zip(self.parts, derivatives, of_positives, strict=True))
+        pulled = torch.cat(run_each(pull, work))
+        if vectors_grad is not None:
+            scatter(self.parts, vectors_grad)
+        return pulled

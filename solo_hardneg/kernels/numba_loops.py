@@ -1,43 +1,69 @@
-"""The compiled loops of :mod:`solo_hardneg.kernels.numba_cpu`.
+"""Compiled loops that list candidates and find ranks among them.
 
 A candidate is one number here, its key: the similarity's bits, arranged so that they are in the
 similarity's order, and below them the column. So keys are in the order of bands, ties by column.
-Queries are shared out among Numba's threads.
+The loops run in one thread; :mod:`solo_hardneg.kernels.threads` shares the queries out.
 """
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
-from numba import njit, prange, uint32, uint64
+from numba import njit, uint32, uint64
 
 from solo_hardneg.kernels.numba_cache import cached
 
 _SIGN = np.uint32(0x80000000)
 _SHORT = 48  # a piece of so many is sorted as it stands
 _SAMPLE = 24  # of a longer one, to find where to cut it
+_LOW = np.uint64(0xFFFFFFFF)
+_LAST = np.uint64(0xFFFFFFFFFFFFFFFF)
+_NO_COLUMN = np.int32(2**31 - 1)
 
 
-def _compiled(function):
+def compiled(function):
     return cached(njit(function, nogil=True, error_model="numpy"))
 
 
-def _shared_out(function):
-    return cached(njit(function, nogil=True, error_model="numpy", parallel=True))
+def compiled_sums(function):
+    """Compiles a function whose sums may be taken in any order, so that they vectorise."""
+    fast = {"reassoc", "contract"}
+    return cached(njit(function, nogil=True, error_model="numpy", fastmath=fast))
 
 
-_AT_A_TIME = 16  # queries that one thread takes, with the room that it needs for them
+@compiled
+def key_of(bits, place):
+    """uint64, the key of a similarity, given by its bits, in a column."""
+    # All bits of a negative number are turned, of others the sign's.
+    mask = uint32(np.int32(bits) >> np.int32(31)) | _SIGN
+    return (uint64(bits ^ mask) << uint64(32)) | uint64(place)
 
 
-@_compiled
+@compiled
 def bits_of(key):
     """uint32, the bits of the similarity in a key."""
     flipped = uint32(key >> uint64(32))
     return flipped ^ _SIGN if flipped & _SIGN else ~flipped
 
 
-@_shared_out
+@compiled
+def hide_own(tile, own, start, width, values):
+    """Puts -inf in the place of each query's own candidates, and keeps their similarities.
+
+    Args:
+        tile: (N, w) float32, the similarities of ``width`` columns from ``start`` on.
+        own: (N, v) int64, the columns of each query's own image.
+        start, width: the columns in the tile.
+        values: (N, v) float32, where to keep them.
+    """
+    for query in range(len(own)):
+        for i in range(own.shape[1]):
+            place = own[query, i] - start
+            if 0 <= place < width:
+                values[query, i] = tile[query, place]
+                tile[query, place] = -np.inf
+
+
+@compiled
 def list_tile(tile, width, skip, start, lower, upper, keys, sizes, below, hide):
     """Lists the candidates of a tile whose similarity lies in the bracket of its query.
 
@@ -47,53 +73,50 @@ def list_tile(tile, width, skip, start, lower, upper, keys, sizes, below, hide):
         skip: how many of the first columns are another tile's.
         start: the column of the first that is not skipped.
         lower, upper: (N,) float32, the bracket [lower, upper).
-        keys: (N, capacity) uint64, the lists; what doesn't fit is counted only.
+        keys: (N, capacity) uint64, the lists, in the order of columns; what doesn't fit is
+            counted only.
         sizes: (N,) int64, how many are in each list, or would be.
         below: (N,) int64, how many were below the bracket.
         hide: whether to put -inf in the place of what is listed, and of what is skipped.
     """
     padded, capacity = tile.shape[1], keys.shape[1]
-    for block in prange(-(-len(tile) // _AT_A_TIME)):
-        inside = np.zeros(padded, np.uint8)
-        eights = inside.view(np.uint64)
-        found = np.empty(padded + 8, np.int32)
-        values = np.empty(padded, np.float32)
-        bits = values.view(np.uint32)
-        for query in range(block * _AT_A_TIME, min(len(tile), (block + 1) * _AT_A_TIME)):
-            low, high = lower[query], upper[query]
-            row = tile[query]
-            for place in range(width):
-                inside[place] = np.uint8(not row[place] < low)  # NaN is listed
-            inside[:skip] = 0
-            above = 0
-            if high < np.inf:
-                for place in range(skip, width):
-                    above += row[place] >= high
-                    inside[place] &= np.uint8(not row[place] >= high)
-            hits = uint64(0)
-            for eight in range(padded // 8):
-                if eights[eight]:
-                    for place in range(8 * eight, 8 * eight + 8):
-                        found[hits] = place
-                        hits += uint64(inside[place])
-            size, number = sizes[query], np.int64(hits)
-            room = min(number, max(0, capacity - size))
-            for i in range(room):
-                values[i] = row[found[i]] + np.float32(0)  # -0 is 0
-            for i in range(room):
-                # All bits of a negative number are turned, of others the sign's.
-                mask = uint32(np.int32(bits[i]) >> np.int32(31)) | _SIGN
-                column = uint64(start - skip + found[i])
-                keys[query, size + i] = (uint64(bits[i] ^ mask) << uint64(32)) | column
-            if hide:
-                for i in range(number):
-                    row[found[i]] = -np.inf
-                row[:skip] = -np.inf
-            sizes[query] = size + number
-            below[query] += width - skip - number - above
+    inside = np.zeros(padded, np.uint8)
+    eights = inside.view(np.uint64)
+    found = np.empty(padded + 8, np.int32)
+    values = np.empty(padded, np.float32)
+    bits = values.view(np.uint32)
+    for query in range(len(tile)):
+        low, high = lower[query], upper[query]
+        row = tile[query]
+        for place in range(width):
+            inside[place] = np.uint8(not row[place] < low)  # NaN is listed
+        inside[:skip] = 0
+        above = 0
+        if high < np.inf:
+            for place in range(skip, width):
+                above += row[place] >= high
+                inside[place] &= np.uint8(not row[place] >= high)
+        hits = uint64(0)
+        for eight in range(padded // 8):
+            if eights[eight]:
+                for place in range(8 * eight, 8 * eight + 8):
+                    found[hits] = place
+                    hits += uint64(inside[place])
+        size, number = sizes[query], np.int64(hits)
+        room = min(number, max(0, capacity - size))
+        for i in range(room):
+            values[i] = row[found[i]] + np.float32(0)  # -0 is 0
+        for i in range(room):
+            keys[query, size + i] = key_of(bits[i], start - skip + found[i])
+        if hide:
+            for i in range(number):
+                row[found[i]] = -np.inf
+            row[:skip] = -np.inf
+        sizes[query] = size + number
+        below[query] += width - skip - number - above
 
 
-@_compiled
+@compiled
 def sort_piece(keys, low, high):
     """Sorts ``keys[low:high]``, a few, by insertion."""
     for i in range(low + 1, high):
@@ -105,7 +128,7 @@ def sort_piece(keys, low, high):
         keys[j + 1] = key
 
 
-@_compiled
+@compiled
 def part(keys, low, high, place):
     """Puts into ``keys[place]`` what would be there if ``keys[low:high]`` were sorted.
 
@@ -145,147 +168,114 @@ def part(keys, low, high, place):
     sort_piece(keys, low, high)
 
 
-@_shared_out
+@compiled
 def at_rank(bits, rank, found):
     """Writes to ``found`` (n,) what is at a rank of each row of ``bits`` (n, S): float32's bits."""
     width = bits.shape[1]
-    for query in prange(len(bits)):
-        keys = np.empty(width, np.uint64)
+    keys = np.empty(width, np.uint64)
+    for query in range(len(bits)):
         for i in range(width):
-            mask = uint32(np.int32(bits[query, i]) >> np.int32(31)) | _SIGN
-            keys[i] = (uint64(bits[query, i] ^ mask) << uint64(32)) | uint64(i)
+            keys[i] = key_of(bits[query, i], i)
         part(keys, 0, width, rank)
         found[query] = bits_of(keys[rank])
 
 
-@_shared_out
-def select(keys, sizes, below, named, past_named):
-    """Arranges each list: before, in, and behind the ranks [named, past_named) of all candidates.
+@compiled
+def kept(keys, sizes, below, listed, past_listed, named, past_named, inside, columns, values):
+    """Writes the kept candidates of each list, in the order of columns.
+
+    Args:
+        keys, sizes, below: the lists, see :func:`list_tile`.
+        listed, past_listed: the ranks [listed, past_listed) that each list should hold.
+        named, past_named: the ranks that are kept, if ``inside``, or are not.
+        inside: see above.
+        columns, values: (N, k) int32 and float32, the kept ones' similarities; behind them a
+            column that is none, above all others, and -inf.
 
     Returns:
-        How many of the queries have a list that doesn't hold all of these ranks.
+        How many of the queries have a list that doesn't hold what it should.
     """
+    capacity, width = keys.shape[1], columns.shape[1]
+    scratch = np.empty(capacity, np.uint64)
+    found_columns, found_bits = np.empty(capacity + 1, np.int32), np.empty(capacity + 1, np.uint32)
+    bits = values.view(np.uint32)
     missed = 0
-    for query in prange(len(keys)):
-        low, high = named - below[query], past_named - below[query]
-        size = sizes[query]
-        if low < 0 or high > size or size > keys.shape[1]:
+    for query in range(len(keys)):
+        size, before = sizes[query], below[query]
+        if listed < before or past_listed - before > size or size > capacity:
             missed += 1
             continue
-        if 0 < low < size:
-            part(keys[query], 0, size, low)
-        if 0 < high < size and high > low:
-            part(keys[query], low, size, high)
+        low, high = named - before, past_named - before
+        lower, upper = uint64(0), _LAST
+        if low > 0 or high < size:
+            scratch[:size] = keys[query, :size]
+        if low == size:
+            lower = _LAST
+        elif low > 0:
+            part(scratch, 0, size, low)
+            lower = scratch[low]
+        if high <= 0:
+            upper = uint64(0)
+        elif high < size:
+            part(scratch, max(low, 0), size, high)
+            upper = scratch[high]
+        number = 0
+        for i in range(size):
+            key = keys[query, i]
+            found_bits[number] = bits_of(key)
+            found_columns[number] = np.int32(key & _LOW)
+            number += ((key >= lower) & (key < upper)) == inside
+        number = min(number, width)
+        for i in range(number):
+            bits[query, i] = found_bits[i]
+            columns[query, i] = found_columns[i]
+        columns[query, number:] = _NO_COLUMN
+        values[query, number:] = -np.inf
     return missed
 
 
-@_shared_out
-def hardest(keys, below, rank, past_rank, columns):
-    """Writes the columns of the ranks [rank, past_rank), the hardest first, to ``columns``.
+@compiled
+def order(values, places):
+    """Writes the places of the largest of each row of ``values`` (n, k) to ``places`` (n, s).
 
-    The lists are arranged so that these ranks are in their places, in any order.
+    The largest comes first; of equal values the last. Sorts by radix, digit after digit.
     """
-    for query in prange(len(keys)):
-        low, high = rank - below[query], past_rank - below[query]
-        ordered = np.sort(keys[query, low:high])
-        for i in range(high - low):
-            columns[query, i] = uint32(ordered[high - low - 1 - i] & uint64(0xFFFFFFFF))
-
-
-@_shared_out
-def kept(keys, sizes, below, named, past_named, inside, columns, values):
-    """Writes the kept ones of each list, ``inside`` the ranks or outside, in any order.
-
-    ``columns`` (N, k) int32 and ``values`` (N, k) float32, their similarities; behind them 0 and
-    -inf.
-    """
+    width, number = values.shape[1], places.shape[1]
     bits = values.view(np.uint32)
-    for query in prange(len(keys)):
-        low, high, size = named - below[query], past_named - below[query], sizes[query]
-        number = 0
-        for i in range(low if inside else 0, high if inside else size):
-            if inside or i < low or i >= high:
-                key = keys[query, i]
-                bits[query, number] = bits_of(key)
-                columns[query, number] = uint32(key & uint64(0xFFFFFFFF))
-                number += 1
-        columns[query, number:] = 0
-        values[query, number:] = -np.inf
-
-
-@cached
-@njit(nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})
-def dot(one, other):
-    """float64, exact enough for what nearly cancels."""
-    total = 0.0
-    for d in range(len(one)):
-        total += np.float64(one[d]) * np.float64(other[d])
-    return total
-
-
-@_shared_out
-def mix(query, vectors, columns, first, second, alpha, partner, gamma, similarity, norms):
-    """Synthetic negatives (α·nₐ + (1-α)·n_b)/‖·‖ and (γ·q + (1-γ)·nₐ)/‖·‖, but not the vectors.
-
-    Args:
-        query, vectors: (N, D), (M, D).
-        columns: (N, s) the hardest of each query.
-        first, second, alpha: (N, k) places a, b among these, and α.
-        partner, gamma: (N, k′) places a, and γ.
-        similarity, norms: (N, k + k′), to be written: q·h, and ‖·‖ before it was divided by.
-    """
-    number, width = columns.shape[1], query.shape[1]
-    pairs = first.shape[1]
-    for i in prange(len(query)):
-        hardest = np.empty((number, width), np.float32)
-        products, squares = np.empty(number, np.float64), np.empty(number, np.float64)
-        for j in range(number):
-            hardest[j] = vectors[columns[i, j]]
-            products[j] = dot(query[i], hardest[j])
-            squares[j] = dot(hardest[j], hardest[j])
-        own = dot(query[i], query[i])
-        for k in range(pairs):
-            a, b, share = first[i, k], second[i, k], np.float64(alpha[i, k])
-            rest = 1 - share
-            both = 2 * share * rest * dot(hardest[a], hardest[b])
-            norm = math.sqrt(share * share * squares[a] + rest * rest * squares[b] + both)
-            norms[i, k] = norm
-            similarity[i, k] = (share * products[a] + rest * products[b]) / max(norm, 1e-12)
-        for k in range(partner.shape[1]):
-            a, share = partner[i, k], np.float64(gamma[i, k])
-            rest = 1 - share
-            both = 2 * share * rest * products[a]
-            norm = math.sqrt(share * share * own + rest * rest * squares[a] + both)
-            norms[i, pairs + k] = norm
-            similarity[i, pairs + k] = (share * own + rest * products[a]) / max(norm, 1e-12)
-
-
-@_shared_out
-def unmix(derivatives, norms, first, second, alpha, partner, gamma, weights, own):
-    """Σ ∂L/∂(q·h)·h as weights: ``weights`` (N, s) of the hardest, ``own`` (N,) of the query.
-
-    Both are added to; the other arguments are those of :func:`mix`.
-    """
-    pairs = first.shape[1]
-    for i in prange(len(derivatives)):
-        for k in range(pairs):
-            share, part = alpha[i, k], derivatives[i, k] / max(norms[i, k], np.float32(1e-12))
-            weights[i, first[i, k]] += part * share
-            weights[i, second[i, k]] += part * (1 - share)
-        for k in range(partner.shape[1]):
-            share = gamma[i, k]
-            part = derivatives[i, pairs + k] / max(norms[i, pairs + k], np.float32(1e-12))
-            weights[i, partner[i, k]] += part * (1 - share)
-            own[i] += part * share
-
-
-@_shared_out
-def gather(columns, weights, dimensions, pulled):
-    """pulled (N, D) = Σ weight·vector, the vectors being the columns of ``dimensions`` (D, M)."""
-    for d in prange(dimensions.shape[0]):
-        row = dimensions[d]
-        for query in range(len(columns)):
-            total = np.float32(0)
-            for i in range(columns.shape[1]):
-                total += weights[query, i] * row[columns[query, i]]
-            pulled[query, d] = total
+    keys, scratch = np.empty(width, np.uint64), np.empty(width, np.uint64)
+    one, other = np.empty(width + 1, np.uint64), np.empty(width + 1, np.uint64)
+    starts = np.empty(256, np.int64)
+    for query in range(len(values)):
+        for i in range(width):
+            keys[i] = key_of(bits[query, i], i)
+        edge = uint64(0)
+        if number < width:
+            scratch[:] = keys
+            part(scratch, 0, width, width - number)
+            edge = scratch[width - number]
+        hits = 0
+        for i in range(width):
+            one[hits] = keys[i]
+            hits += keys[i] >= edge
+        least, most = one[0] >> uint64(32), one[0] >> uint64(32)
+        for i in range(number):
+            least = min(least, one[i] >> uint64(32))
+            most = max(most, one[i] >> uint64(32))
+        shift = uint64(0)
+        while (most - least) >> shift:
+            starts[:] = 0
+            for i in range(number):
+                starts[(((one[i] >> uint64(32)) - least) >> shift) & uint64(255)] += 1
+            total = 0
+            for digit in range(256):
+                count = starts[digit]
+                starts[digit] = total
+                total += count
+            for i in range(number):
+                digit = (((one[i] >> uint64(32)) - least) >> shift) & uint64(255)
+                other[starts[digit]] = one[i]
+                starts[digit] += 1
+            one, other = other, one
+            shift += uint64(8)
+        for i in range(number):
+            places[query, i] = np.int32(one[number - 1 - i] & _LOW)

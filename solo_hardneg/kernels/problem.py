@@ -12,9 +12,9 @@ gradient of the query. That happens in the forward pass; see :mod:`solo_hardneg.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -44,6 +44,19 @@ class Ranks:
 
 
 @dataclass(frozen=True)
+class Own:
+    """The candidates of each query's own image, where all queries have equally many.
+
+    Attributes:
+        columns: (N, v) int32, ascending.
+        itself: (N, v) bool, which of them is the query; the others are its positives.
+    """
+
+    columns: Tensor
+    itself: Tensor
+
+
+@dataclass(frozen=True)
 class Problem:
     """The negatives of N queries among M candidates, and what is asked of them.
 
@@ -53,7 +66,8 @@ class Problem:
             host, (D, K), comes transposed.
         temperature: τ > 0.
         beta: β ≥ 0.
-        ranks: which are kept; ``None`` for all. Says nothing where there is ``pool_of``.
+        ranks: which are kept; ``None`` for all. Where there is ``own``, these come before all
+            other ranks. Says nothing where there is ``pool_of``, but to kernels that know ``own``.
         hardest: s ≥ 0, how many of the hardest kept ones the caller wants to know.
         pool_of: makes the pool of a block of queries (n,), in which a policy has left some, from
             their similarities (n, M); ``None`` where ``ranks`` says everything.
@@ -61,6 +75,10 @@ class Problem:
         constants: whether it will be without ``vectors_grad``.
         partners: which candidates are positives of a block of queries, (n, M) bool; ``None`` where
             they are none of the candidates.
+        own: the same as ``pool_of`` and ``partners`` say, where ranks decide all else; ``None``
+            where there are no partners, or not only ranks decide.
+        mix: what adds synthetic negatives, which a kernel may do itself, and
+        uniform: what was drawn for it.
     """
 
     query: Tensor
@@ -71,6 +89,9 @@ class Problem:
     hardest: int = 0
     pool_of: Callable[[slice, Tensor], Pool] | None = None
     partners: Callable[[slice], Tensor] | None = None
+    own: Own | None = None
+    mix: Mix | None = None
+    uniform: Uniform | None = None
     gradient: bool = True
     constants: bool = True
 
@@ -85,12 +106,13 @@ class Sums:
         counts: (n,) int64, how many are kept.
         hardest: (n, s) int64, the columns of the hardest kept ones, hardest first; ties as in
             bands, so of equal ones the last column comes first. A query that keeps fewer than s
-            has others at its end. ``None`` where nobody asked.
+            has others at its end. ``None`` where nobody asked, or the kernel has mixed.
         partners: (n,) log Σ exp(s/τ) over the partners; ``None`` where they are none of the
             candidates.
         hard_share: (M,) of how many of these queries each candidate is among the hardest, where a
             policy asks.
         notes: (n,) values worth logging, by name.
+        mixed: how many synthetic negatives are in all of these, for each query.
     """
 
     total: Tensor
@@ -100,6 +122,7 @@ class Sums:
     partners: Tensor | None = None
     hard_share: Tensor | None = None
     notes: Mapping[str, Tensor] = field(default_factory=dict)
+    mixed: int = 0
 
 
 @dataclass(frozen=True)
@@ -109,29 +132,6 @@ class Pulls:
     total: Tensor
     weights: Tensor | None = None
     partners: Tensor | None = None
-
-
-class Mixture(Protocol):
-    """Synthetic negatives of a block of queries, constants but for the similarity.
-
-    Attributes:
-        similarity: (n, k) of the query to each of them, without gradient.
-        present: (n, k) bool, which of them are there.
-    """
-
-    similarity: Tensor
-    present: Tensor
-
-    def pull(self, derivatives: Tensor) -> Tensor:
-        """(n, D) the gradient of the queries, from (n, k) that of the similarities."""
-
-
-@runtime_checkable
-class MixingKernel(Protocol):
-    """A kernel that mixes by itself, and not by :meth:`Mix.make`."""
-
-    def mixture(self, rows: slice, mix: Mix, sums: Sums, uniform: Uniform) -> Mixture:
-        """The synthetic negatives of the block that was reduced last."""
 
 
 class Kernel(Protocol):
@@ -166,3 +166,14 @@ class Kernel(Protocol):
 def widened(tensor: Tensor) -> Tensor:
     """float16 and bfloat16 as float32; others as they are."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def blocks(number: int, size: int) -> Iterator[slice]:
+    """0 … number-1, at most ``size`` at a time, and about equally many.
+
+    Products with very few rows go another way in some libraries, and round otherwise, so that
+    similarities which are equal elsewhere would not be equal in a small remainder.
+    """
+    count = -(-number // size)
+    for i in range(count):
+        yield slice(number * i // count, number * (i + 1) // count)

@@ -8,8 +8,9 @@ from torch import Tensor
 from solo_hardneg.candidates import BatchCandidates, Candidates, QueueCandidates
 from solo_hardneg.kernels import driver
 from solo_hardneg.kernels.backends import Case, check_name, choose, kernel_maker, why_not_ranks
+from solo_hardneg.kernels.listing import is_narrow
 from solo_hardneg.kernels.plan import KernelPlan, as_ranks, plan_of
-from solo_hardneg.kernels.problem import Problem
+from solo_hardneg.kernels.problem import Own, Problem, Ranks
 from solo_hardneg.negatives.kept import Kept
 from solo_hardneg.negatives.policy import Policy
 from solo_hardneg.negatives.pool import Pool
@@ -42,21 +43,13 @@ def plan_work(
     if backend == "dense" or width == 0:
         return None
     plan = plan_of(policy)
-    queue = isinstance(candidates, QueueCandidates)
-    reserve = queue and not candidates.all_are_negatives
-    if plan.fills and getattr(candidates, "age", None) is None:
-        reserve = True  # an error, which the verb itself raises
-    not_by_rank = why_not_ranks(plan, width if queue else None, reserve)
-    ranks = None
-    if not_by_rank is None and plan.obstacle is None:
-        left = plan.ranks(width)
-        ranks = as_ranks(left, width)[1]
-        if plan.mix is not None:
-            plan.mix.check(sum(past - first for first, past in left))
-    name = choose(backend, _case(candidates, dtype, plan, not_by_rank))
+    not_by_rank, ranks = _by_rank(candidates, plan)
+    name = choose(backend, _case(candidates, dtype, plan, not_by_rank, ranks))
     if name == "dense":
         return None
     there = candidates if name == "triton" else candidates.to(dtype)
+    batch = isinstance(there, BatchCandidates)
+    own = Own(*there.own()) if name == "numba" and isinstance(there, BatchCandidates) else None
     problem = Problem(
         there.query,
         there.vectors,
@@ -64,8 +57,10 @@ def plan_work(
         beta=plan.beta,
         ranks=ranks,
         hardest=0 if plan.mix is None else plan.mix.hardest,
-        pool_of=None if not_by_rank is None else _selected(there, plan),
+        pool_of=None if not_by_rank is None and not batch else _selected(there, plan),
         partners=there.partners if isinstance(there, BatchCandidates) else None,
+        own=own,
+        mix=plan.mix,
     )
     return driver.Work(name, kernel_maker(name), problem, plan, positive, candidates.positives)
 
@@ -75,13 +70,44 @@ def loss_of(work: driver.Work) -> tuple[Tensor, Kept]:
     return driver.loss_of(work)
 
 
+def _by_rank(candidates: Candidates, plan: KernelPlan) -> tuple[str | None, Ranks | None]:
+    """Why not one range of ranks says who is left, or else that range among all candidates."""
+    width, reserve = len(candidates.vectors), False
+    count: int | None = width
+    if isinstance(candidates, BatchCandidates):
+        count = candidates.count
+        if count is None:
+            return "needs equally many views of all images, and here one came more often", None
+    elif isinstance(candidates, QueueCandidates):
+        # Without ages, filling up is an error, which the verb itself raises.
+        reserve = not candidates.all_are_negatives or (plan.fills and candidates.age is None)
+    obstacle = why_not_ranks(plan, count, reserve)
+    if obstacle is not None or plan.obstacle is not None or not count:
+        return obstacle, None
+    left = plan.ranks(count)
+    if plan.mix is not None:
+        plan.mix.check(sum(past - first for first, past in left))
+    ranks = as_ranks(left, count)[1]
+    if ranks is not None and count < width:  # a query's own image comes before all ranks
+        own = width - count
+        ranks = Ranks(ranks.first + own, ranks.past + own, ranks.inside)
+    return None, ranks
+
+
 def _case(
-    candidates: Candidates, dtype: torch.dtype, plan: KernelPlan, not_by_rank: str | None
+    candidates: Candidates,
+    dtype: torch.dtype,
+    plan: KernelPlan,
+    not_by_rank: str | None,
+    ranks: Ranks | None,
 ) -> Case:
     query, vectors = candidates.query, candidates.vectors
     constants = not (torch.is_grad_enabled() and vectors.requires_grad)
     number, dimensions = query.shape
-    return Case(query.device, dtype, number, len(vectors), dimensions, plan, not_by_rank, constants)
+    width, batch = len(vectors), isinstance(candidates, BatchCandidates)
+    narrow = is_narrow(ranks, width)
+    sizes = number, width, dimensions
+    return Case(query.device, dtype, *sizes, plan, not_by_rank, constants, batch, narrow)
 
 
 def _selected(candidates: Candidates, plan: KernelPlan) -> driver.PoolOf:

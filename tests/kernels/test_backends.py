@@ -38,6 +38,8 @@ def case(**changed: Any) -> Case:
         ({"plan": KernelPlan(obstacle="somebody else's")}, "dense"),
         ({"not_by_rank": "because"}, "chunked"),
         ({"constants": False}, "chunked"),
+        ({"constants": False, "batch": True}, "chunked"),
+        ({"constants": False, "batch": True, "narrow": True}, "numba"),
         ({"dtype": torch.float64}, "chunked"),
         ({"device": CUDA}, "chunked"),
     ],
@@ -50,7 +52,7 @@ def test_the_automatic_choice(changed: dict[str, Any], chosen: str) -> None:
     ("config", "keys", "reserve", "why"),
     [
         ({"keep": {"band": [0.9, 1.0]}}, 100, False, None),
-        ({"keep": {"band": [0.9, 1.0]}}, None, False, "needs MoCo's queue"),
+        ({"keep": {"band": [0.9, 1.0]}}, None, False, None),
         ({"keep": {"band": [0.9, 1.0]}}, 100, True, "knows no reserve"),
         ({"drop": {"label": "same"}}, 100, False, "follows bands of difficulty only"),
         ({"retain": 1.0}, 100, False, "follows bands of difficulty only"),
@@ -109,7 +111,9 @@ def test_an_old_triton(monkeypatch: pytest.MonkeyPatch) -> None:
         ("numba", {"not_by_rank": "no, because"}, "backend=numba: no, because. Set backend=auto"),
         ("numba", {"device": CUDA}, "backend=numba: runs on a CPU, and these tensors are on cuda"),
         ("numba", {"dtype": torch.float64}, "backend=numba: takes float32, and this is"),
-        ("numba", {"constants": False}, "backend=numba: gives no gradient to the queue"),
+        ("numba", {"constants": False}, "backend=numba: gives a gradient to candidates .* only"),
+        ("triton", {"constants": False}, "backend=triton: gives no gradient to the queue"),
+        ("triton", {"batch": True}, "backend=triton: needs MoCo's queue"),
         ("triton", {}, "backend=triton: runs on a GPU, and these tensors are on cpu"),
         ("triton", {"device": CUDA, "dimensions": 2048}, "takes up to 1024 dimensions"),
         (
@@ -126,6 +130,13 @@ def test_what_cannot_be_had(
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(ConfigError, match=message):
         choose(backend, case(**changed))
+
+
+def test_simclr_is_refused_before_a_run_where_it_can_be_known() -> None:
+    banded = plan_of(build({"keep": {"band": [0.9, 1.0]}}))
+    backends.check_plan("numba", banded, None, 0)
+    with pytest.raises(ConfigError, match="backend=triton: needs MoCo's queue"):
+        backends.check_plan("triton", banded, None, 0)
 
 
 def test_it_is_logged_once(
@@ -157,8 +168,11 @@ def test_large_losses_choose_by_themselves() -> None:
     labels = {"query_labels": torch.zeros(64).long(), "queue_labels": torch.arange(4096) % 7}
     for config in ({}, {"keep": {"band": [0.95, 1.0]}}, {"drop": {"label": "same"}}):
         mocov2plus_loss_func(query, key, queue, policy=build(config), report=kept.append, **labels)
-    simclr_loss_func(unit(512, 8), torch.arange(256).repeat(2), report=kept.append)
-    assert [found.backend for found in kept] == ["numba", "numba", "chunked", "chunked"]
+    z, indexes = unit(512, 8), torch.arange(256).repeat(2)
+    for config in ({}, {"keep": {"band": [0.95, 1.0]}}):
+        simclr_loss_func(z, indexes, policy=build(config), report=kept.append)
+    chosen = ["numba", "numba", "chunked", "chunked", "numba"]
+    assert [found.backend for found in kept] == chosen
 
 
 def test_an_empty_queue_is_the_dense_ways() -> None:

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from loss_helpers import moco, unit
 from test_equal_to_dense import BANDS, moco_loss, named
 
-from solo_hardneg.kernels import numba_cpu, numba_loops
+from solo_hardneg.kernels import numba_cpu, numba_lists, numba_loops
 from solo_hardneg.kernels.chunked import Block
+from solo_hardneg.kernels.listing import listing_of
 from solo_hardneg.kernels.problem import Problem, Ranks
 
 BANDS = {name: config for name, config in BANDS.items() if name != "holes"}
@@ -35,8 +36,10 @@ def test_many_tiles_and_a_sample(
     config: dict[str, Any], threads: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(numba_cpu, "_TILE", 61)  # of 1500, the last one overlaps
-    tensors = moco(9, 1500, 12)
-    moco_loss("numba", config, tensors).same_as(moco_loss("dense", config, tensors))
+    monkeypatch.setattr("solo_hardneg.kernels.numba_part._CANDIDATES", 70)
+    query, key, queue = moco(70, 1500, 12)
+    for tensors in ((query, key, queue), (query, key, queue.T.contiguous().T)):
+        moco_loss("numba", config, tensors).same_as(moco_loss("dense", config, tensors))
     assert torch.get_num_threads() == 2
 
 
@@ -51,18 +54,18 @@ def test_a_bracket_that_fails_changes_nothing(
         query, key, queue = tensors
         order = (query[0] @ queue).argsort()
         queue = queue[:, order]
-        monkeypatch.setattr(numba_cpu, "sample", lambda width, number: torch.arange(number))
+        monkeypatch.setattr(numba_lists, "sample", lambda width, number: torch.arange(number))
         tensors = query, key, queue
     elif kind == "all equal":
         tensors = (*tensors[:2], tensors[2][:, :1].expand(-1, 6000).contiguous())
     else:
         off = 0.5 if kind == "too high" else -0.5
-        real = numba_cpu._at_rank
+        real = numba_lists._at_rank
 
         def at_rank(*args: Any) -> np.ndarray:
             return real(*args) + np.float32(off)
 
-        monkeypatch.setattr(numba_cpu, "_at_rank", at_rank)
+        monkeypatch.setattr(numba_lists, "_at_rank", at_rank)
     real_chunked = numba_cpu.chunked
 
     def watched(problem: Problem) -> Block:
@@ -113,9 +116,9 @@ def test_a_sample_hardly_ever_misleads(share: float, monkeypatch: pytest.MonkeyP
 def test_what_is_listed_is_little(
     ranks: Ranks | None, hardest: int, lists: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(numba_cpu, "_FEW", 0)
+    monkeypatch.setattr("solo_hardneg.kernels.listing._FEW", 0)
     problem = Problem(unit(4, 5), unit(1000, 5), 0.2, ranks=ranks, hardest=hardest)
-    listing = numba_cpu.listing_of(problem)
+    listing = listing_of(problem)
     assert (listing is not None) == lists
     if listing is not None:
         assert listing.past - listing.first <= 200
@@ -180,3 +183,35 @@ def test_minus_zero_is_zero() -> None:
     vectors = torch.cat([queue, torch.zeros_like(queue)], dim=1)
     problem = Problem(query, vectors, 0.2, ranks=Ranks(8, 10), hardest=2)
     assert numba_cpu.numba_kernel(problem).reduce(slice(0, 1)).hardest.tolist() == [[3, 2]]
+
+
+@settings(max_examples=100)
+@given(
+    st.lists(st.sampled_from([-2.0, -0.5, -0.0, 0.0, 1e-30, 0.25, 0.5, 7.0]), min_size=1), st.data()
+)
+def test_the_hardest_in_order_ties_by_column(values: list[float], data: st.DataObject) -> None:
+    number = data.draw(st.integers(1, len(values)))
+    row = np.array([values], np.float32) + np.float32(0)  # -0 is 0
+    places = np.empty((1, number), np.int32)
+    numba_loops.order(row, places)
+    expected = sorted(range(len(values)), key=lambda i: (row[0, i], i), reverse=True)
+    assert places[0].tolist() == expected[:number]
+
+
+def test_pairs_that_nearly_cancel(threads: None) -> None:
+    """‖α·nₐ + (1-α)·n_b‖ near 0 has as many digits as the dense way's."""
+    direction = unit(1, 24)
+    noise = 1e-3 * unit(400, 24, seed=1)
+    vectors = torch.where(torch.arange(400)[:, None] % 2 == 0, direction, -direction) + noise
+    query, key, _ = moco(40, 10, 24)
+    tensors = query, key, torch.nn.functional.normalize(vectors).T.contiguous()
+    config = {"mix": {"hardest": 400, "pairs": 50, "queries": 20}, "reweight": {"beta": 0.3}}
+    moco_loss("numba", config, tensors).same_as(moco_loss("dense", config, tensors), rtol=1e-4)
+
+
+def test_a_queue_that_wants_a_gradient_of_a_narrow_band(threads: None) -> None:
+    for config in (BANDS["hardest"], BANDS["middle"], BANDS["weighed"]):
+        tensors = moco(70, 1500, 12)
+        tensors = (*tensors[:2], tensors[2].T.contiguous().T)
+        expected = moco_loss("dense", config, tensors, queue_grad=True)
+        moco_loss("numba", config, tensors, queue_grad=True).same_as(expected)

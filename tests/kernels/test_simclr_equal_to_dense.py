@@ -1,4 +1,4 @@
-"""SimCLR by the chunked backend against the dense, readable one: gradient to both sides."""
+"""SimCLR by the backends that know it against the dense, readable one: gradient to both sides."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 from loss_helpers import POLICIES, unit
-from test_equal_to_dense import BANDS, Outcome, named
+from test_equal_to_dense import BACKENDS, BANDS, Outcome, named
 from torch import Tensor
 
+from solo_hardneg.errors import ConfigError
 from solo_hardneg.losses import simclr_loss_func
 from solo_hardneg.negatives import build
 from solo_hardneg.negatives.kept import Kept
@@ -38,6 +39,60 @@ def test_simclr(config: dict[str, Any], images: str) -> None:
         indexes[indexes == 3] = 4
     z = 2 * unit(len(indexes), 6)
     simclr_loss("chunked", config, z, indexes).same_as(simclr_loss("dense", config, z, indexes))
+
+
+NARROW: dict[str, dict[str, Any]] = {
+    **{name: BANDS[name] for name in ("hardest", "hardest tenth", "middle", "weighed", "debiased")},
+    "mixed": {"keep": {"band": [0.9, 1.0]}, "mix": {"hardest": 2, "pairs": 5, "queries": 4}},
+    "everything": {
+        **{"keep": {"band": [0.5, 1.0]}, "drop": {"band": [0.9, 1.0]}, "debias": 0.05},
+        **{"mix": {"hardest": 2, "pairs": 5, "detach": False}, "reweight": {"beta": 0.3}},
+    },
+}
+
+
+@pytest.mark.skipif("numba" not in BACKENDS, reason="needs numba")
+@named(NARROW)
+@pytest.mark.parametrize("images", ["pairs", "three views", "in any order", "some are equal"])
+def test_narrow_bands_by_lists(
+    config: dict[str, Any], images: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("solo_hardneg.kernels.numba_cpu._TILE", 50)
+    monkeypatch.setattr("solo_hardneg.kernels.numba_cpu._LEAST_ROWS", 20)
+    indexes = torch.arange(40).repeat(3 if images == "three views" else 2)
+    if images == "in any order":
+        indexes = indexes[torch.randperm(80, generator=torch.Generator().manual_seed(0))]
+    z = 2 * unit(len(indexes), 6)
+    if images == "some are equal":
+        z[40:60] = z[10:30]
+    for whole in (0, 10_000):  # with a sample and without
+        monkeypatch.setattr("solo_hardneg.kernels.numba_lists._WHOLE", whole)
+        found = simclr_loss("numba", config, z, indexes)
+        found.same_as(simclr_loss("dense", config, z, indexes))
+        assert found.kept.backend == "numba"
+
+
+@pytest.mark.skipif("numba" not in BACKENDS, reason="needs numba")
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({}, "only where a policy keeps one band"),
+        ({"keep": {"band": [0.0, 0.95]}}, "only where a policy keeps one band"),
+        ({"keep": {"band": [0.9, 1.0], "label": "same"}}, "follows bands of difficulty only"),
+    ],
+)
+def test_what_lists_cannot_do(config: dict[str, Any], message: str) -> None:
+    labels = {"query_labels": torch.zeros(24).long()}
+    with pytest.raises(ConfigError, match=message):
+        simclr_loss("numba", config, unit(24, 6), torch.arange(12).repeat(2), **labels)
+
+
+@pytest.mark.skipif("numba" not in BACKENDS, reason="needs numba")
+def test_an_image_that_came_twice_is_left_to_another_backend() -> None:
+    indexes = torch.arange(12).repeat(2)
+    indexes[indexes == 3] = 4
+    with pytest.raises(ConfigError, match="backend=numba: needs equally many views"):
+        simclr_loss("numba", BANDS["hardest"], unit(24, 6), indexes)
 
 
 @pytest.mark.parametrize("kind", ["pairs", "queries"])

@@ -1,0 +1,81 @@
+"""Threads that share out a loss's queries: they leave everybody else's settings alone."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+from loss_helpers import moco
+from test_equal_to_dense import BANDS, moco_loss
+
+from solo_hardneg.kernels.threads import run_each
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def test_each_part_has_a_thread_in_which_pytorch_is_not_parallel(threads: int) -> None:
+    def seen(part: int) -> tuple[int, int, bool, int]:
+        time.sleep(0.05)  # so that no thread takes two
+        return part, torch.get_num_threads(), torch.is_grad_enabled(), threading.get_ident()
+
+    parts = list(range(threads))
+    found = run_each(seen, parts)
+    assert [part for part, *_ in found] == parts
+    assert {count for _, count, *_ in found} == {1}
+    assert not any(grad for *_, grad, _ in found)
+    assert len({thread for *_, thread in found}) == threads
+
+
+def test_nobody_elses_number_of_threads_changes(threads: int) -> None:
+    numba = pytest.importorskip("numba")
+    of_numba = numba.get_num_threads()
+    tensors = moco(100, 3000, 8)
+    moco_loss("numba", BANDS["hardest"], tensors)
+    moco_loss("numba", BANDS["without the hardest"], tensors)
+    of_a_new_thread: list[int] = []
+    thread = threading.Thread(target=lambda: of_a_new_thread.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert (torch.get_num_threads(), of_a_new_thread) == (threads, [threads])
+    assert numba.get_num_threads() == of_numba
+    assert torch.is_grad_enabled()
+
+
+def test_an_error_comes_out_once_all_are_done(threads: int) -> None:
+    done: list[int] = []
+
+    def some_fail(part: int) -> None:
+        if part == 0:
+            raise ValueError("part 0")
+        time.sleep(0.05)
+        done.append(part)
+
+    with pytest.raises(ValueError, match="part 0"):
+        run_each(some_fail, [0, 1, 2])
+    assert sorted(done) == ([] if threads == 1 else [1, 2])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_child_process_has_threads_of_its_own() -> None:
+    double = [0, 2, 4]
+    assert run_each(lambda part: 2 * part, [0, 1, 2]) == double
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if run_each(lambda part: 2 * part, [0, 1, 2]) == double else 1)
+    deadline = time.monotonic() + 20
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if ended == (0, 0):
+        os.kill(child, 9)
+    assert ended == (child, 0)
