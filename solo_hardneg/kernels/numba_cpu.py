@@ -24,8 +24,8 @@ from solo_hardneg.kernels.problem import Problem, Pulls, Sums, blocks
 from solo_hardneg.kernels.threads import run_each
 
 _TILE = 2048  # columns of similarities at a time
-_ROWS = 128  # queries of a part, if there are enough for all threads
-_LEAST_ROWS = 32
+_AT_ONCE = 2**18  # similarities that a thread holds, which stay in its cache
+_LEAST_ROWS = 32  # fewer make matrix products slow
 _KEPT = 2**21  # numbers that a block may keep
 
 
@@ -54,7 +54,7 @@ class ListKernel(Block):
     def reduce(self, rows: slice) -> Sums:
         number = rows.stop - rows.start
         share = -(-number // torch.get_num_threads())
-        size = max(_LEAST_ROWS, min(_ROWS, share))
+        size = max(_LEAST_ROWS, min(_AT_ONCE // min(_TILE, len(self.vectors)), share))
         within = [slice(rows.start + p.start, rows.start + p.stop) for p in blocks(number, size)]
         parts = run_each(self._part, within)
         self.parts = [part for part in parts if part is not None]

@@ -1,22 +1,27 @@
-"""Worker threads that share out a loss's queries on a CPU.
+"""Threads that share out a loss's queries on a CPU.
 
 Compiled loops and PyTorch's products alternate many times in one loss. If each had a thread pool of
-its own, the idle one would spin on the cores that the other needs. So each worker here runs both,
-one after the other, for its own queries, with PyTorch's own parallelism turned off.
+its own, the idle one would spin on the cores that the other needs. So both run in the same threads,
+each for its own queries: PyTorch's own OpenMP threads where they can be had, in which it doesn't
+start others, and else worker threads with PyTorch's parallelism turned off.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import TypeVar
+from functools import cache
+from typing import Any, TypeVar
 
 import torch
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
+
+_Region = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 _pools: dict[int, ThreadPoolExecutor] = {}
 _lock = threading.Lock()
@@ -27,22 +32,49 @@ def run_each(function: Callable[[Part], Result], parts: Sequence[Part]) -> list[
 
     A single part is computed in the calling thread, with all of PyTorch's threads.
     """
+    found: dict[int, Result] = {}
+    errors: list[BaseException] = []
+    left = iter(enumerate(parts))  # each thread takes the next
 
-    def alone(part: Part) -> Result:
-        with torch.no_grad():  # grad mode belongs to a thread
-            return function(part)
+    def some() -> None:
+        try:
+            with torch.no_grad():  # grad mode belongs to a thread
+                for place, part in left:
+                    found[place] = function(part)
+        except BaseException as error:
+            errors.append(error)
 
-    threads = torch.get_num_threads()
-    if min(len(parts), threads) == 1:
-        return [alone(part) for part in parts]
-    workers = _workers(threads)
-    futures = [workers.submit(alone, part) for part in parts]
-    wait(futures)  # also where one fails: the others write to shared arrays
-    return [future.result() for future in futures]
+    threads = min(torch.get_num_threads(), len(parts))
+    start = _openmp()
+    if threads == 1:
+        some()
+    elif start is not None:
+        start(_Region(lambda _: some()), None, threads, 0)
+    else:
+        workers = _workers(torch.get_num_threads())
+        wait([workers.submit(some) for _ in range(threads)])
+    if errors:
+        raise errors[0]
+    return [found[place] for place in range(len(parts))]
+
+
+@cache
+def _openmp() -> Any:
+    """What starts a parallel region in PyTorch's own OpenMP library; ``None`` if nothing does.
+
+    It is the call that compilers make of ``#pragma omp parallel``: of GCC's library, and for
+    compatibility of Intel's and LLVM's.
+    """
+    try:
+        start = ctypes.CDLL(torch._C.__file__).GOMP_parallel
+    except (AttributeError, OSError):
+        return None
+    start.argtypes, start.restype = [_Region, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
+    return start
 
 
 def _workers(number: int) -> ThreadPoolExecutor:
-    """The pool of as many threads as PyTorch has, made at its first use."""
+    """A pool of as many threads as PyTorch has, made at its first use."""
     with _lock:
         if number not in _pools:
             together = threading.Barrier(number)

@@ -12,6 +12,7 @@ import torch
 from loss_helpers import moco
 from test_equal_to_dense import BANDS, moco_loss
 
+from solo_hardneg.kernels import threads as module
 from solo_hardneg.kernels.threads import run_each
 
 
@@ -23,17 +24,36 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(before)
 
 
-def test_each_part_has_a_thread_in_which_pytorch_is_not_parallel(threads: int) -> None:
-    def seen(part: int) -> tuple[int, int, bool, int]:
+@pytest.fixture(params=["OpenMP", "workers"], autouse=True)
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """PyTorch's own threads, and what stands in for them."""
+    if request.param == "workers":
+        monkeypatch.setattr(module, "_openmp", lambda: None)
+    elif module._openmp() is None:
+        pytest.skip("this PyTorch has no OpenMP library that starts a region for others")
+    return request.param
+
+
+def test_each_thread_takes_parts_and_keeps_no_gradient(threads: int) -> None:
+    def seen(part: int) -> tuple[int, bool, int]:
         time.sleep(0.05)  # so that no thread takes two
-        return part, torch.get_num_threads(), torch.is_grad_enabled(), threading.get_ident()
+        return part, torch.is_grad_enabled(), threading.get_ident()
 
     parts = list(range(threads))
     found = run_each(seen, parts)
     assert [part for part, *_ in found] == parts
-    assert {count for _, count, *_ in found} == {1}
-    assert not any(grad for *_, grad, _ in found)
+    assert not any(grad for _, grad, _ in found)
     assert len({thread for *_, thread in found}) == threads
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="needs Linux")
+def test_pytorch_is_not_parallel_in_a_part(threads: int) -> None:
+    matrix = torch.rand(500, 500)
+    run_each(lambda part: matrix @ matrix, range(threads))
+    before = len(os.listdir("/proc/self/task"))
+    for _ in range(3):
+        run_each(lambda part: (matrix @ matrix).exp().sum(), range(2 * threads))
+    assert len(os.listdir("/proc/self/task")) <= before
 
 
 def test_nobody_elses_number_of_threads_changes(threads: int) -> None:
@@ -62,12 +82,14 @@ def test_an_error_comes_out_once_all_are_done(threads: int) -> None:
 
     with pytest.raises(ValueError, match="part 0"):
         run_each(some_fail, [0, 1, 2])
-    assert sorted(done) == ([] if threads == 1 else [1, 2])
+    assert sorted(done) == ([] if threads == 1 else [1, 2])  # and no thread is left at work
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_child_process_has_threads_of_its_own() -> None:
+def test_a_child_process_has_workers_of_its_own(kind: str) -> None:
+    if kind == "OpenMP":
+        pytest.skip("PyTorch's own threads don't survive a fork, whatever uses them")
     double = [0, 2, 4]
     assert run_each(lambda part: 2 * part, [0, 1, 2]) == double
     child = os.fork()
