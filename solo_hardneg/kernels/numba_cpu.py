@@ -12,6 +12,8 @@ chunked way. So the result never depends on luck.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -62,6 +64,10 @@ class ListKernel(Block):
         if len(self.parts) < len(parts):
             self.other = chunked(self.problem)
             return self.other.reduce(rows)
+        for part in self.parts:
+            part.sum_up()
+            if part.positives is not None:
+                part.positives.sum_up(self.problem.temperature)
         logs = zip(*([one.log for one in part.sums] for part in self.parts), strict=True)
         width, ranks, made = len(self.vectors), self.problem.ranks, 0
         if self.mixed is not None and self.problem.mix is not None:
@@ -93,8 +99,6 @@ class ListKernel(Block):
         if kept is None:
             return None
         part = Part(query, *kept, self.scales, running, positives)
-        if positives is not None:
-            positives.sum_up(self.problem.temperature)
         if self.mixed is not None and self.problem.uniform is not None:
             part.mix(self.mixed, self.problem.hardest, self.problem.uniform.rows(rows))
         return part
@@ -127,16 +131,11 @@ class ListKernel(Block):
             return self.other.pull(rows, pulls, vectors_grad)
         sizes = [len(part.query) for part in self.parts]
         derivatives = zip(*(d.split(sizes) for d in self._derivatives(pulls)), strict=True)
-        of_positives = (
-            [None] * len(sizes) if pulls.partners is None else pulls.partners.split(sizes)
-        )
-
-        def pull(work: tuple[Part, tuple[Tensor, ...], Tensor | None]) -> Tensor:
-            part, of_sums, of_positives = work
-            return part.pull(self.vectors, of_sums, of_positives)
-
-        work = list(zip(self.parts, derivatives, of_positives, strict=True))
-        pulled = torch.cat(run_each(pull, work))
+        none: Sequence[Tensor | None] = [None] * len(sizes)
+        positives = none if pulls.partners is None else pulls.partners.split(sizes)
+        for part, of_sums, of_positives in zip(self.parts, derivatives, positives, strict=True):
+            part.weigh(of_sums, of_positives)
+        pulled = torch.cat(run_each(lambda part: part.pull(self.vectors), self.parts))
         if vectors_grad is not None:
             scatter(self.parts, vectors_grad)
         return pulled

@@ -13,8 +13,8 @@ from numba import njit, uint32, uint64
 from solo_hardneg.kernels.numba_cache import cached
 
 _SIGN = np.uint32(0x80000000)
-_SHORT = 48  # a piece of so many is sorted as it stands
-_SAMPLE = 24  # of a longer one, to find where to cut it
+_SHORT = 24  # a piece of so many is sorted as it stands
+_SAMPLE = 16  # of a longer one, to find where to cut it
 _LOW = np.uint64(0xFFFFFFFF)
 _LAST = np.uint64(0xFFFFFFFFFFFFFFFF)
 _NO_COLUMN = np.int32(2**31 - 1)

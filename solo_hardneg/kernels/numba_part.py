@@ -49,7 +49,7 @@ class Part:
     Attributes:
         query: (n, D).
         columns: (n, k) int32, the listed candidates that are kept, in ascending order.
-        weights: (n, k) of the queries in the gradient of these candidates, set by :meth:`pull`.
+        weights: (n, k) of the queries in the gradient of these candidates, set by :meth:`weigh`.
         sums: one for each exponent.
         positives: those of the queries, where they are among the candidates.
     """
@@ -64,11 +64,17 @@ class Part:
         positives: Positives | None,
     ) -> None:
         self.query, self.columns, self.values, self.scales = query, columns, values, scales
-        self.positives = positives
-        self.sums = [Sum(Weights(values.clone(), scale)) for scale in scales]
-        for one, run in zip(self.sums, running, strict=False):
-            one.add_others(run)
+        self.running, self.positives = running, positives
         self.mixture: Mixture | None = None
+
+    def sum_up(self) -> None:
+        """Sets ``sums``. Its many small steps are for one thread, which nobody interrupts."""
+        self.sums = [Sum(Weights(self.values.clone(), scale)) for scale in self.scales]
+        for one, run in zip(self.sums, self.running, strict=False):
+            one.add_others(run)
+        if self.mixture is not None:
+            for one, scale in zip(self.sums, self.scales, strict=True):
+                one.add_mixed(Weights(self.mixture.similarity.clone(), scale))
 
     def hardest(self, number: int) -> Tensor:
         """(n, s) int64, the columns of the hardest kept ones, hardest first."""
@@ -76,24 +82,19 @@ class Part:
         return self.columns.gather(1, places.long()).long()
 
     def mix(self, vectors: Vectors, hardest: int, uniform: Uniform) -> None:
-        """Adds synthetic negatives to the sums."""
+        """Makes synthetic negatives, for the sums."""
         args = self.query, vectors, self.columns, self.values, hardest, uniform
         self.mixture = Mixture(*args)
-        for one, scale in zip(self.sums, self.scales, strict=True):
-            one.add_mixed(Weights(self.mixture.similarity.clone(), scale))
 
-    def pull(
-        self, vectors: Tensor, derivatives: Sequence[Tensor], of_positives: Tensor | None
-    ) -> Tensor:
-        """(n, D) the gradient of the queries.
+    def weigh(self, derivatives: Sequence[Tensor], of_positives: Tensor | None) -> None:
+        """Turns the sums into the weights of the gradient, again in small steps.
 
         Args:
-            vectors: (M, D) the candidates.
             derivatives: (n, 1) what the weights of each sum are multiplied by.
             of_positives: (n,) derivative of the loss to ``positives.log``.
         """
-        pulled = torch.zeros_like(self.query)
-        self.weights = weights = torch.zeros_like(self.values)
+        self.pulled = pulled = torch.zeros_like(self.query)
+        self.weights = torch.zeros_like(self.values)
         of_mixed = None if self.mixture is None else torch.zeros_like(self.mixture.similarity)
         for one, derivative in zip(self.sums, derivatives, strict=True):
             self.weights += one.weighted(one.listed, derivative)
@@ -101,15 +102,21 @@ class Part:
                 of_mixed += one.weighted(one.mixed, derivative)
             if one.others is not None:
                 pulled += derivative * one.share(one.others.log()) * one.others.pulled()
-        if self.mixture is not None and of_mixed is not None:
-            weights = weights.clone()  # what synthetic negatives are made of is constant
-            pulled += self.mixture.pull(of_mixed, weights)
-        summed = [(self.columns, weights)]
+        self.of_mixed = of_mixed
         if self.positives is not None and of_positives is not None:
             self.positives.weights *= of_positives[:, None]
+
+    def pull(self, vectors: Tensor) -> Tensor:
+        """(n, D) the gradient of the queries; ``vectors`` (M, D) are the candidates."""
+        weights = self.weights
+        if self.mixture is not None and self.of_mixed is not None:
+            weights = weights.clone()  # what synthetic negatives are made of is constant
+            self.pulled += self.mixture.pull(self.of_mixed, weights)
+        summed = [(self.columns, weights)]
+        if self.positives is not None:
             summed.append((self.positives.columns, self.positives.weights))
-        add_weighted(vectors, summed, pulled)
-        return pulled
+        add_weighted(vectors, summed, self.pulled)
+        return self.pulled
 
 
 class Sum:
@@ -164,7 +171,7 @@ def add_weighted(vectors: Tensor, summed: Sequence[tuple[Tensor, Tensor]], pulle
 
 
 def scatter(parts: Sequence[Part], vectors_grad: Tensor) -> None:
-    """Adds the gradient of the candidates (M, D), once :meth:`Part.pull` has been called."""
+    """Adds the gradient of the candidates (M, D), once :meth:`Part.weigh` has been called."""
     lists = [(part.query, part.columns, part.weights) for part in parts]
     lists += [
         (part.query, part.positives.columns, part.positives.weights)

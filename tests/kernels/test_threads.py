@@ -58,7 +58,8 @@ def test_pytorch_is_not_parallel_in_a_part(threads: int) -> None:
 
 def test_nobody_elses_number_of_threads_changes(threads: int) -> None:
     numba = pytest.importorskip("numba")
-    of_numba = numba.get_num_threads()
+    of_numba = numba.get_num_threads()  # starts Numba's threads, which sets PyTorch's number too
+    torch.set_num_threads(threads)
     tensors = moco(100, 3000, 8)
     moco_loss("numba", BANDS["hardest"], tensors)
     moco_loss("numba", BANDS["without the hardest"], tensors)
