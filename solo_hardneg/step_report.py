@@ -28,11 +28,12 @@ class StepReport:
         self.names = tuple(values)
         mine = torch.stack([value.detach().float().mean() for value in values.values()])
         self.by_rank = gather(mine[None])
-        self._on_host = self.by_rank.to("cpu", non_blocking=True)
+        cuda = self.by_rank.is_cuda  # elsewhere nothing would say when the copy is done
+        self._on_host = self.by_rank.to("cpu", non_blocking=cuda)
         self._copied: torch.cuda.Event | None = None
-        if self.by_rank.is_cuda:
+        if cuda:
             self._copied = torch.cuda.Event()
-            self._copied.record()
+            self._copied.record(torch.cuda.current_stream(self.by_rank.device))
 
     def everywhere(self, *names: str) -> Tensor:
         """A bool on the device: whether these values are above 0 on all ranks."""

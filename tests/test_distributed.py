@@ -232,7 +232,7 @@ def test_all_ranks_end_by_what_one_has_computed(ranks: Ranks) -> None:
     (image,) = {said["image"] for said in found}
     assert image.startswith(
         "Step 7: not all outputs are finite. rank 1: 1 of its 2 images hold NaN or infinity "
-        "(indexes 3). Nothing of this step is kept."
+        "(indexes 3). Weights and queue are unchanged."
     )
     for rank, said in enumerate(found):
         assert said["loss"].startswith(

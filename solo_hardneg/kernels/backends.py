@@ -21,6 +21,7 @@ from solo_hardneg.kernels.problem import Kernel, Problem
 
 NAMES = ("auto", "dense", "chunked", "numba", "triton")
 _SMALL = 2**17  # so many similarities are had at once sooner than in blocks
+UNEVEN = "needs equally many views of all images, and here one came more often"
 _NEEDS_A_QUEUE = "needs MoCo's queue, and SimCLR's negatives are the other images of the batch"
 
 _log = logging.getLogger(__name__)
@@ -66,6 +67,9 @@ def choose(backend: str, case: Case) -> str:
         _say_once(name, f"{why}; {case.plan.obstacle}" if case.plan.obstacle else why)
         return name
     obstacle = _obstacle(backend, case)
+    if backend == "numba" and obstacle is UNEVEN:  # on this rank, perhaps, and in this batch
+        _say_once("chunked", f"while numba {obstacle}")
+        return "chunked"
     if obstacle is not None:
         raise ConfigError(
             f"backend={backend}: {obstacle}. Set backend=auto, which takes the fastest that fits."
@@ -145,7 +149,8 @@ def kernel_maker(name: str) -> Callable[[Problem], Kernel]:
 def _automatic(case: Case) -> str:
     if case.queries * case.candidates <= _SMALL or case.plan.obstacle is not None:
         return "dense"
-    if case.device.type == "cpu" and _obstacle("numba", case) is None:
+    listed = case.narrow or (case.constants and not case.batch)
+    if listed and case.device.type == "cpu" and _obstacle("numba", case) is None:
         return "numba"
     return "chunked"
 
@@ -158,9 +163,7 @@ def _obstacle(name: str, case: Case) -> str | None:
         return case.plan.obstacle
     if name == "chunked":
         return None
-    if case.not_by_rank is not None:
-        return case.not_by_rank
-    return _not_numba(case) if name == "numba" else _not_triton(case)
+    return (_not_numba(case) if name == "numba" else _not_triton(case)) or case.not_by_rank
 
 
 def _not_numba(case: Case) -> str | None:
@@ -168,11 +171,6 @@ def _not_numba(case: Case) -> str | None:
         return f"runs on a CPU, and these tensors are on {case.device.type}"
     if case.dtype != torch.float32:
         return f"takes float32, and this is {case.dtype}"
-    if not case.narrow and (case.batch or not case.constants):
-        return (
-            "gives a gradient to candidates (SimCLR's, or a queue with requires_grad) only where a "
-            "policy keeps one band of at most a fifth of them"
-        )
     return _missing("numba")
 
 

@@ -44,7 +44,8 @@ def run_each(function: Callable[[Part], Result], parts: Sequence[Part]) -> list[
         except BaseException as error:
             errors.append(error)
 
-    threads = min(torch.get_num_threads(), len(parts))
+    # All of them, even for fewer parts: OpenMP ends those that a region leaves out.
+    threads = torch.get_num_threads() if len(parts) > 1 else 1
     start = _openmp()
     if threads == 1:
         some()

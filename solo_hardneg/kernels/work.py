@@ -7,7 +7,14 @@ from torch import Tensor
 
 from solo_hardneg.candidates import BatchCandidates, Candidates, QueueCandidates
 from solo_hardneg.kernels import driver
-from solo_hardneg.kernels.backends import Case, check_name, choose, kernel_maker, why_not_ranks
+from solo_hardneg.kernels.backends import (
+    UNEVEN,
+    Case,
+    check_name,
+    choose,
+    kernel_maker,
+    why_not_ranks,
+)
 from solo_hardneg.kernels.listing import is_narrow
 from solo_hardneg.kernels.plan import KernelPlan, as_ranks, plan_of
 from solo_hardneg.kernels.problem import Own, Problem, Ranks
@@ -77,7 +84,7 @@ def _by_rank(candidates: Candidates, plan: KernelPlan) -> tuple[str | None, Rank
     if isinstance(candidates, BatchCandidates):
         count = candidates.count
         if count is None:
-            return "needs equally many views of all images, and here one came more often", None
+            return UNEVEN, None
     elif isinstance(candidates, QueueCandidates):
         # Without ages, filling up is an error, which the verb itself raises.
         reserve = not candidates.all_are_negatives or (plan.fills and candidates.age is None)

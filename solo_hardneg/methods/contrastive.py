@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from omegaconf import DictConfig
 from torch import Tensor
 
-from solo_hardneg.distributed import all_or_none, gather, get_world_size
+from solo_hardneg.distributed import gather, gather_objects, get_world_size
 from solo_hardneg.environment import INPUTS, check_wandb, resolve_paths
 from solo_hardneg.errors import ConfigError, DataError, resolve
 from solo_hardneg.host import NAME, BaseMethod
@@ -188,17 +188,15 @@ class ContrastiveMethod(BaseMethod):
 
     def configure_optimizers(self) -> Any:
         """The host's, once it is known that there is something to train on."""
-        all_or_none(self._check_batches)
-        return super().configure_optimizers()
-
-    def _check_batches(self) -> None:
-        steps = self.trainer.estimated_stepping_batches
-        if steps == 0 or self.trainer.num_training_batches == 0:
+        steps = self.trainer.estimated_stepping_batches  # has collectives of its own
+        enough = steps != 0 and self.trainer.num_training_batches != 0
+        if not all(gather_objects(enough)):
             raise DataError(
                 f"optimizer.batch_size={self.cfg.optimizer.batch_size}: there are fewer images "
                 f"than one batch in data.train_path={self.cfg.data.get('train_path')}. "
                 "Lower optimizer.batch_size, or train on more images."
             )
+        return super().configure_optimizers()
 
     def on_train_start(self) -> None:
         """Refuses an epoch that has more steps on one rank than on another.

@@ -18,7 +18,7 @@ from solo_hardneg.distributed import gather_objects, get_rank
 from solo_hardneg.errors import DivergedError
 
 _WAY_OUT = (
-    "Nothing of this step is kept. Fix what is named here, or resume from the last checkpoint "
+    "Weights and queue are unchanged. Fix what is named here, or resume from the last checkpoint "
     "with a lower optimizer.lr, a longer warm-up or precision=32."
 )
 _SHOWN = 5  # names or indexes that a message lists

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -52,7 +54,7 @@ class QueueOfKeys(BaseMethod):
             self.register_buffer("queue_serial", torch.full((length,), -1, dtype=torch.long))
             self.register_buffer("queue_hardness", torch.full((length,), -1.0))
         self.read_counters()
-        self.register_load_state_dict_post_hook(lambda module, _: module.read_counters())
+        self.register_load_state_dict_post_hook(_read_counters)
         keep_out_of_broadcast(self, self._queue_buffers)
 
     @property
@@ -167,6 +169,10 @@ class QueueOfKeys(BaseMethod):
             age = retention.effective_age(age, self.queue_hardness, len(age))
         age = age.masked_fill(self.queue_serial < 0, torch.inf)
         return torch.argsort(age, descending=True, stable=True)
+
+
+def _read_counters(module: QueueOfKeys, _: Any) -> None:  # can be pickled, unlike a lambda
+    module.read_counters()
 
 
 def digest(tensor: Tensor) -> Tensor:

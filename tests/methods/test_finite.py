@@ -61,7 +61,7 @@ def test_an_image(
     told = spoiled(fit, ours, spoil, monkeypatch)
     assert told.startswith(
         "Step 2: not all outputs are finite. rank 0: 1 of its 4 images hold NaN or infinity "
-        f"(indexes {spoil.seen[2]}). Nothing of this step is kept"
+        f"(indexes {spoil.seen[2]}). Weights and queue are unchanged"
     )
     assert len(ours.losses) == 3  # found after the third step's backward pass
     unchanged(ours, spoil)
