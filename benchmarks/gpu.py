@@ -226,6 +226,7 @@ def _messages(run: Run, units: Any, names: list[str], until: float) -> Iterator[
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+        process.kill()  # one that has no group of its own yet
         process.join(5)
 
 

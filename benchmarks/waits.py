@@ -91,13 +91,21 @@ class WaitCounter(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *rest: Any) -> None:
         """Stops after as many steps as were asked for."""
-        if rest[-1] != WARM_UP + self.steps - 1:
-            return
+        if rest[-1] == WARM_UP + self.steps - 1:
+            self._stop()
+
+    def on_exception(self, *_: Any) -> None:
+        """Leaves nothing switched on for the methods to come."""
+        if self._profile is not None:
+            self._stop()
+
+    def _stop(self) -> None:
         if torch.cuda.is_available():
             torch.cuda.set_sync_debug_mode("default")
         self._caught.__exit__(None, None, None)
-        self._profile.stop()
-        self.counts.update(event.name for event in self._profile.events())
+        stopped, self._profile = self._profile, None
+        stopped.stop()
+        self.counts.update(event.name for event in stopped.events())
         for warning in self._warned:
             if "synchroniz" in str(warning.message):
                 file = Path(warning.filename)
@@ -134,9 +142,9 @@ def run_waits(
     report: Report,
 ) -> None:
     """One row for each method: counts per step, and how many waits it has beside the host's."""
-    of_host: float | None = None
+    of_host: float | None = None  # the first entry's; unknown if that fails
     gpu = torch.cuda.is_available()
-    for method, overrides in family:
+    for place, (method, overrides) in enumerate(family):
         what = {"method": method, "settings": " ".join(overrides)}
         with report.trying(**what):
             cfg = models.config(method, batch, queue, "resnet18", "max_epochs=1", *overrides)
@@ -147,14 +155,13 @@ def run_waits(
             }
             counted = ("stream_syncs", "event_syncs") if gpu else tuple(_OPERATORS)
             waits = round(sum(columns[name] for name in counted), 2)
-            of_host = waits if of_host is None else of_host
-            places = [
-                f"{place} {number / steps:g}" for place, number in counter.places.most_common(20)
-            ]
+            of_host = waits if place == 0 else of_host
+            most = counter.places.most_common(20)
+            places = [f"{line} {number / steps:g}" for line, number in most]
             report.row(
                 **what,
                 waits=waits,
-                beside_host=round(waits - of_host, 2),
+                beside_host="" if of_host is None else round(waits - of_host, 2),
                 **columns,
                 places="; ".join(places),
                 **{"N": batch, "K": queue if method.startswith("moco") else 2 * batch - 2},

@@ -23,7 +23,7 @@ class Positives:
     """The candidates of n queries' own images, which are their positives and no negatives.
 
     Attributes:
-        columns: (n, v) int32, ascending; the query itself is one of them.
+        columns: (n, v) int64, ascending; the query itself is one of them.
         values: (n, v) their similarities.
         weights: (n, v) softmax(s/τ) over the positives.
         log: (n,) log Σ exp(s/τ) over them.
@@ -151,7 +151,7 @@ class Sum:
 def add_weighted(vectors: Tensor, summed: Sequence[tuple[Tensor, Tensor]], pulled: Tensor) -> None:
     """Adds Σ weight·vector over some of the candidates (M, D) to ``pulled`` (n, D).
 
-    ``summed`` are pairs of columns (n, k), int32 in ascending order, and weights (n, k).
+    ``summed`` are pairs of columns (n, k), in ascending order, and weights (n, k).
     """
     summed = [(columns, weights) for columns, weights in summed if columns.shape[1]]
     by_key = vectors.is_contiguous()

@@ -48,7 +48,7 @@ class Own:
     """The candidates of each query's own image, where all queries have equally many.
 
     Attributes:
-        columns: (N, v) int32, ascending.
+        columns: (N, v) int64, ascending.
         itself: (N, v) bool, which of them is the query; the others are its positives.
     """
 

@@ -111,7 +111,6 @@ def test_an_old_triton(monkeypatch: pytest.MonkeyPatch) -> None:
         ("numba", {"not_by_rank": "no, because"}, "backend=numba: no, because. Set backend=auto"),
         ("numba", {"device": CUDA}, "backend=numba: runs on a CPU, and these tensors are on cuda"),
         ("numba", {"dtype": torch.float64}, "backend=numba: takes float32, and this is"),
-        ("numba", {"constants": False}, "backend=numba: gives a gradient to candidates .* only"),
         ("triton", {"constants": False}, "backend=triton: gives no gradient to the queue"),
         ("triton", {"batch": True}, "backend=triton: needs MoCo's queue"),
         ("triton", {}, "backend=triton: runs on a GPU, and these tensors are on cpu"),

@@ -110,3 +110,17 @@ def test_simclr_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
         args = config, unit(24, 6), torch.arange(12).repeat(2)
         expected = simclr_loss("dense", *args, query_labels=labels)
         simclr_loss("chunked", *args, query_labels=labels).same_as(expected)
+
+
+@pytest.mark.parametrize("case", ["all of them", "an image twice"])
+def test_numba_leaves_what_it_has_no_lists_for_to_chunked(case: str) -> None:
+    """What depends on the epoch, or on one rank's batch, must not end a run."""
+    z, indexes = torch.randn(64, 8, generator=torch.Generator().manual_seed(0)), torch.arange(32)
+    if case == "an image twice":
+        indexes[5] = 4
+    policy = build({} if case == "all of them" else {"keep": {"band": [0.9, 1.0]}})
+    found = [
+        simclr_loss_func(z, indexes.repeat(2), 0.2, policy=policy, backend=backend)
+        for backend in ("numba", "dense")
+    ]
+    torch.testing.assert_close(*found)

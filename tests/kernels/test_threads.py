@@ -56,6 +56,17 @@ def test_pytorch_is_not_parallel_in_a_part(threads: int) -> None:
     assert len(os.listdir("/proc/self/task")) <= before
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="needs Linux")
+def test_fewer_parts_than_threads_end_no_thread(threads: int) -> None:
+    def alive() -> set[str]:
+        run_each(lambda part: part, range(2))
+        torch.rand(400, 400).exp().sum()
+        return set(os.listdir("/proc/self/task"))
+
+    alive()
+    assert alive() == alive()
+
+
 def test_nobody_elses_number_of_threads_changes(threads: int) -> None:
     numba = pytest.importorskip("numba")
     of_numba = numba.get_num_threads()  # starts Numba's threads, which sets PyTorch's number too

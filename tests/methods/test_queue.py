@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -377,3 +378,13 @@ def test_a_checkpoint_has_the_order_and_the_scores(
     assert torch.equal(seen[0][0], moco.queue_serial)
     assert torch.equal(seen[0][1], moco.queue_hardness)
     assert moco.queue_serial.max() == 31
+
+
+def test_a_queue_can_be_pickled() -> None:
+    """For spawned processes, and ``torch.save`` of a whole model."""
+    queue = Queue(LENGTH, retains=False)
+    queue.put(5)
+    again = pickle.loads(pickle.dumps(queue))
+    assert (again.filled, again.numbers) == (5, queue.numbers)
+    again.load_state_dict({**queue.state_dict(), "queue_filled": torch.tensor([3])})
+    assert again.filled == 3
