@@ -10,7 +10,7 @@ import json
 import math
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -38,8 +38,8 @@ _NOT_SETTINGS = (
     *("params", "name", "lr", "initial_lr"),
     *("foreach", "fused", "capturable", "differentiable", "maximize"),
 )
-# Of a schedule's state: how far it has come.
-_PROGRESS = ("last_epoch", "_step_count", "_last_lr", "base_lrs", "lr_lambdas", "verbose")
+# Of a schedule's state: what doesn't come from the config.
+_PROGRESS = ("last_epoch", "base_lrs", "verbose")
 
 Differences = dict[str, tuple[Any, Any]]  # key -> (the checkpoint's value, this run's)
 
@@ -156,17 +156,28 @@ def differences_of_states(trainer: Trainer, checkpoint: Mapping[str, Any]) -> Di
             common = theirs.keys() & ours.keys()
             pairs = differences({k: theirs[k] for k in common}, {k: ours[k] for k in common})
             found.update({f"{key} of {name}": pair for key, pair in pairs.items()})
-    states = checkpoint.get("lr_schedulers", [])
-    for config, there in zip(trainer.lr_scheduler_configs, states, strict=False):
-        here = config.scheduler.state_dict()
-        shared = [
-            key
-            for key in here.keys() & there.keys()
-            if key not in _PROGRESS and not key.startswith("_")
-        ]
-        pairs = differences({k: there[k] for k in shared}, {k: here[k] for k in shared})
+    theirs = [_shape(state) for state in checkpoint.get("lr_schedulers", [])]
+    ours = [_shape(config.scheduler.state_dict()) for config in trainer.lr_scheduler_configs]
+    if [shape.keys() for shape in theirs] != [shape.keys() for shape in ours]:
+        found["scheduler.name"] = (_kinds(theirs), _kinds(ours))
+        return found
+    for there, here in zip(theirs, ours, strict=True):
+        pairs = differences(there, here)
         found.update({f"{key} of the schedule": pair for key, pair in pairs.items()})
     return found
+
+
+def _shape(schedule: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a schedule's state: its arguments, by which its kind is known; functions aren't stored."""
+    return {
+        key: None if key == "lr_lambdas" else value
+        for key, value in schedule.items()
+        if key not in _PROGRESS and not key.startswith("_")
+    }
+
+
+def _kinds(shapes: Sequence[Mapping[str, Any]]) -> str:
+    return " and ".join(f"one with {', '.join(sorted(shape))}" for shape in shapes) or "none"
 
 
 def _settings_of(group: Mapping[str, Any]) -> dict[str, Any]:

@@ -178,25 +178,37 @@ def forget(path: Path) -> Path:
     return old
 
 
+COSINE = "one with lr_lambdas"
+MILESTONES = "one with gamma, milestones"
+NONE = ["scheduler.name=none"]
+
+
 @pytest.mark.parametrize(
-    ("now", "said"),
+    ("before", "now", "said"),
     [
-        (["optimizer.lr=0.5"], "lr of backbone: 0.001875 there, 0.03125 here"),
-        (["optimizer.weight_decay=0.5"], "weight_decay of backbone: 0.0001 there, 0.5 here"),
-        (STEP, ""),
-        ([], ""),
+        ([], ["optimizer.lr=0.5"], "lr of backbone: 0.001875 there, 0.03125 here"),
+        ([], ["optimizer.weight_decay=0.5"], "weight_decay of backbone: 0.0001 there, 0.5 here"),
+        ([], STEP, f"scheduler.name: {COSINE} there, {MILESTONES} here"),
+        (STEP, [], f"scheduler.name: {MILESTONES} there, {COSINE} here"),
+        (NONE, [], f"scheduler.name: none there, {COSINE} here"),
+        ([], NONE, f"scheduler.name: {COSINE} there, none here"),
+        ([], [], ""),
+        (STEP, STEP, ""),
+        (NONE, NONE, ""),
     ],
 )
 def test_checkpoints_of_older_versions(
-    train: Callable[..., Any], capsys: Any, now: list[str], said: str
+    train: Callable[..., Any], capsys: Any, before: list[str], now: list[str], said: str
 ) -> None:
     _, expected = train("mocov2_banded", *now)
-    first, _ = train("mocov2_banded")
+    first, _ = train("mocov2_banded", *before)
     (path,) = first.folder.glob("*ep0.ckpt")
     capsys.readouterr()
     _, found = train("mocov2_banded", *now, f"+resume_from_checkpoint='{forget(path)}'")
     assert found == {step: rates for step, rates in expected.items() if step >= STEPS}
-    assert said in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert said in out
+    assert ("other settings" in out) == bool(said)
 
 
 STEPS_AS_WORD = json.dumps(
