@@ -14,6 +14,8 @@ from solo_hardneg.safety.checkpoint_io import resume_words, resumed_from
 from solo_hardneg.safety.reading import epochs_done
 from solo_hardneg.trainers import config_of, host_checkpointer
 
+_NO_BATCH = "fewer images than one batch (optimizer.batch_size)"
+
 
 class Ending(Callback):
     """Says what has ended the training, and refuses a run that has nothing to train.
@@ -81,13 +83,16 @@ class Ending(Callback):
         Raises:
             ConfigError: no step was trained.
         """
-        limits = " and ".join(_reached(trainer, pl_module)) or "a callback"
+        reached = _reached(trainer, pl_module)
+        limits = " and ".join(reached) or "a callback"
         if self._first_step in (None, trainer.global_step):
-            do = "Raise the limit, or start a run of its own (auto_resume.enabled=False)."
-            raise ConfigError(f"{limits}: the run has ended without training a step. {do}")
+            raise ConfigError(
+                f"{limits}: the run has ended without training a step. {_remedy(reached)}"
+            )
         if not trainer.is_global_zero:
             return
-        text = f"The run has ended by {limits}: {_epochs(trainer)}, step {trainer.global_step}."
+        how = "reached" if reached else "stopped it"
+        text = f"Training ended: {limits} {how} ({_place(trainer)})."
         if _ended_early(trainer):
             text += f" To go on: {_how_to_go_on(trainer, limits)}"
         print(text)
@@ -100,17 +105,26 @@ def _reached(trainer: Trainer, module: LightningModule) -> list[str]:
         found.append(f"max_steps={trainer.max_steps}")
     if not _ended_early(trainer):
         found.append(f"max_epochs={trainer.max_epochs}")
+    cfg = config_of(trainer, module)
+    limit = None if cfg is None else OmegaConf.select(cfg, "max_time")
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         left = callback.time_remaining() if isinstance(callback, Timer) else None
         if left is not None and left <= 0 and _ended_early(trainer):
-            cfg = config_of(trainer, module)
-            limit = None if cfg is None else OmegaConf.select(cfg, "max_time")
-            found.append(f"max_time={limit}")
+            found.append("the limit of a Timer callback" if limit is None else f"max_time={limit}")
     if trainer.limit_train_batches == 0:
         found.append("limit_train_batches=0")
     elif trainer.num_training_batches == 0:
-        found.append("fewer images than one batch (optimizer.batch_size)")
+        found.append(_NO_BATCH)
     return found
+
+
+def _remedy(reached: list[str]) -> str:
+    keys = " and ".join(limit.partition("=")[0] for limit in reached if "=" in limit)
+    if keys:
+        return f"Raise {keys}, or leave the limit out."
+    if _NO_BATCH in reached:
+        return "Lower it, or add images."
+    return "Look at the callbacks of the run: one of them ends it."
 
 
 def _ended_early(trainer: Trainer) -> bool:
@@ -128,9 +142,9 @@ def in_the_middle_of_an_epoch(trainer: Trainer) -> bool:
     return 0 < done < trainer.num_training_batches and not progress.is_last_batch
 
 
-def _epochs(trainer: Trainer) -> str:
-    cut = in_the_middle_of_an_epoch(trainer)
-    return f"epoch {trainer.current_epoch}{', before its end' if cut else ''}"
+def _place(trainer: Trainer) -> str:
+    inside = "inside " if in_the_middle_of_an_epoch(trainer) else ""
+    return f"step {trainer.global_step}, {inside}epoch {trainer.current_epoch}"
 
 
 def _how_to_go_on(trainer: Trainer, limits: str) -> str:

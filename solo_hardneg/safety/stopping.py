@@ -199,13 +199,21 @@ class Stopping(Callback):
         self._leave(trainer, ended_by, saved)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves, if the run is to end; what was logged of the epoch is written after this."""
+        """Saves, if the run is to end; what was logged of the epoch is written after this.
+
+        The host saves every few epochs, and a limit may end the run between two of them.
+        """
         # Reduces what was logged on all processes. The first one has, for its progress bar; the
         # others would do it in the middle of this agreement.
         _ = trainer.callback_metrics
         self._leaves_by = self._agree(trainer)
-        if self._leaves_by is not None:
-            self._save(trainer)
+        if self._leaves_by is not None or _ends_after_this_epoch(trainer):
+            self._save_what_was_trained(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves what is not saved yet, as where a callback after this one has ended the run."""
+        _ = trainer.callback_metrics
+        self._save_what_was_trained(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ends the run between two epochs.
@@ -245,6 +253,10 @@ class Stopping(Callback):
             saver.save(trainer)
         return True
 
+    def _save_what_was_trained(self, trainer: Trainer) -> None:
+        if trainer.global_step != self._first_step:
+            self._save(trainer)
+
     def _leave(self, trainer: Trainer, ended_by: signal.Signals, saved: bool) -> NoReturn:
         self.ended_by = ended_by
         for logger in trainer.loggers:
@@ -270,6 +282,13 @@ class Stopping(Callback):
             f"{text}. Saved: {path.absolute()}\nTo go on: the same command with "
             f"auto_resume.enabled=True, or with {resume_words(path)}"
         )
+
+
+def _ends_after_this_epoch(trainer: Trainer) -> bool:
+    """Whether a limit ends the run here; timers and early stopping agree among the ranks."""
+    most = trainer.max_epochs
+    last = most is not None and 0 <= most <= trainer.current_epoch + 1
+    return last or trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step
 
 
 def _say(text: str) -> None:

@@ -65,7 +65,7 @@ def newest(folder: Path) -> Path:
 
 def test_a_limit_is_named_and_used_up(ended: dict[str, Result]) -> None:
     first = ended["first"].ok().out
-    assert "ended by max_steps=4: epoch 2, before its end, step 4." in first
+    assert "max_steps=4 reached (step 4, inside epoch 2)." in first
     assert "++resume_from_checkpoint=" in first
     assert ended["used_up"].code != 0
     assert "it has trained 4 steps, and max_steps=4. Raise max_steps" in ended["used_up"].err
@@ -77,7 +77,7 @@ def test_it_goes_on_inside_the_epoch_and_with_its_own_settings(
     out = ended["resumed"].ok().out
     assert "optimizer.kwargs.momentum: 0.9 there, 0.5 here" in out
     assert "max_steps: 4 there, -1 here" in out
-    assert "ended by max_epochs=2: epoch 2, step 6." in out
+    assert "max_epochs=2 reached (step 6, epoch 2)." in out
     folders = [p for p in (outputs / "limited").rglob("*.ckpt") if p.stat().st_size]
     states = [load_checkpoint(file) for file in folders]
     (last,) = [s for s in states if s["optimizer_states"][0]["param_groups"][0]["momentum"] == 0.5]
@@ -95,7 +95,7 @@ def test_auto_resume_says_what_it_takes_and_leaves(ended: dict[str, Result]) -> 
 
 
 def test_the_hosts_own_method_has_nothing_left_to_do(ended: dict[str, Result]) -> None:
-    assert "ended by max_epochs=1: epoch 1, step 3." in ended["baseline"].ok().out
+    assert "max_epochs=1 reached (step 3, epoch 1)." in ended["baseline"].ok().out
     assert ended["baseline_again"].code != 0
     assert "is resumed" in ended["baseline_again"].out
     assert "all of its epochs, max_epochs=1. Raise max_epochs" in ended["baseline_again"].err

@@ -156,7 +156,7 @@ def test_a_run_beside_a_hostile_one_goes_on(config: Config, tmp_path: Path, caps
     pretrain(config("simclr", "max_epochs=2", "auto_resume.enabled=true"))
     out = capsys.readouterr().out
     assert f"auto_resume: {first.checkpoint} is resumed" in out
-    assert "step 8." in out
+    assert "(step 8, epoch 2)." in out
 
 
 @pytest.mark.usefixtures("tiny")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from integration_helpers import load_checkpoint
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.demos.boring_classes import BoringModel
 from omegaconf import DictConfig
 from safety_runs import STEPS, Watch
 
@@ -58,7 +60,7 @@ def test_max_time_counts_from_each_start(
                 in said
             )
         else:
-            assert "ended by max_epochs=3: epoch 3, step 12." in said
+            assert "Training ended: max_epochs=3 reached (step 12, epoch 3)." in said
     assert steps == [*range(1, 13)]  # no batch is left out
 
 
@@ -66,14 +68,14 @@ def test_what_max_time_has_cut_off_is_no_whole_epoch(
     config: Config, clock: list[float], capsys: Any
 ) -> None:
     result = pretrain(config("simclr", "+max_time='00:00:00:05'"))
-    assert "epoch 2, before its end, step 5." in capsys.readouterr().out
+    assert "(step 5, inside epoch 2)." in capsys.readouterr().out
     assert epochs_done(load_checkpoint(result.checkpoint)) == 1
 
 
 def test_steps_that_are_used_up(config: Config, watched: Watched, capsys: Any) -> None:
     first = pretrain(config("mocov2_banded", f"+max_steps={STEPS + 1}"))
     said = capsys.readouterr().out
-    assert f"ended by max_steps={STEPS + 1}: epoch 2, before its end" in said
+    assert f"max_steps={STEPS + 1} reached (step 5, inside epoch 2)." in said
     assert "a higher max_steps" in said
     with pytest.raises(CheckpointError, match=rf"found={first.checkpoint}: .*max_steps=5") as used:
         pretrain(config("mocov2_banded", f"+max_steps={STEPS + 1}", AGAIN))
@@ -82,7 +84,7 @@ def test_steps_that_are_used_up(config: Config, watched: Watched, capsys: Any) -
     watch = watched()
     pretrain(config("mocov2_banded", f"+max_steps={2 * STEPS}", AGAIN))
     assert watch.steps == [6, 7, 8]
-    assert f"ended by max_steps={2 * STEPS}: epoch 2, step 8." in capsys.readouterr().out
+    assert f"max_steps={2 * STEPS} reached (step 8, epoch 2)." in capsys.readouterr().out
 
 
 def test_epochs_that_are_used_up(config: Config) -> None:
@@ -97,11 +99,13 @@ def test_epochs_that_are_used_up(config: Config) -> None:
 
 
 @pytest.mark.parametrize(
-    "limit", ["max_steps=0", "max_time='00:00:00:00'", "limit_train_batches=0"]
+    "given", ["max_steps=0", "max_time='00:00:00:00'", "limit_train_batches=0"]
 )
-def test_a_limit_of_nothing(config: Config, limit: str) -> None:
-    with pytest.raises(ConfigError, match=rf"{limit.replace(chr(39), '')}: .*without training"):
-        pretrain(config("simclr", f"++{limit}"))
+def test_a_limit_of_nothing(config: Config, given: str) -> None:
+    limit = given.replace("'", "")
+    remedy = f"Raise {limit.partition('=')[0]}, or leave the limit out"
+    with pytest.raises(ConfigError, match=f"{limit}: .*without training a step. {remedy}"):
+        pretrain(config("simclr", f"++{given}"))
 
 
 def test_a_timer_of_somebody_elses_goes_on_counting_in_one_start(
@@ -110,7 +114,8 @@ def test_a_timer_of_somebody_elses_goes_on_counting_in_one_start(
     ours = plugin.callbacks
     monkeypatch.setattr(plugin, "callbacks", lambda: [*ours(), Timer({"seconds": 3})])
     pretrain(config("simclr"))
-    assert "step 3." in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "the limit of a Timer callback reached (step 3, inside epoch 1)." in out
 
 
 def test_linear_evaluation_says_it_too(config: Config, capsys: Any) -> None:
@@ -118,4 +123,64 @@ def test_linear_evaluation_says_it_too(config: Config, capsys: Any) -> None:
     capsys.readouterr()
     path = f"pretrained_feature_extractor='{run.checkpoint}'"
     linear(config("linear", path, "max_epochs=2", "knn_eval.enabled=false"))
-    assert "ended by max_epochs=2: epoch 2, step 8." in capsys.readouterr().out
+    assert "max_epochs=2 reached (step 8, epoch 2)." in capsys.readouterr().out
+
+
+class Rare(Callback):
+    """Saves as solo-learn does, in the epochs 0, 10, 20 and so on; notes the steps."""
+
+    def __init__(self) -> None:
+        self.cfg, self.steps = None, list[int]()
+
+    def save(self, trainer: Any) -> None:
+        self.steps.append(trainer.global_step)
+        trainer.save_checkpoint(f"{trainer.default_root_dir}/{trainer.current_epoch}.ckpt")
+
+    def on_train_epoch_end(self, trainer: Any, *_: Any) -> None:
+        if trainer.current_epoch % 10 == 0:
+            self.save(trainer)
+
+
+class AtTheEnd(Callback):
+    """Ends the run after all other callbacks have been told of an epoch's end."""
+
+    def on_train_epoch_end(self, trainer: Any, *_: Any) -> None:
+        trainer.should_stop = trainer.current_epoch == 1
+
+
+@pytest.mark.parametrize(
+    ("limits", "after", "steps"),
+    [
+        ({"max_epochs": 3}, [], [2, 6]),
+        ({"max_epochs": 11}, [], [2, 22]),  # whose turn it is anyway
+        ({"max_epochs": 30, "max_steps": 5}, [], [2, 5]),
+        ({"max_epochs": -1, "max_steps": 6}, [], [2, 6]),
+        ({"max_epochs": 30, "max_time": {"seconds": 5}}, [], [2, 5]),
+        ({"max_epochs": 30}, [AtTheEnd()], [2, 4]),
+    ],
+)
+def test_what_a_limit_ends_is_saved_once(
+    limits: dict[str, Any],
+    after: list[Callback],
+    steps: list[int],
+    tmp_path: Path,
+    clock: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plugin.register()
+    ours, saver = plugin.callbacks, Rare()
+    monkeypatch.setattr(plugin, "callbacks", lambda: [*ours(), *after])
+    trainer = Trainer(
+        **limits,
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        callbacks=[saver],
+        limit_train_batches=2,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(BoringModel())
+    assert saver.steps == steps
