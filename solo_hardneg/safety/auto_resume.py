@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from solo_hardneg.analysis.untrusted import read_config
+from solo_hardneg.analysis.untrusted import read_config, resolved
 from solo_hardneg.errors import printable
 from solo_hardneg.safety.reading import newest_checkpoint
 
@@ -39,7 +39,8 @@ def find_checkpoint(
     """The newest checkpoint of a run like this one, and the run's wandb id.
 
     Prints which run is taken, and for other runs of this name why they aren't. Nothing in their
-    ``args.json`` is resolved but references to the same file.
+    ``args.json`` is resolved but references to the same file; what asks for more, as
+    ``${oc.env:USER}``, must be the same text in this run's config.
 
     Args:
         folder: the runs lie somewhere below it.
@@ -48,6 +49,9 @@ def find_checkpoint(
         keys: what must be equal.
     """
     mine = {key: _mine(cfg, key) for key in keys}
+    container: Any = OmegaConf.to_container(cfg)
+    as_written = resolved(container)  # as this run's own args.json will be read
+    allowed = {key: (mine[key], _select(as_written, key)) for key in keys}
     oldest = time.time() - max_hours * 3600
     matching: list[tuple[float, Path, str | None]] = []
     left: list[tuple[float, Path, str]] = []
@@ -66,10 +70,10 @@ def find_checkpoint(
             left.append((written, newest, f"its args.json can't be read ({_short(str(error))})"))
             continue
         found = {key: _select(theirs, key) for key in keys}
-        if found.get("name") != mine.get("name"):
+        if "name" in keys and found["name"] not in allowed["name"]:
             others += 1
             continue
-        differing = [key for key in keys if found[key] != mine[key]]
+        differing = [key for key in keys if found[key] not in allowed[key]]
         if differing:
             pairs = (f"{k} is {_short(found[k])} there, {_short(mine[k])} here" for k in differing)
             left.append((written, newest, "; ".join(pairs)))

@@ -142,6 +142,20 @@ def test_references_to_the_same_file_are_filled_in(tmp_path: Path) -> None:
     assert find(tmp_path, data={"dataset": "cifar10"}) == (None, None)
 
 
+@pytest.mark.parametrize("key", ["name", "wandb.entity", "backbone.kwargs.part"])
+def test_a_reference_to_the_environment_must_be_the_same_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("SOLO_HARDNEG_ENTITY", "me")
+    cfg = OmegaConf.create({**MINE, "wandb": {"project": "p-${data.dataset}", "entity": None}})
+    OmegaConf.update(cfg, key, "${oc.env:SOLO_HARDNEG_ENTITY}")
+    theirs = OmegaConf.to_container(cfg)
+    path = made(tmp_path / "a", theirs)
+    assert find_checkpoint(tmp_path, cfg, 36)[0] == path
+    OmegaConf.update(cfg, key, "me")
+    assert find_checkpoint(tmp_path, cfg, 36)[0] is None
+
+
 def test_nothing_in_a_name_reaches_the_terminal(tmp_path: Path, capsys: Any) -> None:
     made(tmp_path / "a\x1b[2J", {**MINE, "method": "\x1b]0;x\x07"})
     find(tmp_path)
