@@ -31,7 +31,7 @@ class CheckedLoader(DataLoader):
     """
 
     key = "data.num_workers"
-    _bytes: int | None = None  # of one batch
+    _checked = False
 
     def __iter__(self) -> Any:
         """Starts the workers, or returns an iterator that raises the error."""
@@ -42,17 +42,16 @@ class CheckedLoader(DataLoader):
         return super().__iter__()
 
     def _check(self) -> None:
-        """Checks shared memory.
+        """Checks shared memory, once: later, batches of this loader may still lie there.
 
         Raises:
             ConfigError: /dev/shm is too small for the batches that workers prepare in advance.
             DataError: the image that is measured can't be used.
         """
-        if self.num_workers > 0 and SHARED.is_dir() and len(self):
-            if self._bytes is None:
-                self._bytes = self._measure()
+        if not self._checked and self.num_workers > 0 and SHARED.is_dir() and len(self):
             batches = self._batches_at_once()
-            check_shared_memory(self.key, self.num_workers, batches, self._bytes)
+            check_shared_memory(self.key, self.num_workers, batches, self._measure())
+            self._checked = True
 
     def _batches_at_once(self) -> int:
         """What waits for the trainer, and the one that it has."""
@@ -85,16 +84,23 @@ def check_shared_memory(key: str, workers: int, batches: int, size: int) -> None
         ConfigError: there is less than this machine's processes need.
     """
     stat = os.statvfs(SHARED)
-    free = stat.f_bavail * stat.f_frsize
+    if stat.f_blocks == 0:  # without a limit
+        return
+    free, total = stat.f_bavail * stat.f_frsize, stat.f_blocks * stat.f_frsize
     # As many processes as GPUs share this machine's memory, or without GPUs all of them.
     here = min(get_world_size(), torch.cuda.device_count() or get_world_size())
-    needed = here * (workers * _PER_WORKER + batches * size)
-    if needed <= free:
+    own = workers * _PER_WORKER + batches * size
+    # What is free says nothing of the other processes' needs: they may have started before.
+    if here * own > total:
+        needed, there = here * own, f"{_size(total)} in all"
+    elif own > free:
+        needed, here, there = own, 1, f"{_size(free)} free"
+    else:
         return
     each = f" in each of {here} processes" if here > 1 else ""
     allowed = (
         f"workers hand over batches in shared memory, up to {batches} of {_size(size)} at once"
-        f"{each}, which takes {_size(needed)}; {SHARED} has {_size(free)} free"
+        f"{each}, which takes {_size(needed)}; {SHARED} has {there}"
     )
     do = f"Give it more (docker run --shm-size=8g), or set {key}=0 or a smaller number."
     raise bad_value(key, workers, allowed, do)

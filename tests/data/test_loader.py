@@ -38,10 +38,10 @@ class Method(LightningModule):
 
 @pytest.fixture
 def free(monkeypatch):
-    """``free(bytes)`` sets how much shared memory there is."""
+    """``free(bytes, total)`` sets how much shared memory there is."""
 
-    def set_free(number):
-        stat = SimpleNamespace(f_bavail=number, f_frsize=1)
+    def set_free(number, total=2**40):
+        stat = SimpleNamespace(f_bavail=number, f_blocks=total, f_frsize=1)
         monkeypatch.setattr(module.os, "statvfs", lambda _: stat)
 
     return set_free
@@ -79,11 +79,26 @@ def test_processes_of_one_machine_share_it(free, monkeypatch):
     monkeypatch.setattr(module, "get_world_size", lambda: 4)
     for gpus, here in ((0, 4), (2, 2), (8, 4)):
         monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
-        free(here * (BATCH * 5 + 2 * 64 * 1024) - 1)
-        with pytest.raises(ConfigError, match=f"in each of {here} processes"):
+        own = BATCH * 5 + 2 * 64 * 1024
+        free(own, here * own - 1)
+        with pytest.raises(ConfigError, match=rf"in each of {here} processes, .* MiB in all\."):
             module.check_shared_memory("data.num_workers", 2, 5, BATCH)
-        free(here * (BATCH * 5 + 2 * 64 * 1024))
+        free(own, here * own)  # the others have started before
         module.check_shared_memory("data.num_workers", 2, 5, BATCH)
+
+
+def test_what_a_loaders_own_batches_take_is_not_held_against_it(free):
+    loader = CheckedLoader(Views(), batch_size=40, num_workers=1)
+    free(2**30)
+    first = iter(loader)
+    free(0)
+    assert len(next(iter(loader))[1]) == 2
+    assert len(next(first)[1]) == 2
+
+
+def test_shared_memory_without_a_limit(free):
+    free(0, 0)
+    module.check_shared_memory("data.num_workers", 2, 5, BATCH)
 
 
 def test_random_numbers_are_not_used_up():
