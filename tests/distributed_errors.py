@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import tempfile
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from solo_hardneg.analysis import records
 from solo_hardneg.analysis.recorder import Recorder
 from solo_hardneg.distributed import all_or_none
 from solo_hardneg.errors import CheckpointError, ConfigError, DataError
-from solo_hardneg.safety import checkpoint_io
+from solo_hardneg.safety import auto_resume, checkpoint_io
 
 FAILS = 1  # the rank that does
 
@@ -50,6 +51,7 @@ def errors_of_one_rank(rank: int, world: int) -> dict[str, Any]:
         cant = CheckpointError("resume_from_checkpoint=x: there is no such file.")
         with only(alone, checkpoint_io, "read_checkpoint", side_effect=cant):
             found["checkpoint"] = said(lambda: read(folder / "x.ckpt", rank))
+        found["auto_resume"] = said(lambda: resume(folder / "runs", rank))
         dist.barrier()  # before the first rank's folder is gone
     return found
 
@@ -108,6 +110,17 @@ def record(folder: Path, world: int, synsets: str | None = None) -> None:
         enable_model_summary=False,
     )
     trainer.fit(Tiny(folder, synsets), DataLoader([torch.ones(1)], batch_size=None))
+
+
+def resume(folder: Path, rank: int) -> None:
+    """Looks for a run that lies on the disk of one rank only."""
+    cfg = OmegaConf.create({"name": "n"})
+    if rank == FAILS:
+        folder.mkdir()
+        (folder / "args.json").write_text(json.dumps({"name": "n"}))
+        (folder / "x.ckpt").touch()
+    auto_resume.find_checkpoint(folder, cfg, 36)
+    auto_resume.check_agreement()
 
 
 def read(path: Path, rank: int) -> None:

@@ -118,6 +118,10 @@ def test_processes_that_wait_for_each_other_fail_the_test_and_say_where(tmp_path
         ("folder", r"ConfigError: Rank 1: hardness\.dir=.* holds the records of another run"),
         ("write", r"DataError: Rank 1: hardness\.dir=.*\(No space left on device\)\. Make room"),
         ("checkpoint", r"CheckpointError: Rank 1: resume_from_checkpoint=x: there is no such file"),
+        (
+            "auto_resume",
+            r"CheckpointError: auto_resume\.enabled=True found .*x\.ckpt, but not on .* 0",
+        ),
     ],
 )
 def test_an_error_of_one_rank_is_raised_on_all(ranks: Ranks, what: str, expected: str) -> None:

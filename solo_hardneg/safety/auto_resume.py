@@ -12,7 +12,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from solo_hardneg.analysis.untrusted import read_config, resolved
-from solo_hardneg.errors import printable
+from solo_hardneg.distributed import gather_objects
+from solo_hardneg.errors import CheckpointError, printable
 from solo_hardneg.safety.reading import newest_checkpoint
 
 # What must be equal for a run to be resumed by itself; the host's list.
@@ -31,6 +32,7 @@ SHOULD_MATCH = (
     "pretrained_feature_extractor",
 )
 _SHOWN = 10  # runs of this name that are listed with the reason
+_found: Path | None = None  # what this process has found last
 
 
 def find_checkpoint(
@@ -85,7 +87,28 @@ def find_checkpoint(
             matching.append((written, newest, wandb_id if isinstance(wandb_id, str) else None))
     chosen = max(matching, key=lambda run: run[0], default=None)
     _report(folder, None if chosen is None else chosen[1], len(matching), left, others)
+    global _found
+    _found = None if chosen is None else chosen[1]
     return (None, None) if chosen is None else chosen[1:]
+
+
+def check_agreement() -> None:
+    """Refuses a run that some processes would resume and others start, waiting for each other.
+
+    All ranks must call it together, before Lightning loads a checkpoint.
+
+    Raises:
+        CheckpointError: :func:`find_checkpoint` has found one on some ranks only.
+    """
+    found = gather_objects(None if _found is None else str(_found))
+    lacking = [rank for rank, path in enumerate(found) if path is None]
+    if 0 < len(lacking) < len(found):
+        path = next(path for path in found if path is not None)
+        ranks = ", ".join(map(str, lacking[:8])) + (", ..." if len(lacking) > 8 else "")
+        raise CheckpointError(
+            f"auto_resume.enabled=True found {path}, but not on the ranks {ranks}. Set "
+            "checkpoint.dir to a folder that all processes share."
+        )
 
 
 @rank_zero_only

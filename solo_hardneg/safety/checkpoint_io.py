@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from solo_hardneg.distributed import all_or_none
 from solo_hardneg.errors import CheckpointError
+from solo_hardneg.safety.auto_resume import check_agreement
 from solo_hardneg.safety.reading import newest_checkpoint, read_checkpoint, read_or_older
 from solo_hardneg.trainers import config_of, host_checkpointer
 
@@ -31,14 +32,16 @@ class SafeCheckpoints(Callback):
         """Replaces the plug-in, and tries whether checkpoints can be written at all.
 
         Raises:
-            CheckpointError: the host's folder for checkpoints can't be made or written to. All
-                ranks raise it.
+            CheckpointError: the host's folder for checkpoints can't be made or written to, or
+                auto-resume has found a run on some ranks only. All ranks raise it.
         """
+        cfg = config_of(trainer, pl_module)
+        if stage == "fit" and cfg is not None and _found_by_itself(cfg):
+            check_agreement()
         inner = trainer.strategy.checkpoint_io
         if isinstance(inner, SafeCheckpointIO):
             inner = inner.inner
         if type(inner) is TorchCheckpointIO:  # others write folders, or later, or elsewhere
-            cfg = config_of(trainer, pl_module)
             trainer.strategy.checkpoint_io = SafeCheckpointIO(inner, trainer, cfg)
         saver = host_checkpointer(trainer)
         home = getattr(saver, "logdir", None) or getattr(saver, "folder", None)
@@ -144,7 +147,7 @@ class SafeCheckpointIO(CheckpointIO):
         content = error = None
         if self._trainer.is_global_zero:
             read: Any = read_checkpoint
-            if self._found_by_itself:
+            if _found_by_itself(self._cfg):
                 # With checkpoint.keep_prev, solo-learn takes any one of its folder.
                 read, path = read_or_older, newest_checkpoint(path.parent) or path
             try:
@@ -158,20 +161,9 @@ class SafeCheckpointIO(CheckpointIO):
         return chosen, content
 
     @property
-    def _found_by_itself(self) -> bool:
-        """Whether the host has looked for the checkpoint.
-
-        Of one that the user names, solo-learn takes the key out of the config.
-        """
-        cfg = self._cfg
-        if cfg is None or not OmegaConf.select(cfg, "auto_resume.enabled", default=False):
-            return False
-        return "resume_from_checkpoint" in cfg and cfg.resume_from_checkpoint is None
-
-    @property
     def _key(self) -> str:
         found = "auto_resume.enabled=True found"
-        return found if self._found_by_itself else "resume_from_checkpoint"
+        return found if _found_by_itself(self._cfg) else "resume_from_checkpoint"
 
     def named(self, path: Any) -> str:
         """``key=path`` for messages: what has chosen the checkpoint, and the file that was read."""
@@ -194,6 +186,16 @@ def resumed_from(trainer: Trainer) -> str:
     if isinstance(checkpoint_io, SafeCheckpointIO):
         return checkpoint_io.named(path)
     return f"ckpt_path={path}"
+
+
+def _found_by_itself(cfg: DictConfig | None) -> bool:
+    """Whether the host has looked for the checkpoint.
+
+    Of one that the user names, solo-learn takes the key out of the config.
+    """
+    if cfg is None or not OmegaConf.select(cfg, "auto_resume.enabled", default=False):
+        return False
+    return "resume_from_checkpoint" in cfg and cfg.resume_from_checkpoint is None
 
 
 def plain(value: Any) -> Any:
