@@ -19,11 +19,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from solo_hardneg.data.images import check_images, check_tiffs
 from solo_hardneg.data.listing import find_classes, labelled_images, unlabelled_images
+from solo_hardneg.data.mixed import mixed
 from solo_hardneg.errors import DataError, bad_value
 
 DEVICES = ("gpu", "cpu")
 _BUILDERS = ("PretrainPipelineBuilder", "NormalPipelineBuilder", "CustomNormalPipelineBuilder")
 _ITERATORS = ("PretrainWrapper", "Wrapper")
+
+_MOST = 20_000  # images that are opened to find the damaged one, which takes a minute
+_OF_THE_DEVICE = re.compile(r"CUDA (runtime|driver)|CUDA_ERROR|cuda[EM]|out of memory|[Aa]lloc")
+_OF_AN_IMAGE = re.compile(r"decod|image|jpe?g|\bread|\bopen|\bfile", re.IGNORECASE)
 
 
 def is_installed() -> bool:
@@ -76,17 +81,23 @@ def explain(error: RuntimeError, files: Sequence[str]) -> DataError:
 
     Args:
         error: DALI's. They are pages long; the lines that say what happened are kept.
-        files: what DALI may have read, oldest first.
+        files: what DALI may have read, oldest first. Opened are only so many, and only where the
+            error may be an image's.
     """
+    lines = [line.strip(" ,") for line in str(error).splitlines()]
+    lines = [line for line in dict.fromkeys(lines) if not line.startswith("[frame ")]
+    told = [line for line in lines if re.search(r"operator|rror|failure|failed|Could not", line)]
+    text = f"data.format=dali: DALI stopped ({' '.join(told or lines)[:600]})"
+    if any(_OF_THE_DEVICE.search(line) for line in lines):
+        return DataError(f"{text}. If memory is short, lower optimizer.batch_size.")
+    if not any(_OF_AN_IMAGE.search(line) for line in lines):
+        return DataError(f"{text}.")
     try:
-        check_images(files)
+        check_images(files[:_MOST])
     except DataError as found:
         return found
-    lines = dict.fromkeys(line.strip(" ,") for line in str(error).splitlines())
-    told = [line for line in lines if re.search(r"operator|failure|failed|Could not", line)]
-    text = " ".join(told or lines)[:600]
-    do = "PIL can read the images: use data.format=image_folder."
-    return DataError(f"data.format=dali: DALI stopped ({text}). {do}")
+    which = "the images" if len(files) <= _MOST else f"the first {_MOST:,} images"
+    return DataError(f"{text}. PIL can read {which}: use data.format=image_folder.")
 
 
 def extend_solo_learn() -> None:
@@ -102,7 +113,7 @@ def extend_solo_learn() -> None:
         for name in names:
             theirs = getattr(module, name, None)
             if theirs is not None and not issubclass(theirs, ours):
-                setattr(module, name, type(name, (ours, theirs), {"__doc__": theirs.__doc__}))
+                setattr(module, name, mixed(module, name, ours, theirs))
 
 
 class _Builder:

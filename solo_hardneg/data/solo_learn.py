@@ -19,6 +19,7 @@ from torchvision.datasets import ImageFolder
 from solo_hardneg.data import images
 from solo_hardneg.data.listing import find_classes, is_hidden, labelled_images, unlabelled_images
 from solo_hardneg.data.loader import CheckedLoader
+from solo_hardneg.data.mixed import mixed
 from solo_hardneg.errors import DataError
 
 _LOADERS = ("solo.data.pretrain_dataloader", "solo.data.classification_dataloader")
@@ -56,11 +57,10 @@ def extend_loaders() -> None:
     for name in _LOADERS:
         module: Any = importlib.import_module(name)
         module.ImageFolder, module.DataLoader = Folders, CheckedLoader
-        if hasattr(module, "H5Dataset") and not issubclass(module.H5Dataset, _OpenedByUs):
-            module.H5Dataset = type("H5Dataset", (_OpenedByUs, module.H5Dataset), {})
-        dataset = getattr(module, "CustomDatasetWithoutLabels", None)
-        if dataset is not None and not issubclass(dataset, _Unlabelled):
-            module.CustomDatasetWithoutLabels = type(dataset.__name__, (_Unlabelled, dataset), {})
+        for part, ours in _MIXED.items():
+            theirs = getattr(module, part, None)
+            if theirs is not None and not issubclass(theirs, ours):
+                setattr(module, part, mixed(module, part, ours, theirs))
     for name in _COUNT_CLASSES:
         counting: Any = importlib.import_module(name)
         counting.os = visible_os()
@@ -100,3 +100,6 @@ class _OpenedByUs:
     def _load_img(self, class_name: str, img: str) -> Any:
         content = self.h5_file[class_name][img][:]
         return images.open_rgb(io.BytesIO(content), f"{self.h5_path}: {class_name}/{img}")
+
+
+_MIXED = {"H5Dataset": _OpenedByUs, "CustomDatasetWithoutLabels": _Unlabelled}

@@ -1,0 +1,28 @@
+"""Classes that stand in a host's module in the place of its own can be pickled."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from types import ModuleType
+
+import pytest
+
+from solo_hardneg.data.mixed import mixed
+
+
+class Ours:
+    pass
+
+
+class Theirs:
+    """A dataset."""
+
+
+def test_it_can_be_pickled(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("a_host")
+    monkeypatch.setitem(sys.modules, "a_host", module)
+    module.Images = mixed(module, "Images", Ours, Theirs)  # type: ignore[attr-defined]
+    found = pickle.loads(pickle.dumps(module.Images()))
+    assert type(found).__mro__ == (module.Images, Ours, Theirs, object)
+    assert found.__doc__ == "A dataset."
