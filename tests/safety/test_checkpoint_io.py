@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from solo_hardneg.errors import CheckpointError
 from solo_hardneg.safety import checkpoint_io
-from solo_hardneg.safety.checkpoint_io import SafeCheckpointIO, SafeCheckpoints
+from solo_hardneg.safety.checkpoint_io import SafeCheckpointIO, SafeCheckpoints, _found_by_itself
 from solo_hardneg.safety.reading import epochs_done, other_checkpoints, read_checkpoint
 
 AUTO = {"auto_resume": {"enabled": True}, "resume_from_checkpoint": None}
@@ -350,10 +350,10 @@ def test_how_many_epochs_are_done() -> None:
 
 
 def test_who_has_chosen_a_checkpoint_is_in_the_config() -> None:
-    assert plugin(AUTO)._found_by_itself
+    assert _found_by_itself(OmegaConf.create(AUTO))
     named: DictConfig = OmegaConf.create(AUTO)
     del named.resume_from_checkpoint  # as solo-learn does
-    assert not plugin(named)._found_by_itself
+    assert not _found_by_itself(named)
 
 
 def test_a_checkpoint_holds_plain_containers(tmp_path: Path) -> None:
