@@ -22,6 +22,8 @@ WANDB_REMEDIES = (
     "Log in with `wandb login` or WANDB_API_KEY, or set wandb.offline=True or wandb.enabled=False."
 )
 _BACKEND = "MPLBACKEND"
+# In all versions of matplotlib, which takes a second to import.
+_EVERYWHERE = ("agg", "cairo", "pdf", "pgf", "ps", "svg", "template")
 
 
 def prepare() -> None:
@@ -58,6 +60,8 @@ def _drop_missing_backend() -> None:
 
 
 def _has_backend(name: str) -> bool:
+    if name.lower() in _EVERYWHERE:
+        return True
     if not name.startswith("module://"):
         return _is_known(name)
     try:
@@ -118,7 +122,8 @@ def _first_line(error: Exception) -> str:
 def resolve_paths(cfg: DictConfig, keys: Iterable[str]) -> None:
     """Makes relative paths absolute where ``hydra.job.chdir=true`` has changed the folder.
 
-    They are meant from where the command was given. Elsewhere they stay as they are.
+    They are meant from where the command was given. Elsewhere they stay as they are, and so do
+    addresses and the word None, by which the host means no path.
     """
     from hydra.core.hydra_config import HydraConfig
 
@@ -129,5 +134,7 @@ def resolve_paths(cfg: DictConfig, keys: Iterable[str]) -> None:
         return
     for key in keys:
         path = OmegaConf.select(cfg, key, throw_on_missing=False)
-        if isinstance(path, str) and path and not Path(path).expanduser().is_absolute():
+        if not isinstance(path, str) or path in ("", "None") or "://" in path:
+            continue
+        if not Path(path).expanduser().is_absolute():
             OmegaConf.update(cfg, key, str(start / path))

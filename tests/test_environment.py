@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import sys
@@ -30,6 +31,13 @@ def test_any_text_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found == [b"? caf?", "τ caf?".encode(), rb"\u03c4 caf\udce9"]
 
 
+def pretend_it_is_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hides matplotlib, and nothing that it has imported: numpy can't be imported twice."""
+    importlib.import_module("matplotlib.rcsetup")
+    known = {name: module for name, module in sys.modules.items() if name != "matplotlib"}
+    monkeypatch.setattr(environment.sys, "modules", known)
+
+
 @pytest.mark.parametrize(
     ("backend", "stays"),
     [
@@ -47,8 +55,7 @@ def test_a_plot_backend_that_is_not_there(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("MPLBACKEND", backend)
-    known = {name: module for name, module in sys.modules.items() if name != "matplotlib"}
-    monkeypatch.setattr(environment.sys, "modules", known)
+    pretend_it_is_not_imported(monkeypatch)
     prepare()
     prepare()
     assert os.environ.get("MPLBACKEND") == (backend if stays else None)
@@ -56,14 +63,23 @@ def test_a_plot_backend_that_is_not_there(
     assert said.count(f"MPLBACKEND={backend}: ") == (not stays)
 
 
+def test_for_a_well_known_backend_matplotlib_is_not_imported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    pretend_it_is_not_imported(monkeypatch)
+    monkeypatch.setattr(environment, "_is_known", None)  # imports it
+    prepare()
+    assert os.environ["MPLBACKEND"] == "Agg"
+
+
 def test_a_command_with_the_backend_of_another_environments_notebook(tmp_path: Path) -> None:
     """Lightning imports matplotlib, by way of torchmetrics."""
     code = (
         "from solo_hardneg.environment import prepare; prepare()\n"
-        "import lightning.pytorch, sys; print('matplotlib' in sys.modules)"
+        "import lightning.pytorch, matplotlib.pyplot"
     )
     done = run_python("-c", code, cwd=tmp_path, env={"MPLBACKEND": INLINE}).ok()
-    assert done.out.split()[-1] in ("True", "False")
     assert f"MPLBACKEND={INLINE}" in done.err
 
 
@@ -111,3 +127,12 @@ def test_paths_are_those_of_where_the_command_was_given(
     resolve_paths(cfg, INPUTS)
     train = f"{tmp_path}/images/train" if chdir else "images/train"
     assert cfg == {"data": {**given, "train_path": train}, "resume_from_checkpoint": "/a/last.ckpt"}
+
+
+@pytest.mark.parametrize("path", ["s3://bucket/last.ckpt", "None", ""])
+def test_what_is_no_path_stays(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hydra = {"job": {"chdir": True}, "runtime": {"cwd": str(tmp_path)}}
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", OmegaConf.create({"hydra": hydra}))
+    cfg = OmegaConf.create({"resume_from_checkpoint": path})
+    resolve_paths(cfg, INPUTS)
+    assert cfg.resume_from_checkpoint == path
