@@ -103,7 +103,8 @@ found["no classes"] = refusal(lambda: theirs("unlabelled/flat"))
 found["no images"] = refusal(lambda: theirs("empty", no_labels=True))
 odd = ("damaged", "no bytes", "floats", "latin1") if is_installed() else ()
 found["dali"] = {name: refusal(lambda name=name: dali(name)) for name in odd}
-our_loader.os.statvfs = lambda _: SimpleNamespace(f_bavail=16, f_frsize=4096)  # type: ignore
+stat = SimpleNamespace(f_bavail=16, f_blocks=2**30, f_frsize=4096)
+our_loader.os.statvfs = lambda _: stat  # type: ignore
 _, validation = classification_dataloader.prepare_dataloaders(*evaluated, 2, num_workers=2)
 training = prepare_dataloader(theirs("labelled"), 2, num_workers=2)
 found["shared memory"] = [refusal(lambda each=each: list(each)) for each in (training, validation)]
