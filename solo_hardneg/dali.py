@@ -18,7 +18,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from solo_hardneg.data.images import check_images, check_tiffs
-from solo_hardneg.data.listing import find_classes, labelled_images, unlabelled_images
+from solo_hardneg.data.listing import class_folders, labelled_images, unlabelled_images
 from solo_hardneg.data.mixed import mixed
 from solo_hardneg.errors import DataError, bad_value
 
@@ -165,7 +165,7 @@ def _listed(folder: str, no_labels: bool, fraction: float) -> tuple[list[str], l
         files = unlabelled_images(folder)
         labels = [-1] * len(files)
     else:
-        classes = {name: label for label, name in enumerate(find_classes(folder))}
+        classes = {name: label for label, name in enumerate(class_folders(folder, folder))}
         samples = labelled_images(folder, classes)
         files, labels = [file for file, _ in samples], [label for _, label in samples]
     if odd := [file for file in files if not _is_utf8(file)]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from solo_hardneg.data.listing import class_images, find_classes
+from solo_hardneg.data.listing import class_folders, class_images, find_classes, some
 from solo_hardneg.errors import DataError, bad_value, unknown_name
 
 
@@ -94,7 +94,7 @@ def check(dataset: str, path: Path, expected: Expected | None = None) -> Layout:
     if (root / "wnids.txt").is_file():
         _same(root, "train", train, "wnids.txt", (root / "wnids.txt").read_text("latin1").split())
     if strange := [name for name in train if not re.fullmatch(r"n\d{8}", name)]:
-        notes.append(f"train: {len(strange)} class names aren't WordNet's: {_some(strange)}.")
+        notes.append(f"train: {len(strange)} class names aren't WordNet's: {some(strange)}.")
     if len(train) != want.classes:
         what = " ".join([f"train has {len(train):,} classes, not {want.classes:,}.", *notes])
         raise _wrong(root, what.removesuffix("."), f"Add or remove classes. {_GET[dataset]}")
@@ -132,7 +132,7 @@ def split(path: Path, out: Path, held_out: int = 10_000, seed: int = 0) -> Split
     # named as in one folder per class, without the folders "images" of TinyImageNet's own layout
     images = {os.path.relpath(f, root / "train").replace("/images/", "/", 1): f for f in found}
     if twice := set(found) - set(images.values()):
-        what = f"train has two images of one name, the other in images/: {_some(twice)}"
+        what = f"train has two images of one name, the other in images/: {some(twice)}"
         raise _wrong(root, what, "Keep one of each")
     if not 0 < held_out < len(images):
         allowed = f"must be from 1 to {len(images) - 1:,}, as train has {len(images):,} images"
@@ -145,7 +145,7 @@ def split(path: Path, out: Path, held_out: int = 10_000, seed: int = 0) -> Split
     classes = {name.split("/")[0] for name in names}
     for part, do in (("train", "fewer"), ("val", "more")):
         if left := classes - {name.split("/")[0] for name in parts[part]}:
-            what = f"{part} would have no image of {len(left)} classes: {_some(left)}"
+            what = f"{part} would have no image of {len(left)} classes: {some(left)}"
             raise _wrong(held_out, what, f"Hold out {do}, or try another seed", "held_out")
     lines = b"".join(os.fsencode(name) + b"\n" for name in parts["val"])
     counts: dict[str, Any] = {part: len(parts[part]) for part in parts}
@@ -160,10 +160,6 @@ def split(path: Path, out: Path, held_out: int = 10_000, seed: int = 0) -> Split
 
 def _wrong(value: Any, what: str, do: str, key: str = "path") -> DataError:
     return DataError(f"{key}={value}: {what}. {do}.")
-
-
-def _some(names: Names) -> str:
-    return ", ".join(sorted(names)[:5]) + (", …" if len(names) > 5 else "")
 
 
 def _root(path: Path, get: str) -> Path:
@@ -186,27 +182,21 @@ def _root(path: Path, get: str) -> Path:
 def _images(root: Path, part: str, notes: list[str]) -> dict[str, list[str]]:
     """The images of each class folder of ``root/part``, as the loaders will find them."""
     folder = str(root / part)
-    try:
-        classes = find_classes(folder)
-    except OSError as error:
-        raise _wrong(root, f"{part} can't be read ({error})", "Make it readable") from error
-    if not classes:
-        what, do = f"{part} has no class folders", "Give each class a folder of its own"
-        raise _wrong(root, what, do)
+    classes = class_folders(folder, f"path={root}: {part}")
     found, passed = class_images(folder, classes)
     # TinyImageNet's, as they should be
     boxes = {os.path.join(folder, name, f"{name}_boxes.txt") for name in classes}
     others = [file for file in passed.others if file not in boxes]
     if empty := [name for name, files in found.items() if not files]:
-        what = f"{part} has {len(empty)} class folders without images: {_some(empty)}"
+        what = f"{part} has {len(empty)} class folders without images: {some(empty)}"
         raise _wrong(root, what, "Fill them or remove them")
     if broken := [file for files in found.values() for file in files if _broken(file)]:
-        names = _some([os.path.relpath(file, root) for file in broken])
+        names = some([os.path.relpath(file, root) for file in broken])
         what = f"{len(broken)} files are empty or dead links: {names}"
         raise _wrong(root, what, "Get these images again")
     for kind, what in ((others, "files are no images of a class"), (passed.hidden, "are hidden")):
         if kind:
-            names = _some([os.path.relpath(path, root) for path in kind])
+            names = some([os.path.relpath(path, root) for path in kind])
             notes.append(f"{part}: {len(kind):,} {what}: {names}.")
     return found
 
@@ -231,18 +221,18 @@ def _val(root: Path, dataset: str, train: Names, notes: list[str]) -> dict[str, 
     classes = {row[0]: row[:2][-1] for row in rows}
     _same(root, "val/val_annotations.txt", set(classes.values()), "train", train)
     if lost := [name for name in classes if _broken(str(images / name))]:
-        what = f"val/images lacks {len(lost):,} images of val_annotations.txt: {_some(lost)}"
+        what = f"val/images lacks {len(lost):,} images of val_annotations.txt: {some(lost)}"
         do = "Remove val_annotations.txt, as the images are in class folders"
         raise _wrong(root, what, do if folders - {"images"} else _FLAT["tinyimagenet"])
     if more := {file.name for file in images.iterdir()} - set(classes):
-        notes.append(f"val: {len(more):,} files not in the table, and not used: {_some(more)}.")
+        notes.append(f"val: {len(more):,} files not in the table, and not used: {some(more)}.")
     notes.append("val: solo-learn needs one folder per class here; the standalone host doesn't.")
     return dict(sorted(Counter(classes.values()).items()))
 
 
 def _same(root: Path, part: str, got: Names, by: str, want: Names) -> None:
     sets = {"lacks": set(want) - set(got), "has besides": set(got) - set(want)}
-    texts = [f"it {verb} {len(names):,}: {_some(names)}" for verb, names in sets.items() if names]
+    texts = [f"it {verb} {len(names):,}: {some(names)}" for verb, names in sets.items() if names]
     if texts:
         do = "Unpack or copy the dataset again, and remove folders that don't belong"
         raise _wrong(root, f"the classes of {part} aren't those of {by}; {'; '.join(texts)}", do)
@@ -252,7 +242,7 @@ def _sizes(part: str, counts: Mapping[str, int], fewest: int, most: int) -> list
     few = [f"{name} ({n:,})" for name, n in counts.items() if n < fewest]
     many = [f"{name} ({n:,})" for name, n in counts.items() if n > most]
     texts = [(few, f"fewer than {fewest:,}"), (many, f"more than {most:,}")]
-    return [f"{part}: {len(c)} classes have {t} images: {_some(c)}." for c, t in texts if c]
+    return [f"{part}: {len(c)} classes have {t} images: {some(c)}." for c, t in texts if c]
 
 
 def _found(out: Path, facts: Mapping[str, Any], files: Mapping[str, str]) -> str:
@@ -267,7 +257,7 @@ def _found(out: Path, facts: Mapping[str, Any], files: Mapping[str, str]) -> str
         do = "Choose another out, or delete this one"
         raise _wrong(out, f"it exists and holds another split: {other}", do, "out")
     if lost := [file for file in files if not (out / file).is_file()]:
-        what = f"it holds this split, but {len(lost):,} images are gone: {_some(lost)}"
+        what = f"it holds this split, but {len(lost):,} images are gone: {some(lost)}"
         raise _wrong(out, what, "Delete out and run this again", "out")
     return way
 

@@ -27,19 +27,21 @@ def welch(
     NaN with fewer than two values on a side, or without any spread.
     """
     return (
-        float(_test(one, other, alternative, margin).pvalue) if testable(one, other) else math.nan
+        float(_test(one, other, alternative, margin).pvalue)
+        if can_be_tested(one, other)
+        else math.nan
     )
 
 
 def welch_interval(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
     """Returns the 95 % interval of the difference of the means; NaN as in :func:`welch`."""
-    if not testable(one, other):
+    if not can_be_tested(one, other):
         return math.nan, math.nan
     interval = _test(one, other).confidence_interval(1 - LEVEL)
     return float(interval.low), float(interval.high)
 
 
-def testable(one: Sequence[float], other: Sequence[float]) -> bool:
+def can_be_tested(one: Sequence[float], other: Sequence[float]) -> bool:
     """Whether there are two values on each side, and any spread."""
     return min(len(one), len(other)) > 1 and not len({*one}) == len({*other}) == 1
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from solo_hardneg.analysis.untrusted import encodable
-from solo_hardneg.data.listing import find_classes
+from solo_hardneg.data.listing import class_folders
 from solo_hardneg.errors import DataError
 
 FOLDERS = ("custom", "imagenet", "imagenet100", "tinyimagenet")
@@ -72,14 +72,7 @@ def _folder_names(train_path: Any) -> list[str]:
     if not path.is_dir():
         do = "Point it at the training images: the names of the classes are those of its folders"
         raise DataError(f"data.train_path={path}: there is no such folder. {do}.")
-    try:
-        names = [encodable(name) for name in find_classes(path)]
-    except OSError as error:
-        raise DataError(f"data.train_path={path}: it can't be read ({error}).") from error
-    if not names:
-        do = "Put each class in a folder of its own"
-        raise DataError(f"data.train_path={path}: it holds no class folders. {do}.")
-    return names
+    return [encodable(name) for name in class_folders(path, f"data.train_path={path}")]
 
 
 def readable(names: Sequence[str], synsets: Sequence[str] | None = None) -> list[str]:

@@ -8,7 +8,7 @@ indexes are the same everywhere.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -36,15 +36,18 @@ class Listing:
     def announce(self, where: str) -> None:
         """Says once how many names were passed over, if any."""
         kinds = ((self.hidden, "hidden names"), (self.others, "that are no images"))
-        parts = [f"{len(names):,} {what} ({some(names)})" for names, what in kinds if names]
+        parts = [
+            f"{len(names):,} {what} ({some({*map(os.path.basename, names)})})"
+            for names, what in kinds
+            if names
+        ]
         if parts:
             _say(f"{where}: passed over {' and '.join(parts)}.")
 
 
-def some(names: list[str]) -> str:
-    """The first few names."""
-    shown = ", ".join(sorted({os.path.basename(name) for name in names})[:3])
-    return shown + (", ..." if len(names) > 3 else "")
+def some(names: Collection[str]) -> str:
+    """The first few names, in their order of sorting."""
+    return ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
 
 
 @cache
@@ -72,6 +75,27 @@ def find_classes(folder: str | Path) -> list[str]:
     """
     entries = list(os.scandir(folder))
     return sorted(e.name for e in entries if _is_folder(e) and not is_hidden(e.name))
+
+
+def class_folders(folder: str | Path, where: str, do: str = "") -> list[str]:
+    """The names of the class folders in a folder, sorted, where there must be some.
+
+    Args:
+        folder: holds them.
+        where: what messages begin with.
+        do: another remedy than to make such folders.
+
+    Raises:
+        DataError: there are none, or the folder can't be read.
+    """
+    try:
+        classes = find_classes(folder)
+    except OSError as error:
+        raise DataError(f"{where}: it can't be read ({error}). Make it readable.") from error
+    if not classes:
+        do = f"Put each class in a folder of its own{do and f', or {do}'}."
+        raise DataError(f"{where}: it holds no class folders. {do}")
+    return classes
 
 
 def list_images(folder: str | Path) -> Listing:

@@ -17,10 +17,9 @@ from typing import Any
 from torchvision.datasets import ImageFolder
 
 from solo_hardneg.data import images
-from solo_hardneg.data.listing import find_classes, is_hidden, labelled_images, unlabelled_images
+from solo_hardneg.data.listing import class_folders, is_hidden, labelled_images, unlabelled_images
 from solo_hardneg.data.loader import CheckedLoader
 from solo_hardneg.data.mixed import mixed
-from solo_hardneg.errors import DataError
 
 _LOADERS = ("solo.data.pretrain_dataloader", "solo.data.classification_dataloader")
 _COUNT_CLASSES = ("solo.args.pretrain", "solo.args.linear")
@@ -36,12 +35,9 @@ class Folders(ImageFolder):
         """The class folders and their labels.
 
         Raises:
-            DataError: there are none.
+            DataError: there are none, or the folder can't be read.
         """
-        classes = find_classes(directory)
-        if not classes:
-            do = "Put each class in a folder of its own, or set ++data.no_labels=true"
-            raise DataError(f"{directory}: it holds no class folders. {do}.")
+        classes = class_folders(directory, str(directory), "set ++data.no_labels=true")
         return classes, {name: label for label, name in enumerate(classes)}
 
     @staticmethod

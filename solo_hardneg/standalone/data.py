@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader, Dataset
 
 from solo_hardneg.data.images import read_image
-from solo_hardneg.data.listing import find_classes, labelled_images, unlabelled_images
+from solo_hardneg.data.listing import class_folders, labelled_images, unlabelled_images
 from solo_hardneg.data.loader import CheckedLoader
 from solo_hardneg.errors import DataError, bad_value
 from solo_hardneg.standalone.checks import number_of_devices, read
@@ -83,14 +83,7 @@ def folder(cfg: DictConfig, key: str) -> Path:
 def class_names(cfg: DictConfig, key: str = "data.train_path") -> list[str]:
     """The names of the class folders under the folder of ``key``, sorted."""
     path = folder(cfg, key)
-    try:
-        classes = find_classes(path)
-    except OSError as error:
-        raise DataError(f"{key}={path}: it can't be read ({error}). Make it readable.") from error
-    if not classes:
-        do = "Put each class in a folder of its own, or set ++data.no_labels=true"
-        raise DataError(f"{key}={path}: it holds no class folders. {do}.")
-    return classes
+    return class_folders(path, f"{key}={path}", "set ++data.no_labels=true")
 
 
 def load_split(cfg: DictConfig, train: bool) -> Split:

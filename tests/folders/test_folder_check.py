@@ -139,7 +139,9 @@ def test_what_would_stop_training(tmp_path, inner, spoil, message):
 
 def test_a_train_folder_without_classes(tmp_path):
     put(tmp_path / "train" / "a.png")
-    with pytest.raises(DataError, match="train has no class folders. Give each class a folder"):
+    with pytest.raises(
+        DataError, match="train: it holds no class folders. Put each class in a folder"
+    ):
         look(tmp_path)
 
 
