@@ -68,26 +68,56 @@ def verify(checkpoint: Values, identity: Values, defaults: Values) -> None:
     here, are = (json.loads(json.dumps(part, default=str)) for part in (identity, defaults))
     differing = _differing(there, here, were, are)
     if differing:
+        changed = _changed_defaults(*_policies(there, here, were, are))
         lines = "; ".join(
-            f"{key}: {json.dumps(there.get(key))} there, {json.dumps(here.get(key))} here"
+            changed
+            if key == "negatives" and changed
+            else f"{key}: {json.dumps(there.get(key))} there, {json.dumps(here.get(key))} here"
             for key in differing
         )
         raise CheckpointError(f"This checkpoint belongs to another policy ({lines}). {way_out}")
 
 
+def _policies(*parts: Values) -> list[Values]:
+    return [part.get("negatives", {}) for part in parts]
+
+
 def _differing(there: Values, here: Values, were: Values, are: Values) -> list[str]:
     """Keys of two identities that differ, given the defaults of both."""
-    policies = [part.get("negatives", {}) for part in (there, here, were, are)]
     found = [key for key in _unequal(there, here, were, are) if key != "negatives"]
-    return found if _same_policy(*policies) else ["negatives", *found]
+    policies = _policies(there, here, were, are)
+    same = list(policies[0]) == list(policies[1]) and not _unequal_arguments(*policies)
+    return found if same else ["negatives", *found]
 
 
-def _same_policy(there: Values, here: Values, were: Values, are: Values) -> bool:
-    """Whether two policies have the same verbs, in the same order, with the same arguments."""
-    return list(there) == list(here) and not any(
-        _unequal(there[verb], here[verb], _TIMES | were.get(verb, {}), _TIMES | are.get(verb, {}))
+def _unequal_arguments(
+    there: Values, here: Values, were: Values, are: Values
+) -> list[tuple[str, str]]:
+    """Verbs and arguments in which two policies of the same verbs differ."""
+    return [
+        (verb, name)
         for verb in here
-    )
+        for name in _unequal(
+            there[verb], here[verb], _TIMES | were.get(verb, {}), _TIMES | are.get(verb, {})
+        )
+    ]
+
+
+def _changed_defaults(there: Values, here: Values, were: Values, are: Values) -> str:
+    """What is said of policies that differ in nothing but defaults; empty for any others."""
+    if list(there) != list(here):
+        return ""
+    lines = []
+    for verb, name in _unequal_arguments(there, here, were, are):
+        then, now = (part.get(verb, {}).get(name, _UNKNOWN) for part in (were, are))
+        if there[verb].get(name) != then or here[verb].get(name) != now:
+            return ""
+        key, before = f"negatives.{verb}.{name}", json.dumps(then)
+        lines.append(
+            f"{key}: its default was {before} when this checkpoint was written, and is "
+            f"{json.dumps(now)} now; set {key}={before}"
+        )
+    return "; ".join(lines)
 
 
 def _unequal(there: Values, here: Values, were: Values, are: Values) -> list[str]:

@@ -238,7 +238,7 @@ def identity(release: type, monkeypatch: Any, arguments: Written) -> tuple[Writt
         (MoreArguments, {"share": 0.5}, FirstRelease, {"share": 0.5}, True),
         (MoreArguments, {"share": 0.5, "noise": 1}, FirstRelease, {"share": 0.5}, False),
         # A default that has changed since means there what it meant then.
-        (FirstRelease, {"share": 0.5}, OtherDefaults, {"share": 0.5}, False),
+        (FirstRelease, {"share": 0.5}, OtherDefaults, {"share": 0.4}, False),
         (OtherDefaults, {"share": 0.5, "power": 1}, FirstRelease, {"share": 0.5}, False),
         (OtherDefaults, {"share": 0.5}, FirstRelease,
          {"share": 0.5, "label": "same", "power": 2}, True),
@@ -254,8 +254,23 @@ def test_a_checkpoint_and_another_release_of_a_verb(
     if same:
         fingerprint.verify(checkpoint, *now)
     else:
-        with pytest.raises(CheckpointError, match='negatives: {"other": .* there, {"other": .* '):
+        text = r'\(negatives(: {"other": .* there, {"other": .* here|\.other\.label: its default)'
+        with pytest.raises(CheckpointError, match=text):
             fingerprint.verify(checkpoint, *now)
+
+
+def test_a_default_that_has_changed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = written(FirstRelease, monkeypatch, {"share": 0.5})
+    now = identity(OtherDefaults, monkeypatch, {"share": 0.5})
+    with pytest.raises(CheckpointError) as refused:
+        fingerprint.verify(checkpoint, *now)
+    text = str(refused.value)
+    assert (
+        "negatives.other.power: its default was 1.0 when this checkpoint was written, and is 2.0 "
+        "now; set negatives.other.power=1.0"
+    ) in text
+    assert "negatives.other.label: its default was null" in text
+    assert "there" not in text.partition(")")[0]
 
 
 @pytest.mark.parametrize(("wants", "same"), [({}, True), ({"count": 3}, False)])
