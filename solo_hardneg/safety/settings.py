@@ -156,13 +156,13 @@ def differences_of_states(trainer: Trainer, checkpoint: Mapping[str, Any]) -> Di
             common = theirs.keys() & ours.keys()
             pairs = differences({k: theirs[k] for k in common}, {k: ours[k] for k in common})
             found.update({f"{key} of {name}": pair for key, pair in pairs.items()})
-    theirs = [_shape(state) for state in checkpoint.get("lr_schedulers", [])]
-    ours = [_shape(config.scheduler.state_dict()) for config in trainer.lr_scheduler_configs]
-    if [shape.keys() for shape in theirs] != [shape.keys() for shape in ours]:
-        found["scheduler.name"] = (_kinds(theirs), _kinds(ours))
+    schedules = [_shape(state) for state in checkpoint.get("lr_schedulers", [])]
+    made = [_shape(config.scheduler.state_dict()) for config in trainer.lr_scheduler_configs]
+    if [shape.keys() for shape in schedules] != [shape.keys() for shape in made]:
+        found["scheduler.name"] = (_kinds(schedules), _kinds(made))
         return found
-    for there, here in zip(theirs, ours, strict=True):
-        pairs = differences(there, here)
+    for before, now in zip(schedules, made, strict=True):
+        pairs = differences(before, now)
         found.update({f"{key} of the schedule": pair for key, pair in pairs.items()})
     return found
 
