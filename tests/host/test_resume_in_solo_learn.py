@@ -32,6 +32,7 @@ def ended(solo_learn: Path, small: list[str], pretrained: Run, outputs: Path) ->
         (neighbour / "x.ckpt").touch()
     banded = ["--config-name", "mocov2_banded", *small, "method_kwargs.queue_size=32"]
     limited = [*banded, "max_epochs=2", f"checkpoint.dir={outputs / 'limited'}"]
+    limited.append("++checkpoint.frequency=10")  # solo-learn saves in the first epoch only
     baseline = ["--config-name", "simclr", *small, f"checkpoint.dir={outputs / 'simclr'}"]
     named = [
         *(a for a in pretrained.arguments if not a.startswith("checkpoint")),
