@@ -186,7 +186,7 @@ def test_it_comes_before_the_recorder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert plugin.callbacks() == []
     monkeypatch.setattr("solo_hardneg.plugin._registered", True)
     names = [type(callback).__name__ for callback in plugin.callbacks()]
-    assert names == ["SafeCheckpoints", "Stopping", "NoNegatives", "ResidentData", "Recorder"]
+    assert names.index("ResidentData") < names.index("Recorder")
 
 
 def as_tuple(items: list[Any]) -> tuple[Any, ...]:
