@@ -30,7 +30,9 @@ def _backends(text: str) -> tuple[str, ...]:
     unknown = [name for name in found if name not in OUR_BACKENDS]
     if unknown:
         known = ", ".join(OUR_BACKENDS)
-        raise typer.BadParameter(f"backends={text}: {unknown[0]} is none of {known}")
+        raise typer.BadParameter(
+            f"backends={text}: unknown backend {unknown[0]}. Choose from: {known}"
+        )
     return found
 
 
@@ -106,7 +108,7 @@ def step(
 ) -> None:
     """A whole training step against the host's MoCo v2+."""
     if host not in ("", "solo", "standalone"):
-        raise typer.BadParameter(f"host={host}: is none of solo, standalone")
+        raise typer.BadParameter(f"host={host}: must be solo or standalone")
     _backends(backend)
     from benchmarks.hosts import use_host
 
@@ -230,16 +232,18 @@ def gpu(
     from benchmarks.parts import PARTS
 
     if host not in ("", "solo", "standalone"):
-        raise typer.BadParameter(f"host={host}: is none of solo, standalone")
+        raise typer.BadParameter(f"host={host}: must be solo or standalone")
     if device not in ("cuda", "cpu"):
-        raise typer.BadParameter(f"device={device}: is none of cuda, cpu")
+        raise typer.BadParameter(f"device={device}: must be cuda or cpu")
     if not 0 < minutes < float("inf"):
         raise typer.BadParameter(f"minutes={minutes}: must be a number above 0")
     known = [part.name for part in PARTS]
     chosen = tuple(parts.split(","))
     unknown = [name for name in chosen if name not in known]
     if unknown:
-        raise typer.BadParameter(f"parts={parts}: {unknown[0]} is none of {', '.join(known)}")
+        raise typer.BadParameter(
+            f"parts={parts}: unknown part {unknown[0]}. Choose from: {', '.join(known)}"
+        )
     if data is not None and not (data / "cifar-100-python").is_dir():
         raise typer.BadParameter(f"data={data}: holds no cifar-100-python. Point it at its parent.")
     from benchmarks.gpu import default_checkpoints, run_gpu

@@ -175,7 +175,7 @@ def dataset(job: Job) -> tuple[str, str, int]:
     """The small images at hand: their config, their folder and the pixels of a side.
 
     Raises:
-        NotPossible: there are none. A rehearsal has digits, if nothing else.
+        NotPossible: no dataset was given. A rehearsal falls back on scikit-learn's digits.
     """
     if job.data is not None:
         return "cifar100", str(job.data), 8 if job.tiny else 32

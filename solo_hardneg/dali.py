@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from solo_hardneg.data.images import check_images, check_tiffs
 from solo_hardneg.data.listing import class_folders, labelled_images, unlabelled_images
-from solo_hardneg.data.mixed import mixed
+from solo_hardneg.data.mixed import mix_into
 from solo_hardneg.errors import DataError, bad_value
 
 DEVICES = ("gpu", "cpu")
@@ -109,11 +109,8 @@ def extend_solo_learn() -> None:
         module = importlib.import_module("solo.data.dali_dataloader")
     except ImportError:  # solo-learn does without it then
         return
-    for names, ours in ((_BUILDERS, _Builder), (_ITERATORS, _Iterator)):
-        for name in names:
-            theirs = getattr(module, name, None)
-            if theirs is not None and not issubclass(theirs, ours):
-                setattr(module, name, mixed(module, name, ours, theirs))
+    mix_into(module, _BUILDERS, _Builder)
+    mix_into(module, _ITERATORS, _Iterator)
 
 
 class _Builder:
@@ -132,7 +129,8 @@ class _Builder:
 
         files, labels = _listed(str(data_path), kwargs.get("no_labels", False), data_fraction)
         check_tiffs(files)
-        # The share is drawn from our list; theirs may hold what can't be shared out by class.
+        # data_fraction is applied to our list, because solo-learn's may contain hidden folders,
+        # from which no stratified subset can be drawn.
         host: Any = super()
         host.__init__(Path(data_path), *args, data_fraction=-1, **kwargs)
         check_resources(getattr(self, "device", None), getattr(self, "num_threads", None))

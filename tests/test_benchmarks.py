@@ -218,9 +218,9 @@ def test_a_small_run() -> None:
     [
         (["loss", "--n", "0"], "n=0: must be whole numbers above 0"),
         (["loss", "--k", "some"], "k=some: must be whole numbers"),
-        (["loss", "--backends", "fast"], "fast is none of auto"),
+        (["loss", "--backends", "fast"], "unknown backend fast. Choose from: auto"),
         (["loader", "--workers", "-1"], "workers=-1"),
-        (["step", "--host", "other"], "host=other: is none of solo, standalone"),
+        (["step", "--host", "other"], "host=other: must be solo or standalone"),
         (["simclr", "--b", "x"], "b=x: must be whole numbers"),
     ],
 )

@@ -298,8 +298,8 @@ def test_rounds_end_when_time_is_up_and_calls_are_timed_together() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--device", "tpu"], "device=tpu: is none of cuda, cpu"),
-        (["--parts", "loss,speed"], "speed is none of tests, waits, loss"),
+        (["--device", "tpu"], "device=tpu: must be cuda or cpu"),
+        (["--parts", "loss,speed"], "unknown part speed. Choose from: tests, waits, loss"),
         (["--minutes", "0"], "minutes=0.0: must be a number above 0"),
         (["--data", "."], "holds no cifar-100-python"),
     ],

@@ -86,7 +86,7 @@ def class_folders(folder: str | Path, where: str, do: str = "") -> list[str]:
         do: another remedy than to make such folders.
 
     Raises:
-        DataError: there are none, or the folder can't be read.
+        DataError: the folder has no class folders, or can't be read.
     """
     try:
         classes = find_classes(folder)
@@ -199,7 +199,7 @@ def unlabelled_images(folder: str | Path, where: str | None = None) -> list[str]
     """All images below a folder, and says what was passed over.
 
     Raises:
-        DataError: there are none, or a folder can't be read.
+        DataError: the folder has no images, or a folder in it can't be read.
     """
     where = str(folder) if where is None else where
     found = list_images(folder)

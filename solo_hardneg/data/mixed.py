@@ -1,16 +1,19 @@
-"""Classes of ours and a host's in one, in the place of the host's."""
+"""Mixes our classes into a host's, in the host's module."""
 
 from __future__ import annotations
 
-from types import ModuleType
+from collections.abc import Iterable
+from typing import Any
 
 
-def mixed(module: ModuleType, name: str, ours: type, theirs: type) -> type:
-    """A class of both, ours first, which pickle finds where it is going to be bound.
+def mix_into(module: Any, names: Iterable[str], mixin: type) -> None:
+    """Replaces classes of a module by subclasses of them and ``mixin``, which comes first.
 
-    Args:
-        module, name: where that is.
-        ours, theirs: the classes.
+    Names that the module lacks are passed over. Calling it again is harmless. The subclasses can
+    be pickled: they have the module and name of the classes that they replace.
     """
-    parts = {"__module__": module.__name__, "__doc__": theirs.__doc__}
-    return type(name, (ours, theirs), parts)
+    for name in names:
+        base = getattr(module, name, None)
+        if base is not None and not issubclass(base, mixin):
+            parts = {"__module__": module.__name__, "__doc__": base.__doc__}
+            setattr(module, name, type(name, (mixin, base), parts))

@@ -19,7 +19,7 @@ from torchvision.datasets import ImageFolder
 from solo_hardneg.data import images
 from solo_hardneg.data.listing import class_folders, is_hidden, labelled_images, unlabelled_images
 from solo_hardneg.data.loader import CheckedLoader
-from solo_hardneg.data.mixed import mixed
+from solo_hardneg.data.mixed import mix_into
 
 _LOADERS = ("solo.data.pretrain_dataloader", "solo.data.classification_dataloader")
 _COUNT_CLASSES = ("solo.args.pretrain", "solo.args.linear")
@@ -35,7 +35,7 @@ class Folders(ImageFolder):
         """The class folders and their labels.
 
         Raises:
-            DataError: there are none, or the folder can't be read.
+            DataError: the folder has no class folders, or can't be read.
         """
         classes = class_folders(directory, str(directory), "set ++data.no_labels=true")
         return classes, {name: label for label, name in enumerate(classes)}
@@ -53,10 +53,8 @@ def extend_loaders() -> None:
     for name in _LOADERS:
         module: Any = importlib.import_module(name)
         module.ImageFolder, module.DataLoader = Folders, CheckedLoader
-        for part, ours in _MIXED.items():
-            theirs = getattr(module, part, None)
-            if theirs is not None and not issubclass(theirs, ours):
-                setattr(module, part, mixed(module, part, ours, theirs))
+        for part, mixin in _MIXED.items():
+            mix_into(module, [part], mixin)
     for name in _COUNT_CLASSES:
         counting: Any = importlib.import_module(name)
         counting.os = visible_os()

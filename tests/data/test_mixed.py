@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from solo_hardneg.data.mixed import mixed
+from solo_hardneg.data.mixed import mix_into
 
 
 class Ours:
@@ -22,7 +22,9 @@ class Theirs:
 def test_it_can_be_pickled(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("a_host")
     monkeypatch.setitem(sys.modules, "a_host", module)
-    module.Images = mixed(module, "Images", Ours, Theirs)  # type: ignore[attr-defined]
+    module.Images = Theirs  # type: ignore[attr-defined]
+    for _ in range(2):
+        mix_into(module, ["Images", "Missing"], Ours)
     found = pickle.loads(pickle.dumps(module.Images()))
     assert type(found).__mro__ == (module.Images, Ours, Theirs, object)
     assert found.__doc__ == "A dataset."
