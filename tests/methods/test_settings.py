@@ -24,30 +24,30 @@ def folders(config: Maker, train: Path, val: Path | None = None) -> DictConfig:
     return config("data=custom", f"data.train_path={train}", f"data.val_path={val or 'null'}")
 
 
-@pytest.fixture
-def in_solo_learn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "NAME", "solo")
+def check_in_solo_learn(cfg: DictConfig) -> None:
+    """The check that solo-learn's runs get; the host is named late, as composing registers it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(host, "NAME", "solo")
+        settings.check_folders(cfg)
 
 
-@pytest.mark.usefixtures("in_solo_learn")
 def test_folders_that_are_not_there(config: Maker, tmp_path: Path) -> None:
-    settings.check_folders(folders(config, tmp_path))
+    check_in_solo_learn(folders(config, tmp_path))
     with pytest.raises(DataError, match=r"data.train_path=.*/none: is not there\. Point"):
-        settings.check_folders(folders(config, tmp_path / "none"))
+        check_in_solo_learn(folders(config, tmp_path / "none"))
     with pytest.raises(DataError, match=r"data.val_path=.*/none: is not there"):
-        settings.check_folders(folders(config, tmp_path, tmp_path / "none"))
+        check_in_solo_learn(folders(config, tmp_path, tmp_path / "none"))
     cfg = folders(config, tmp_path, tmp_path / "none")
     cfg.data.train_path = None
     with pytest.raises(DataError, match=r"data.val_path=.*/none: is not there"):
-        settings.check_folders(cfg)
-    settings.check_folders(config("data=cifar10", "data.train_path=none"))  # it may be downloaded
+        check_in_solo_learn(cfg)
+    check_in_solo_learn(config("data=cifar10", "data.train_path=none"))  # it may be downloaded
 
 
-@pytest.mark.usefixtures("in_solo_learn")
 def test_a_layout_that_solo_learn_reads_as_one_class(config: Maker, tmp_path: Path) -> None:
     (tmp_path / "val_annotations.txt").touch()
     with pytest.raises(ConfigError, match=r"data.val_path=.*TinyImageNet's own layout"):
-        settings.check_folders(folders(config, tmp_path.parent, tmp_path))
+        check_in_solo_learn(folders(config, tmp_path.parent, tmp_path))
 
 
 def test_the_standalone_host_reads_that_layout(config: Maker, tmp_path: Path) -> None:
