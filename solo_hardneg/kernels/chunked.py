@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag
+from torch.nn.functional import embedding_bag, threshold
 
 from solo_hardneg import sync
 from solo_hardneg.kernels.problem import Problem, Pulls, Ranks, Sums
@@ -27,6 +27,7 @@ _SPARSE = 0.15  # up to this share, gathering what is kept beats a product with 
 _LEAST_ROWS = 48  # fewer make matrix products slow
 _NUMBERS = {"cpu": 3 * 2**20}  # of similarities in a block, if there are enough rows
 _NUMBERS_ON_AN_ACCELERATOR = 2**23
+_LEAST = -80.0  # an exponent below it adds nothing to a sum that has a term of 1
 _TERMS = 512  # so many are added one after another
 
 
@@ -122,7 +123,7 @@ class Running:
         logits = similarity.mul_(self.scale)
         top = torch.maximum(self.top, logits.amax(dim=1, keepdim=True))
         fade = (self.top - top).exp_()
-        weight = logits.sub_(top).exp_()
+        weight = exponentials(logits.sub_(top))
         self.sum.mul_(fade).add_(weight.sum(dim=1, keepdim=True))
         if self.gradient:
             self.vector.mul_(fade).addmm_(weight, tile)
@@ -250,6 +251,17 @@ class WeightsKernel(Block):
         return weight @ self.vectors
 
 
+def exponentials(logits: Tensor) -> Tensor:
+    """exp of numbers up to 0, in their place; exactly 0 below -79, where it is under 5e-35.
+
+    On a CPU, exp takes three times as long where it gives 0, and twelve times where it gives a
+    subnormal number.
+    """
+    if logits.device.type != "cpu":
+        return logits.exp_()
+    return threshold(logits.clamp_(min=_LEAST).exp_(), math.exp(_LEAST + 1), 0.0, inplace=True)
+
+
 class Weights:
     """exp(scale·s) of candidates, up to a factor for each query.
 
@@ -264,7 +276,7 @@ class Weights:
             similarity = similarity.new_full((len(similarity), 1), -math.inf)
         top = similarity.amax(dim=1, keepdim=True)
         top = top.masked_fill(top == -math.inf, 0.0) * scale
-        self.weight = torch.add(-top, similarity, alpha=scale, out=similarity).exp_()
+        self.weight = exponentials(torch.add(-top, similarity, alpha=scale, out=similarity))
         total = self.weight.sum(dim=1, keepdim=True)
         self.share = 1 / total.masked_fill(total == 0, 1.0)
         self.log = (total.log() + top)[:, 0]
