@@ -62,12 +62,11 @@ def tests(session: nox.Session, stack: str) -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     report = RESULTS / f"tests-{stack}.xml"
     report.unlink(missing_ok=True)
-    arguments = [*(session.posargs or ["tests"]), f"--junitxml={report}"]
+    arguments = [*(session.posargs or ["--all"]), f"--junitxml={report}"]
     python = PROJECT / STACKS[stack] / "bin" / "python"
     if os.environ.get("REUSE") and python.is_file():
-        session.run(
-            str(python), "-m", "pytest", *arguments, external=True, success_codes=range(256)
-        )
+        command = [str(python), "-m", "pytest", "-n", "2", "--dist", "loadfile", *arguments]
+        session.run(*command, external=True, success_codes=range(256))
     else:
         env = {"STACK": stack}
         command = "scripts/test"

@@ -1,16 +1,76 @@
-"""What all tests share."""
+"""What all tests share: the two tiers, no network, and a checkout of solo-learn."""
 
 from __future__ import annotations
 
+import os
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import network_guard
 import pytest
 from hypothesis import settings
-from integration_helpers import NO_CHECKOUT, solo_learn_checkout
+from integration_helpers import GUARD, NO_CHECKOUT, solo_learn_checkout
 
 # How long an example takes says more of the machine than of the code.
-settings.register_profile("no_deadline", deadline=None)
-settings.load_profile("no_deadline")
+settings.register_profile("ci", max_examples=25, deadline=None, derandomize=True)
+settings.register_profile("full", max_examples=100, deadline=None, print_blob=True)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="run the tests marked 'full', too")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("hypothesis_profile", None) is None:
+        settings.load_profile("full" if config.getoption("--all") else "ci")
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [GUARD, os.environ.get("PYTHONPATH")])
+    )  # child processes have no network either
+    network_guard.install()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out the full tier, and begins with solo-learn, whose files take longest."""
+    items.sort(key=lambda item: item.path.parent.name != "host")
+    if not config.getoption("--all"):
+        full = [item for item in items if item.get_closest_marker("full")]
+        config.hook.pytest_deselected(items=full)
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """With ``--durations``: what share of the time each folder takes."""
+    if config.getoption("durations") is None:
+        return
+    seconds: Counter[str] = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if hasattr(report, "nodeid") and hasattr(report, "duration"):
+                seconds[Path(report.nodeid.partition("::")[0]).parent.as_posix()] += report.duration
+    total = seconds.total() or 1
+    terminalreporter.section(f"{total:.0f} s of tests, by folder")
+    for folder, spent in seconds.most_common():
+        terminalreporter.write_line(f"{spent:7.1f} s {spent / total:6.1%}  {folder}")
+
+
+@pytest.fixture(scope="session")
+def network_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the guard of each process writes who asked for the network."""
+    log = tmp_path_factory.mktemp("network") / "log.txt"
+    os.environ[network_guard.LOG] = str(log)
+    return log
+
+
+@pytest.fixture(autouse=True)
+def no_network(network_log: Path) -> Iterator[None]:
+    """Fails a test that asks the network, in this process or a child, even if it goes on then."""
+    yield
+    if network_log.exists():
+        asked = network_log.read_text()
+        network_log.unlink()
+        pytest.fail(f"a test asked the network:\n{asked}")
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[1]
+GUARD = str(PROJECT / "tests" / "guard")
 NO_CHECKOUT = "no solo-learn checkout at $SOLO_LEARN_DIR, ../solo-learn or ~/solo-learn"
 # Of the images: solo-learn's top-5 accuracy needs five classes.
 CLASSES, PER_CLASS = 6, 4
@@ -57,9 +58,10 @@ def solo_learn_checkout() -> Path | None:
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """Ours, without what would decide in the tests' place."""
+    """Ours, without what would decide in the tests' place, and without the network."""
     hidden = ("PYTHONPATH", "SOLO_HARDNEG_HOST", "HYDRA_FULL_ERROR")
     mine = {name: value for name, value in os.environ.items() if name not in hidden}
+    extra["PYTHONPATH"] = os.pathsep.join(filter(None, [extra.get("PYTHONPATH"), GUARD]))
     # One thread, because more of them mostly wait for each other on tiny images. And wide, so
     # that nothing breaks our lines.
     return {**mine, "OMP_NUM_THREADS": "1", "COLUMNS": "240", **extra}

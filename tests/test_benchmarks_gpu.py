@@ -105,7 +105,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> gpu.Run:
     return run
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_part_survives_whatever_its_units_do(run: gpu.Run) -> None:
     start = time.perf_counter()
     gpu._run_part(run, Part("bad", 1, 1, _units), start + 12)
@@ -147,7 +147,7 @@ def test_a_part_survives_whatever_its_units_do(run: gpu.Run) -> None:
     assert run.done_before(part) == set()
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_what_does_not_fit_is_skipped_and_said(run: gpu.Run) -> None:
     gpu._run_part(run, Part("late", 1, 20, _last), time.perf_counter() + 0.1)
     found = pd.read_csv(run.job.out / "parts.csv")
@@ -156,7 +156,7 @@ def test_what_does_not_fit_is_skipped_and_said(run: gpu.Run) -> None:
     assert not (run.job.out / "late.csv").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_without_a_gpu_it_says_so(run: gpu.Run) -> None:
     wants = Job(run.job.out, run.job.checkpoints, None, True, gpu=True)
     with pytest.raises(RuntimeError, match="device=cuda: there is no GPU.*--device cpu"):
@@ -175,7 +175,7 @@ def rehearse(
     )
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_rehearsal_of_everything_and_going_on_with_it(tmp_path: Path) -> None:
     first = rehearse(tmp_path, 6)
     assert first.returncode == 0, first.stderr
@@ -213,7 +213,7 @@ def test_a_rehearsal_of_everything_and_going_on_with_it(tmp_path: Path) -> None:
         assert rows.started_at.tolist() == [0, 0, 1, 1]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.host
 @pytest.mark.usefixtures("solo_learn")
 def test_the_baselines_are_solo_learns_where_there_is_a_checkout(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_run_names_the_script_that_is_not_there() -> None:
 DIGITS = ["--config-name", "mocov2_banded", "data=digits"]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("arguments", "env", "message"),
     [
@@ -96,7 +96,7 @@ SMALL = ["method_kwargs.proj_hidden_dim=8", "method_kwargs.proj_output_dim=4", "
 ALONE = {"SOLO_HARDNEG_HOST": "standalone"}
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_both_programs_start_more_processes(tmp_path: Path) -> None:
     two = ["strategy=ddp", "accelerator=cpu", "devices=2"]
     run_python(
@@ -121,7 +121,7 @@ def test_both_programs_start_more_processes(tmp_path: Path) -> None:
     assert load_checkpoint(only_checkpoint(tmp_path / "linear"))["global_step"] == 2
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_an_unreadable_image_is_named_in_one_line(tmp_path: Path) -> None:
     images = write_images(tmp_path / "images", PER_CLASS)
     broken = images / "class2" / "1.png"

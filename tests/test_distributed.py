@@ -20,7 +20,7 @@ from distributed_losses import CASES, CUTS, IMAGES, rows, simclr_loss, weights_o
 from distributed_workers import BATCH, QUEUE, STEPS, TRAININGS
 from torch import Tensor
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.full
 
 MOCOS = [name for name, training in TRAININGS.items() if training.moco]
 Ranks = list[dict[str, Any]]

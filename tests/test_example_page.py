@@ -31,7 +31,7 @@ def test_the_experiment_on_the_page_can_be_loaded(tmp_path: Path) -> None:
     assert len(cells) == 9
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_page_runs_from_pretraining_to_the_report(tmp_path: Path) -> None:
     # The commands of the environment that the tests run in come first.
     path = os.pathsep.join([str(Path(sys.executable).parent), environment()["PATH"]])

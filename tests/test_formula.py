@@ -9,7 +9,7 @@ import oracles
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from loss_helpers import (
     BOTH,
@@ -91,7 +91,6 @@ def test_floored_rows_are_counted_and_no_others() -> None:
     assert 5 < sum(floored) < 35
 
 
-@settings(max_examples=60)
 @given(
     st.integers(1, 5),
     st.integers(2, 41),
@@ -113,7 +112,6 @@ def test_moco_is_the_formula_at_any_size(
     assert found.item() == close(moco_by_loops(config, *tensors, 0.2, seen)[0])
 
 
-@settings(max_examples=60)
 @given(
     st.integers(1, 4),
     st.sampled_from([7, 37]),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from integration_helpers import run_python
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.full
 
 STEPS, WARM_UP = 500, 4  # of an epoch; epochs after which memory is full
 

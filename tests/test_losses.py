@@ -9,7 +9,7 @@ import oracles
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from loss_helpers import moco, simclr_by_loops, unit
 
@@ -23,7 +23,6 @@ HARDEST = {"keep": {"band": [0.75, 1.0]}}
 # ---------------------------------------------------------------- MoCo
 
 
-@settings(max_examples=50)
 @given(
     st.integers(1, 6),
     st.integers(1, 41),
@@ -191,7 +190,6 @@ def test_shapes_that_do_not_go_together() -> None:
 # ---------------------------------------------------------------- SimCLR
 
 
-@settings(max_examples=30)
 @given(
     st.integers(2, 7),
     st.sampled_from([2, 3]),

@@ -22,7 +22,7 @@ from integration_helpers import PROJECT, environment, run_python
 
 import solo_hardneg
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.full
 
 SOURCES = ("configs", "hydra_plugins", "solo_hardneg")
 FILES = ("pyproject.toml", "README.md", "LICENSE")

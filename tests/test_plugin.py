@@ -108,7 +108,7 @@ def test_it_is_inert_in_a_foreign_program(tmp_path: Path) -> None:
     assert (found["answer"], found["size"]) == (42, 1)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_inertness_check_can_fail(tmp_path: Path) -> None:
     # Not told of a host's module but of one that every Hydra program has.
     env = doctored(tmp_path, '"solo.methods"', '"hydra"')
@@ -196,7 +196,7 @@ def test_another_package_called_solo_is_not_the_host(
     assert host.choose() == "solo"
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.host
 def test_standalone_can_be_chosen_inside_a_checkout(tmp_path: Path) -> None:
     checkout = solo_learn_checkout()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.full
 SCRIPT = Path(__file__).parent.parent / "scripts" / "quickstart.py"
 POLICIES = ("all", "hardest_5", "easiest_95")
 

@@ -16,7 +16,7 @@ from killing import Program
 
 from solo_hardneg.analysis import records
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.full
 
 SMALL = [
     *("data=digits", "data.val_path=builtin", "+data.fraction=0.1", "+limit_val_batches=1"),

@@ -224,7 +224,7 @@ def test_a_job_of_its_size_gets_a_config_of_its_size(cluster: Cluster) -> None:
     }
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_its_command_line_trains_on_a_node_of_two_tasks(cluster: Cluster) -> None:
     result = cluster.run("mocov2_banded", "negatives=all", *TINY, slurm=of_slurm(1, 2)).ok()
     first, second = cluster.tasks()
@@ -237,7 +237,7 @@ def test_its_command_line_trains_on_a_node_of_two_tasks(cluster: Cluster) -> Non
     assert "srun` command is available on your system but is not used" not in result.text
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_at_its_time_limit_it_saves_and_is_queued_again_and_goes_on(cluster: Cluster) -> None:
     epochs = 8
     arguments = ["mocov2_banded", "negatives=all", *TINY, f"max_epochs={epochs}"]
@@ -262,7 +262,7 @@ def test_at_its_time_limit_it_saves_and_is_queued_again_and_goes_on(cluster: Clu
     assert cluster.read("scontrol.txt") == ["requeue 4711"]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_number_of_devices_that_slurm_does_not_give_is_refused(cluster: Cluster) -> None:
     result = cluster.run(
         *("mocov2_banded", "negatives=all", *TINY, "devices=3"),

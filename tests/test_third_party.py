@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from integration_helpers import Result, run_python
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.full
 
 PYPROJECT = """
 [build-system]

@@ -10,7 +10,7 @@ from integration_helpers import run_python
 from solo_hardneg.analysis.study import load
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_run_of_the_standalone_host_is_studied_from_the_command_line(tmp_path: Path) -> None:
     alone = {"SOLO_HARDNEG_HOST": "standalone"}
     small = ["data=digits", "max_epochs=1", "+limit_train_batches=4", "+limit_val_batches=1"]

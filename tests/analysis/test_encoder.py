@@ -347,7 +347,7 @@ for number, (method, backbone) in enumerate(json.loads(sys.argv[2])):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.host
 def test_checkpoints_of_the_hosts_methods_give_what_the_methods_give(tmp_path: Path) -> None:
     checkout = solo_learn_checkout()

@@ -186,7 +186,7 @@ def test_with_nothing_but_configs(tmp_path: Path) -> None:
     assert "No accuracy is known of any of them." in text
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_same_runs_give_the_same_page(tmp_path: Path) -> None:
     make_runs(tmp_path / "runs")
     texts = [report([tmp_path / "runs"], tmp_path / "out").read_bytes() for _ in range(2)]
@@ -323,7 +323,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert sorted(path.name for path in out.iterdir()) == sorted(FILES)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_errors_end_in_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "solo_hardneg", "report", str(tmp_path / "nowhere")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -25,7 +25,7 @@ FLAGS = (
 WIDTHS = (320, 768, 1280)
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.full,
     pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="there is no Chromium with its driver"),
 ]
 

@@ -143,7 +143,7 @@ def test_figures_are_drawn_without_a_warning_on_both_grounds(one: Course) -> Non
             assert all("<svg" in text for text in texts)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_figures_are_the_same_when_made_again(one: Course) -> None:
     texts = [
         [plots.svg(plot.figure) for plot in distributions.figures({"a": [one]}).values()]

@@ -217,7 +217,7 @@ def test_crops_are_of_their_scale(picture: Path, config: Maker) -> None:
 # ---------------------------------------------------------------- whole runs, errors
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("method", "more"),
     [

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from folder_helpers import NAMES, held, listing, look, put, tiny
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from torchvision.datasets import ImageFolder
@@ -222,7 +222,6 @@ def test_two_images_of_one_name(own, tmp_path):
         split(own, tmp_path / "out", 5, seed=2)
 
 
-@settings(max_examples=40)
 @given(
     sizes=st.lists(st.integers(2, 6), min_size=1, max_size=4),
     seed=st.integers(0, 2**32 - 1),

@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 LONG = settings.get_current_profile_name() == "long"
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.host
 def test_our_part_passes_or_is_refused(tmp_path: Path) -> None:
     checkout = solo_learn_checkout()

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, event, given, settings
 
 from solo_hardneg.standalone.run import linear, pretrain
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.full
 
 LONG = settings.get_current_profile_name() == "long"
 

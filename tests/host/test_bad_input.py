@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from integration_helpers import Result
 
-pytestmark = [pytest.mark.slow, pytest.mark.host]
+pytestmark = [pytest.mark.full, pytest.mark.host]
 
 # What is wrong, and what the message must say. All of it is known before the first step.
 BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {

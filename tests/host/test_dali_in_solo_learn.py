@@ -24,7 +24,7 @@ from marked_images import IMAGES, PER_CLASS, PLAIN, check_lines, read_lines, wri
 from solo_hardneg.analysis import records
 
 pytest.importorskip("nvidia.dali")
-pytestmark = [pytest.mark.slow, pytest.mark.host]
+pytestmark = [pytest.mark.full, pytest.mark.host]
 
 RECORDED = ["hardness.enabled=true", "hardness.every_n_steps=1"]
 MIXING = ["negatives.mix.hardest=4", "negatives.mix.pairs=2"]

@@ -12,7 +12,7 @@ import pytest
 from integration_helpers import PROJECT, Images, Job, Result, run_in_one_process, run_python
 from presets import MIXING, PRESETS, RUNS, WITH_A_QUEUE, small
 
-pytestmark = [pytest.mark.slow, pytest.mark.host]
+pytestmark = [pytest.mark.full, pytest.mark.host]
 
 
 @pytest.fixture(scope="module")

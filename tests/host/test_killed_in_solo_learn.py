@@ -10,7 +10,7 @@ import pytest
 from integration_helpers import CLASSES, PER_CLASS
 from killing import check_resumed, draw
 
-pytestmark = [pytest.mark.slow, pytest.mark.host]
+pytestmark = [pytest.mark.full, pytest.mark.host]
 
 EPOCHS, BATCH = 3, 4
 STEPS = CLASSES * PER_CLASS // BATCH

@@ -35,7 +35,7 @@ from many_processes import (
 from presets import RUNS, small
 from torch import Tensor
 
-pytestmark = [pytest.mark.slow, pytest.mark.host]
+pytestmark = [pytest.mark.full, pytest.mark.host]
 
 EVERYTHING = os.environ.get("SOLO_HARDNEG_TEST_EVERYTHING") == "1"
 CHOSEN = [

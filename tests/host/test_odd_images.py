@@ -14,7 +14,7 @@ from integration_helpers import PROJECT, run_python
 sys.path.insert(0, str(PROJECT / "tests" / "data"))
 from odd_images import cut, floats, png, sixteen_bits, turned
 
-pytestmark = [pytest.mark.slow, pytest.mark.host]
+pytestmark = [pytest.mark.full, pytest.mark.host]
 
 
 @pytest.fixture(scope="module")

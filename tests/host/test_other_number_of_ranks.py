@@ -16,7 +16,7 @@ from many_processes import EPOCHS, STEPS, Place, Program, prepare, run_ranks, wa
 
 from solo_hardneg.analysis import records
 
-pytestmark = [pytest.mark.slow, pytest.mark.host]
+pytestmark = [pytest.mark.full, pytest.mark.host]
 
 # The method, and the number of processes before and after.
 CHANGES = [

@@ -33,7 +33,7 @@ from many_processes import (
     run_ranks,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.host]
+pytestmark = [pytest.mark.full, pytest.mark.host]
 
 SECONDS = 120
 KILLED = -signal.SIGKILL

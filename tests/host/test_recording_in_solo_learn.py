@@ -12,7 +12,7 @@ from integration_helpers import Images, Job, Result, Run, run_in_one_process
 
 from solo_hardneg.analysis import records
 
-pytestmark = [pytest.mark.slow, pytest.mark.host]
+pytestmark = [pytest.mark.full, pytest.mark.host]
 
 ON = ["hardness.enabled=true", "hardness.every_n_steps=1", "max_epochs=4"]
 PREDICTOR = "+method_kwargs.pred_hidden_dim=16"

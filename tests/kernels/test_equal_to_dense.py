@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from loss_helpers import POLICIES, moco
 from torch import Tensor
@@ -188,7 +188,6 @@ def test_ties_and_layouts(backend: str, config: dict[str, Any], kind: str) -> No
     found.same_as(moco_loss("dense", config, (query, key, queue)))
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     backend=st.sampled_from(BACKENDS),
     shape=st.tuples(st.integers(1, 9), st.integers(2, 300), st.integers(1, 9)),

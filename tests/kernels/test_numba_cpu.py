@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from loss_helpers import moco, unit
 from test_equal_to_dense import BANDS, moco_loss, named
@@ -147,7 +147,6 @@ def test_the_same_each_time_and_from_two_threads(threads: None) -> None:
         assert torch.equal(gradient, alone[0][1])
 
 
-@settings(max_examples=200)
 @given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=400, unique=True), st.data())
 def test_parting_is_sorting_in_one_place(numbers: list[int], data: st.DataObject) -> None:
     place = data.draw(st.integers(0, len(numbers) - 1))
@@ -185,7 +184,6 @@ def test_minus_zero_is_zero() -> None:
     assert numba_cpu.numba_kernel(problem).reduce(slice(0, 1)).hardest.tolist() == [[3, 2]]
 
 
-@settings(max_examples=100)
 @given(
     st.lists(st.sampled_from([-2.0, -0.5, -0.0, 0.0, 1e-30, 0.25, 0.5, 7.0]), min_size=1), st.data()
 )

@@ -38,7 +38,7 @@ outside = pytest.mark.skipif(INTERPRETED, reason="not in the interpreter")
 
 @outside
 @NEW
-@pytest.mark.slow
+@pytest.mark.full
 def test_in_the_interpreter() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     env = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
@@ -206,7 +206,7 @@ SHARED = {80: 163 * 1024, 90: 227 * 1024}  # of one program, at most
 
 @outside
 @NEW
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("capability", "dtype", "dimensions"),
     [(80, "fp32", 128), (90, "fp32", 256), (80, "bf16", 256), (90, "fp16", 3), (80, "bf16", 1024)],

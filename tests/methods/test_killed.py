@@ -24,7 +24,7 @@ SMALL = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("method", "arguments"),
     [

@@ -11,7 +11,7 @@ from typing import Any
 import oracles
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch import LightningModule
 
@@ -60,7 +60,6 @@ lengths_and_batches = st.integers(1, 20).flatmap(
 # ---------------------------------------------------------------- strength 0
 
 
-@settings(deadline=None, max_examples=50)
 @given(lengths_and_batches, st.integers(1, 2), st.randoms(use_true_random=False))
 def test_strength_0_is_first_in_first_out(
     case: tuple[int, list[int]], views: int, random: Any
@@ -168,7 +167,6 @@ def test_hardness_above_twice_chance_counts_no_more() -> None:
     assert queue.numbers == [4, 5, 2, 3]
 
 
-@settings(deadline=None, max_examples=50)
 @given(
     lengths_and_batches,
     st.sampled_from([0.25, 0.5, 1.0, 3.0]),

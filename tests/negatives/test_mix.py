@@ -10,7 +10,7 @@ from typing import Any
 import oracles
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from loss_helpers import BOTH, draws_of, moco, recorded_draws, unit
 from torch import Tensor
@@ -33,7 +33,6 @@ def mixing(**arguments: Any) -> dict[str, Any]:
 # ---------------------------------------------------------------- what comes out
 
 
-@settings(max_examples=50)
 @given(st.integers(1, 5), st.integers(2, 20), st.integers(0, 5), st.integers(0, 5), st.data())
 def test_synthetic_negatives_by_plain_loops(
     n: int, m: int, pairs: int, queries: int, data: st.DataObject

@@ -5,7 +5,7 @@ from __future__ import annotations
 import oracles
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from solo_hardneg.candidates import QueueCandidates
@@ -207,7 +207,6 @@ def queues(draw: st.DrawFn) -> tuple[list[float], list[int], list[int], int]:
     return sims, [(start - 1 - j) % length for j in range(length)], classes, size
 
 
-@settings(max_examples=200)
 @given(queues(), st.integers(0, 99), st.sampled_from([None, "same", "different"]))
 def test_older_against_plain_loops(
     queue: tuple[list[float], list[int], list[int], int], low: int, label: str | None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -209,7 +209,6 @@ def test_other_images_of_ones_own_are_another_fingerprint() -> None:
 texts = st.text(st.sampled_from("ab \\'\"${}[](),=:%#~.é"), min_size=1, max_size=12)
 
 
-@settings(max_examples=300)
 @given(text=texts)
 def test_any_text_can_be_quoted(text: str) -> None:
     override = OverridesParser.create().parse_override(f"key={quoted(text)}")

@@ -129,7 +129,7 @@ accuracies = st.lists(
 )
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(a=accuracies, b=accuracies, margin=st.floats(0.1, 5))
 def test_verdicts_are_sound(a: list[float], b: list[float], margin: float) -> None:
     values = {"a": a, "b": b}

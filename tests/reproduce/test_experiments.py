@@ -41,7 +41,7 @@ ALL = names("paper")
 
 def one_fast(known: list[str], fast: str) -> list:
     """All names; all but one are left out of the fast tests, because Hydra takes its time."""
-    return [name if name == fast else pytest.param(name, marks=pytest.mark.slow) for name in known]
+    return [name if name == fast else pytest.param(name, marks=pytest.mark.full) for name in known]
 
 
 def datasets(experiment: Experiment) -> tuple[str, ...]:

@@ -75,7 +75,7 @@ COMMAND = ("-m", "solo_hardneg", "reproduce", "mine.yaml", "--scale", "tiny.yaml
 HOME = Path("reproduced/mine-digits-tiny")
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_grid_several_at_a_time_with_a_cell_that_fails(mine: Path) -> None:
     joblib = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     first = run_python(*COMMAND, *joblib, cwd=mine)
@@ -125,7 +125,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_killed_sweep_goes_on_where_it_stopped(mine: Path) -> None:
     asked = (*COMMAND, "--rows", "plain", "max_epochs=25")
     with subprocess.Popen(
@@ -261,7 +261,7 @@ def test_scripts_must_be_solo_learns(mine: Path) -> None:
         reproduce("mine.yaml", "tiny.yaml", scripts=mine)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.host
 def test_through_solo_learns_own_programs(mine: Path) -> None:
     checkout = solo_learn_checkout()
@@ -286,7 +286,7 @@ def test_through_solo_learns_own_programs(mine: Path) -> None:
     assert "solo-hardneg host: solo-learn in" in log
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_cell_on_two_devices(mine: Path) -> None:
     two = ("accelerator=cpu", "devices=2", "strategy=ddp", "max_epochs=1", "linear.max_epochs=1")
     two += ("linear.optimizer.batch_size=64",)
@@ -297,7 +297,7 @@ def test_a_cell_on_two_devices(mine: Path) -> None:
     assert "distributed_backend=gloo" in (runs / "log.txt").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_killed_sweep_takes_solo_learns_program_with_it(tmp_path: Path) -> None:
     scripts = tmp_path / "scripts"
     scripts.mkdir()

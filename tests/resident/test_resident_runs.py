@@ -125,7 +125,7 @@ def test_standalone_linear_evaluation_on_digits_needs_no_views(tiny: None, tmp_p
     assert result.metrics["val_acc1"] >= 0
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_two_processes_have_images_and_views_of_their_own(tmp_path: Path, folder: Path) -> None:
     here, tests = Path(__file__).parent, Path(__file__).parents[1]
     env = {"PYTHONPATH": f"{here}:{tests}"}
@@ -192,7 +192,7 @@ def log_of(outputs: Path, name: str) -> tuple[list[Any], list[Any]]:
     return [x for x in lines if "epoch" in x], [x for x in lines if "read" in x]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.host
 def test_solo_learn_trains_on_the_views(
     in_solo_learn: dict[str, Result], outputs: Path, folder: Path
@@ -218,7 +218,7 @@ def test_solo_learn_trains_on_the_views(
     assert not any(image["by_worker"] for image in read)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.host
 def test_solo_learn_without_labels(in_solo_learn: dict[str, Result], outputs: Path) -> None:
     in_solo_learn["unlabelled"].ok()
@@ -226,14 +226,14 @@ def test_solo_learn_without_labels(in_solo_learn: dict[str, Result], outputs: Pa
     assert [step["targets"] for step in steps] == [[-1] * 8] * 3
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.host
 def test_the_recorder_sees_the_views(in_solo_learn: dict[str, Result], outputs: Path) -> None:
     in_solo_learn["recorded"].ok()
     assert list((outputs / "recorded").rglob("*.parquet"))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.host
 def test_solo_learn_says_that_sizes_differ(in_solo_learn: dict[str, Result]) -> None:
     result = in_solo_learn["odd"]

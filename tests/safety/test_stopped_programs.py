@@ -18,7 +18,7 @@ from safety_runs import Program, small
 
 from solo_hardneg.safety.stopping import EVERY
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.full
 
 STEPS = 14  # of the only epoch of a run in the standalone host
 Start = Callable[..., Program]

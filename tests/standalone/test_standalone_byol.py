@@ -281,7 +281,7 @@ def test_the_recorder_says_that_there_are_no_negatives(config, tiny):
     assert note.startswith("the negatives of method=byol are not recorded, only its metrics")
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_command(tmp_path):
     run_python(
         *("-m", "solo_hardneg", "pretrain", "--config-name", "byol", "data=digits", "max_epochs=1"),

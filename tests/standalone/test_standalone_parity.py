@@ -188,7 +188,7 @@ def found(tmp_path_factory):
     return json.loads((folder / "found.json").read_text())
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.host
 @pytest.mark.parametrize("method", ["byol", "mocov2plus", "simclr"])
 class TestMethods:
@@ -210,7 +210,7 @@ class TestMethods:
         assert found[f"{method}: state"] < 1e-5
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.host
 @pytest.mark.parametrize(
     ("name", "bound"),
@@ -228,7 +228,7 @@ def test_the_parts_are_equal(found, name, bound):
     assert found[name] <= bound
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.host
 def test_checkpoints_move_between_the_hosts(found):
     assert found["host"] == "solo"
@@ -238,7 +238,7 @@ def test_checkpoints_move_between_the_hosts(found):
     assert found["resumer"] is True
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.host
 @pytest.mark.parametrize(
     ("place", "module"),

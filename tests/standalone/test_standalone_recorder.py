@@ -210,7 +210,7 @@ def weights(run: Any) -> dict[str, Tensor]:
     return torch.load(run.checkpoint, weights_only=True)["state_dict"]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("method", ALL)
 def test_a_recorded_run_is_the_run_it_would_have_been(config, method):
     with_, without = (
@@ -224,7 +224,7 @@ def test_a_recorded_run_is_the_run_it_would_have_been(config, method):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_nothing_is_left_behind_in_the_method(config, monkeypatch):
     kept: list[Any] = []
 
