@@ -160,7 +160,7 @@ class Watch(Callback):
             DistributedSampler.__iter__ = reordered
 
     def draws(self, method: Any) -> contextlib.AbstractContextManager[None]:
-        from distributed_losses import draws_by_identity, rows
+        from rows_of_ranks import draws_by_identity, rows
 
         if not self.identical:
             return contextlib.nullcontext()

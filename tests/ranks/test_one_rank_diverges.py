@@ -1,4 +1,4 @@
-"""What the ranks of test_distributed.py say when one of them has computed NaN."""
+"""All ranks end when one of them has computed NaN, or has another queue."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from gloo_pool import GlooPool
 from torch import Tensor, nn
 
 from solo_hardneg.errors import HardnegError
@@ -56,3 +57,21 @@ def said(check: Callable[[], Any]) -> str:
     except HardnegError as error:
         return str(error)
     return ""
+
+
+def test_all_ranks_end_by_what_one_has_computed(pool: GlooPool) -> None:
+    found = pool.run(diverging)
+    (image,) = {said["image"] for said in found}
+    assert image.startswith("Step 7: ")
+    assert "rank 1: 1 of its 2 images hold NaN or infinity (indexes 3)" in image
+    for rank, said in enumerate(found):
+        assert said["loss"].startswith(f"Step 8, rank {rank}: the loss is ")
+        which = "norm.running_var" if rank == 1 else "those of another rank"
+        assert said["weight"].startswith(f"Step 9, rank {rank}: ")
+        assert which in said["weight"]
+
+
+def test_a_queue_that_differs_on_one_rank_is_said_with_its_rank(pool: GlooPool) -> None:
+    (said,) = {found["queue"] for found in pool.run(diverging)}
+    assert said.startswith("Epoch 5: the queue is not the same on all ranks.")
+    assert "on rank 1: queue." in said

@@ -1,19 +1,21 @@
-"""What the ranks of test_distributed.py raise when one of them alone has an error."""
+"""An error of one rank is raised on all ranks."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
-import tempfile
-from collections.abc import Callable
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 import torch.distributed as dist
+from gloo_pool import GlooPool
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.plugins.io import TorchCheckpointIO
@@ -31,51 +33,67 @@ from solo_hardneg.safety import auto_resume, checkpoint_io
 FAILS = 1  # the rank that does
 
 
-def errors_of_one_rank(rank: int, world: int) -> dict[str, Any]:
-    """The class and the text of what each rank raises, by what goes wrong on one of them."""
+def wrong(rank: int, world: int, what: str, folder: Path) -> str:
+    """The class and the text of what a rank raises when something goes wrong on one of them."""
     alone = rank == FAILS
-    found = {
-        "nothing": said(lambda: all_or_none(lambda: None)),
-        "ours": said(lambda: all_or_none(lambda: fail(ConfigError("a=1: too small"), alone))),
-        "a bug": said(lambda: all_or_none(lambda: fail(ZeroDivisionError("1/0"), alone))),
-        "on all": said(lambda: all_or_none(lambda: fail(DataError("b=2: is not there"), True))),
-    }
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        found["synsets"] = said(lambda: record(folder, world, synsets="no-file" if alone else None))
-        with only(alone, records, "config_of", return_value='{"seed": 6}'):
-            found["folder"] = said(lambda: record(folder, world))
-        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        with only(alone, records.Rows, "write", side_effect=full):
-            found["write"] = said(lambda: record(folder, world))
-        cant = CheckpointError("resume_from_checkpoint=x: there is no such file.")
-        with only(alone, checkpoint_io, "read_checkpoint", side_effect=cant):
-            found["checkpoint"] = said(lambda: read(folder / "x.ckpt", rank))
-        found["auto_resume"] = said(lambda: resume(folder / "runs", rank))
-        dist.barrier()  # before the first rank's folder is gone
-    return found
 
+    def fail(error: Exception, here: bool = alone) -> None:
+        if here:
+            raise error
 
-def said(work: Callable[[], Any]) -> str:
-    """The class and the text of the error; empty if there is none."""
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    absent = CheckpointError("resume_from_checkpoint=x: there is no such file.")
+    none: Any = contextlib.nullcontext()
+    patch = mock.patch.object
+    replaced, work = {
+        "nothing": (none, lambda: all_or_none(lambda: None)),
+        "ours": (none, lambda: all_or_none(lambda: fail(ConfigError("a=1: too small")))),
+        "a bug": (none, lambda: all_or_none(lambda: fail(ZeroDivisionError("1/0")))),
+        "on all": (none, lambda: all_or_none(lambda: fail(DataError("b=2: is not there"), True))),
+        "synsets": (none, lambda: record(folder, world, "no-file" if alone else None)),
+        "folder": (
+            patch(records, "config_of", return_value='{"seed": 6}'),
+            lambda: record(folder, world),
+        ),
+        "write": (patch(records.Rows, "write", side_effect=full), lambda: record(folder, world)),
+        "checkpoint": (
+            patch(checkpoint_io, "read_checkpoint", side_effect=absent),
+            lambda: read(folder / "x.ckpt", rank),
+        ),
+        "auto_resume": (none, lambda: resume(folder / str(rank), rank)),
+    }[what]
     try:
-        work()
+        with replaced if alone else none:
+            work()
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return ""
 
 
-def fail(error: Exception, alone: bool) -> None:
-    if alone:
-        raise error
+@pytest.mark.parametrize(
+    ("what", "expected"),
+    [
+        ("nothing", ""),
+        ("ours", r"ConfigError: Rank 1: a=1: too small"),
+        ("on all", r"DataError: b=2: is not there"),
+        ("synsets", r"ConfigError: Rank 1: hardness\.synsets=no-file: "),
+        ("folder", r"ConfigError: Rank 1: hardness\.dir=.* another run"),
+        ("write", r"DataError: Rank 1: hardness\.dir=.*\(No space left on device\)\. Make room"),
+        ("checkpoint", r"CheckpointError: Rank 1: resume_from_checkpoint=x: "),
+        ("auto_resume", r"CheckpointError: auto_resume\.enabled=True .*x\.ckpt, but not on .* 0"),
+    ],
+)
+def test_an_error_of_one_rank_is_raised_on_all(
+    pool: GlooPool, tmp_path: Path, what: str, expected: str
+) -> None:
+    (said,) = set(pool.run(wrong, what, tmp_path))
+    assert re.match(expected, said) if expected else said == ""
 
 
-def only(alone: bool, owner: Any, name: str, **how: Any) -> Any:
-    """Replaces a function on the rank that fails, and leaves it as it is on the others."""
-    original = getattr(owner, name)
-    return mock.patch.object(owner, name, **how) if alone else mock.patch.object(
-        owner, name, original
-    )  # fmt: skip
+def test_a_bug_on_one_rank_keeps_its_traceback_there(pool: GlooPool, tmp_path: Path) -> None:
+    first, second, *_ = pool.run(wrong, "a bug", tmp_path)
+    assert first == "HardnegError: Rank 1: ZeroDivisionError: 1/0"
+    assert second == "ZeroDivisionError: 1/0"
 
 
 class Tiny(LightningModule):

@@ -1,0 +1,110 @@
+"""Processes that are the ranks of one gloo group, and do one piece of work after another."""
+
+from __future__ import annotations
+
+import faulthandler
+import io
+import multiprocessing
+import os
+import signal
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+class WorkerError(Exception):
+    """A rank failed or did not answer; the message has the tracebacks."""
+
+
+class GlooPool:
+    """``world`` processes that start once; a piece of work that fails ends them.
+
+    Args:
+        world: how many ranks.
+        folder: where they meet, and write where they hang.
+    """
+
+    def __init__(self, world: int, folder: Path) -> None:
+        self.world, self.folder = world, folder
+        context = multiprocessing.get_context("forkserver")
+        # Imported once for all processes.
+        context.set_forkserver_preload(["solo_hardneg.methods", "lightning.pytorch.strategies"])
+        self._pipes: list[connection.Connection] = []
+        self._processes = []
+        for rank in range(world):
+            mine, its = context.Pipe()
+            process = context.Process(target=_serve, args=(rank, world, folder, its), daemon=True)
+            process.start()
+            self._pipes.append(mine)
+            self._processes.append(process)
+
+    def run(self, work: Callable[..., Any], *arguments: Any, seconds: float = 100) -> list[Any]:
+        """Calls ``work(rank, world, *arguments)`` in each process; what they return, by rank.
+
+        Raises:
+            WorkerError: one failed, or some are not done after ``seconds``.
+        """
+        for pipe in self._pipes:
+            pipe.send((work, arguments))
+        end = time.monotonic() + seconds
+        results: dict[int, Any] = {}
+        problems: dict[int, str] = {}
+        while waiting := [p for r, p in enumerate(self._pipes) if r not in results | problems]:
+            left = end - time.monotonic()
+            # The others may wait for one that has failed.
+            ready = connection.wait(waiting, min(left, 1) if problems else max(left, 0))
+            if not ready:
+                break
+            for rank in map(self._pipes.index, ready):
+                done, content = self._pipes[rank].recv()
+                if done:
+                    results[rank] = torch.load(io.BytesIO(content), weights_only=True)
+                else:
+                    problems[rank] = f"rank {rank} failed:\n{content}"
+        if len(results) < self.world:
+            for rank in set(range(self.world)) - results.keys() - problems.keys():
+                problems[rank] = f"rank {rank} did not end:\n{self._stacks(rank)}"
+            self.close()
+            raise WorkerError("\n".join(problems.values()))
+        return [results[rank] for rank in range(self.world)]
+
+    def close(self) -> None:
+        """Ends the processes."""
+        for process in self._processes:
+            process.kill()
+            process.join()
+
+    def _stacks(self, rank: int) -> str:
+        """Where a rank hangs."""
+        os.kill(self._processes[rank].pid or 0, signal.SIGUSR1)
+        time.sleep(0.5)
+        return (self.folder / f"rank{rank}.stacks").read_text()
+
+
+def _serve(rank: int, world: int, folder: Path, pipe: connection.Connection) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(LOCAL_RANK=str(rank), NODE_RANK="0")  # started from outside, to Lightning
+    with (folder / f"rank{rank}.stacks").open("w") as stacks:
+        faulthandler.register(signal.SIGUSR1, file=stacks)
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{folder / 'store'}",
+            rank=rank,
+            world_size=world,
+            timeout=timedelta(seconds=600),
+        )
+        while True:
+            work, arguments = pipe.recv()
+            try:
+                buffer = io.BytesIO()
+                torch.save(work(rank, world, *arguments), buffer)
+                pipe.send((True, buffer.getvalue()))
+            except BaseException:
+                pipe.send((False, traceback.format_exc()))
