@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -95,7 +96,11 @@ def run_python(
 
 @dataclass(frozen=True)
 class Job:
-    """One program for :func:`run_in_one_process`: a script and its arguments."""
+    """One program for :func:`run_in_one_process`: a script and its arguments.
+
+    In an argument, ``{checkpoint of FOLDER}`` stands for the one checkpoint that an earlier program
+    has left below a folder, and ``{folder of FOLDER}`` for the folder that it lies in.
+    """
 
     script: Path
     arguments: Sequence[object]
@@ -172,14 +177,24 @@ def only_checkpoint(folder: Path) -> Path:
     return found[0]
 
 
+def _filled(argument: str) -> str:
+    """An argument with checkpoints in the place of what stands for them."""
+
+    def checkpoint(match: re.Match[str]) -> str:
+        file = only_checkpoint(Path(match[2]))
+        return str(file if match[1] == "checkpoint" else file.parent)
+
+    return re.sub(r"\{(checkpoint|folder) of ([^}]*)\}", checkpoint, argument)
+
+
 def _main(plan: Path) -> None:
     results: dict[str, dict[str, Any]] = {}
     for name, argv in json.loads(plan.read_text()).items():
         out, err, code = io.StringIO(), io.StringIO(), 0
-        sys.argv = argv
         sys.path.insert(0, str(Path(argv[0]).parent))
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
+                sys.argv = [_filled(argument) for argument in argv]
                 runpy.run_path(argv[0], run_name="__main__")
             except SystemExit as end:
                 if isinstance(end.code, str):
