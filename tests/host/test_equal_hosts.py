@@ -16,7 +16,7 @@ import pytest
 import torch
 from integration_helpers import CLASSES, Images, Run, load_checkpoint, only_checkpoint, run_python
 
-pytestmark = [pytest.mark.full, pytest.mark.host]
+pytestmark = [pytest.mark.full, pytest.mark.host, pytest.mark.timeout(900)]
 
 # The losses of solo-learn and of the standalone host, and the folder with what they left.
 Losses = tuple[dict[str, Any], dict[str, Any], Path]

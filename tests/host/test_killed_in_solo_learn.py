@@ -10,7 +10,7 @@ import pytest
 from integration_helpers import CLASSES, PER_CLASS
 from killing import check_resumed, draw
 
-pytestmark = [pytest.mark.full, pytest.mark.host]
+pytestmark = [pytest.mark.full, pytest.mark.host, pytest.mark.timeout(900)]
 
 EPOCHS, BATCH = 3, 4
 STEPS = CLASSES * PER_CLASS // BATCH

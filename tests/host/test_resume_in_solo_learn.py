@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from integration_helpers import Job, Result, Run, load_checkpoint, run_in_one_process
 
-pytestmark = [pytest.mark.full, pytest.mark.host]
+pytestmark = [pytest.mark.full, pytest.mark.host, pytest.mark.timeout(900)]
 
 AUTO = "auto_resume.enabled=True"
 HALF = "++optimizer.kwargs.momentum=0.5"
