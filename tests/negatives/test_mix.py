@@ -44,7 +44,6 @@ def test_synthetic_negatives_by_plain_loops(
     pool = full_pool(query @ vectors.T, query=query, vectors=vectors)
     with recorded_draws() as seen:
         mixed = build(mixing(hardest=hardest, pairs=pairs, queries=queries))(pool)
-    assert ("draw_pairs" in seen, "draw_partners" in seen) == (pairs > 0, queries > 0)
     for i in range(n):
         left = oracles.leave(
             mixing(hardest=hardest),
@@ -58,17 +57,6 @@ def test_synthetic_negatives_by_plain_loops(
     assert mixed.count == m + pairs + queries
     assert mixed.notes["synthetic"].tolist() == [pairs + queries] * n
     assert mixed.notes["mix_short"].tolist() == [0.0] * n
-
-
-def test_each_query_mixes_its_own_hardest_negatives() -> None:
-    """Each of the axes has two negatives close to it, and only these are mixed."""
-    query = torch.eye(6)[:3]
-    vectors = torch.cat([query + 0.2 * torch.eye(6)[3:], query - 0.2 * torch.eye(6)[3:]])
-    vectors = torch.nn.functional.normalize(vectors, dim=1)
-    pool = full_pool(query @ vectors.T, query=query, vectors=vectors)
-    made = build(mixing(hardest=2, pairs=40))(pool).similarity[:, 6:]
-    assert (made >= vectors[0, 0] - 1e-6).all()
-    assert (made > vectors[0, 0] + 0.01).any(dim=1).all()
 
 
 def test_synthetic_negatives_are_unit_vectors_between_the_two() -> None:
@@ -91,16 +79,6 @@ def test_ties_among_the_hardest_break_as_in_bands() -> None:
     assert bands.hardest(pool, 5).tolist() == [[1, 3, 2, 0, 4]]
     some = pool.only(torch.tensor([[True, False, True, False, True]]))
     assert bands.hardest(some, 3).tolist() == [[2, 0, 4]]
-
-
-def test_only_what_the_verbs_above_left_is_mixed() -> None:
-    query, vectors = torch.eye(3)[:1], torch.eye(3)
-    pool = full_pool(torch.tensor([[1.0, 0.0, 0.0]]), query=query, vectors=vectors)
-    config = {"drop": {"band": [0.67, 1.0]}} | mixing(hardest=2, pairs=9)
-    left = build(config)(pool)
-    assert left.similarity[:, 3:].abs().max() < 1e-6
-    assert left.present.tolist() == [[False, True, True] + [True] * 9]
-    assert left.count == 11
 
 
 def test_what_is_known_of_synthetic_negatives() -> None:
@@ -160,40 +138,24 @@ def test_queries_that_have_fewer_than_the_hardest() -> None:
     assert mixed.notes["mix_short"].tolist() == [1.0, 1.0, 1.0, 0.0]
     assert mixed.notes["synthetic"].tolist() == [0.0, 1.0, 3.0, 3.0]
     assert mixed.notes["synthetic"].dtype == mixed.notes["mix_short"].dtype == torch.float32
-    assert mixed.present[:, 9:].tolist() == [
-        [False] * 3,
-        [False, False, True],
-        [True] * 3,
-        [True] * 3,
-    ]
-
-
-def test_no_query_has_enough() -> None:
-    left = torch.tensor([[j < c for j in range(9)] for c in (0, 1, 2, 2)])
-    mixed = build(mixing(hardest=3, pairs=1))(pool_of().only(left))  # as the data have it
-    assert mixed.counts.tolist() == [0, 1, 3, 3]
-    assert mixed.notes["mix_short"].tolist() == [1.0] * 4
-    nothing = build(mixing(hardest=3, pairs=1))(pool_of().only(torch.zeros(4, 9).bool()))
+    none, one, all_three = [False] * 3, [False, False, True], [True] * 3
+    assert mixed.present[:, 9:].tolist() == [none, one, all_three, all_three]
+    nothing = build(config)(pool_of().only(torch.zeros(4, 9).bool()))
     assert nothing.counts.tolist() == [0] * 4
 
 
 def test_too_few_negatives_are_found_before_the_run() -> None:
     policy = build(mixing(hardest=10, pairs=4))
+    state = torch.get_rng_state()
     policy.check(10)
     assert policy.fits(10)
+    assert torch.equal(torch.get_rng_state(), state)  # trying it draws nothing
     assert not policy.fits(9)
-    with pytest.raises(
-        TooFewNegativesError,
-        match=r"negatives.mix.hardest=10: there are only M=9 negatives.*Lower it.*a longer queue",
-    ):
+    text = r"negatives.mix.hardest=10: there are only M=9 negatives.*Lower it.*a longer queue"
+    with pytest.raises(TooFewNegativesError, match=text):
         policy.check(9)
-
-
-def test_a_single_negative() -> None:
-    mixed = build(mixing(hardest=1, queries=2))(pool_of(m=1))
-    assert mixed.present.tolist() == [[True] * 3] * 4
-    with pytest.raises(TooFewNegativesError, match="only M=1 negatives"):
-        build(mixing(hardest=2, pairs=1))(pool_of(m=1))
+    single = build(mixing(hardest=1, queries=2))(pool_of(m=1))
+    assert single.present.tolist() == [[True] * 3] * 4
 
 
 def test_a_pool_without_vectors_can_not_be_mixed() -> None:
@@ -206,37 +168,17 @@ def test_a_pool_without_vectors_can_not_be_mixed() -> None:
 # ---------------------------------------------------------------- arguments
 
 
-def test_defaults() -> None:
-    verb = mix.Mix(4, 2)
-    assert (verb.hardest, verb.pairs, verb.queries, verb.detach) == (4, 2, 0, True)
-    assert mix.Mix(4, queries=1).pairs == 0
-    assert mix.Mix(1, queries=1).hardest == 1  # one negative can meet the query
-    assert mix.Mix(2, pairs=1).hardest == 2
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"pairs": 1}, "negatives.mix: missing a required argument: 'hardest'"),
         ({"hardest": 4}, r"^negatives.mix makes nothing: .*both 0.*negatives.mix.pairs=8"),
-        ({"hardest": 4, "pairs": 0, "queries": 0}, "makes nothing"),
-        (
-            {"hardest": 1, "pairs": 1},
-            "mix.hardest=1: must be a whole number of at least 2. A pair is made of two different",
-        ),
-        (
-            {"hardest": 0, "queries": 1},
-            "^negatives.mix.hardest=0: must be a whole number of at least 1.$",
-        ),
+        ({"hardest": 1, "pairs": 1}, "mix.hardest=1: .* at least 2. A pair is made of two differ"),
+        ({"hardest": 0, "queries": 1}, "mix.hardest=0: must be a whole number of at least 1.$"),
         ({"hardest": 4, "pairs": -1, "queries": 2}, "mix.pairs=-1: .* of at least 0"),
         ({"hardest": 4, "pairs": 2, "queries": -1}, "mix.queries=-1: .* of at least 0"),
-        ({"hardest": 4, "pairs": 1.5}, "mix.pairs=1.5: must be a whole number"),
-        ({"hardest": 4, "pairs": True}, "mix.pairs=True: must be a whole number"),
-        ({"hardest": "all", "pairs": 1}, "mix.hardest=all: must be a whole number"),
-        ({"hardest": math.nan, "pairs": 1}, "mix.hardest=nan: must be a whole number"),
-        ({"hardest": math.inf, "pairs": 1}, "mix.hardest=inf: must be a whole number"),
+        ({"hardest": 4, "pairs": 2**20 + 1}, "mix.pairs=.* at most 1048576"),
         ({"hardest": 4, "pairs": 1, "detach": 1}, "mix.detach=1: must be true or false"),
-        ({"hardest": 4, "pairs": 1, "detach": "no"}, "mix.detach=no: must be true or false"),
     ],
 )
 def test_impossible_arguments(arguments: dict[str, Any], message: str) -> None:
@@ -266,13 +208,14 @@ def test_pairs_are_of_two_and_in_range(available: list[int], pairs: int, seed: i
     assert 0 <= alpha.min() <= alpha.max() < 1
 
 
-@pytest.mark.parametrize("count", [2, 3, 5])
-def test_all_ordered_pairs_are_equally_likely(count: int) -> None:
-    first, second, _ = mix.draw_pairs(torch.tensor([count]), uniform(3, 1, 20_000))
-    seen = Counter(zip(first[0].tolist(), second[0].tolist(), strict=True))
-    assert set(seen) == set(itertools.permutations(range(count), 2))
-    expected = 20_000 / (count * (count - 1))
-    assert all(abs(number - expected) < 5 * math.sqrt(expected) for number in seen.values())
+def test_all_ordered_pairs_are_equally_likely() -> None:
+    counts = [2, 3, 5]
+    first, second, _ = mix.draw_pairs(torch.tensor(counts), uniform(3, 3, 20_000))
+    for count, a, b in zip(counts, first.tolist(), second.tolist(), strict=True):
+        seen = Counter(zip(a, b, strict=True))
+        assert set(seen) == set(itertools.permutations(range(count), 2))
+        expected = 20_000 / (count * (count - 1))
+        assert all(abs(number - expected) < 5 * math.sqrt(expected) for number in seen.values())
 
 
 def correlation(a: Tensor, b: Tensor) -> float:
@@ -342,11 +285,3 @@ def test_the_global_state_advances_alike_whatever_is_mixed() -> None:
         assert not torch.equal(states[-1], before)
     assert torch.equal(states[0], states[1])
     assert torch.equal(states[0], states[2])
-
-
-def test_trying_a_policy_leaves_the_random_state_alone() -> None:
-    before = torch.get_rng_state()
-    policy = build(BOTH)
-    policy.check(64)
-    assert policy.fits(64)
-    assert torch.equal(torch.get_rng_state(), before)

