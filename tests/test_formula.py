@@ -17,8 +17,6 @@ from loss_helpers import (
     DOUBLE,
     EACH,
     HCL,
-    KEEP,
-    PAIRS,
     POLICIES,
     draws_of,
     moco,
@@ -30,7 +28,7 @@ from loss_helpers import (
 from torch import Tensor
 
 from solo_hardneg.losses import info_nce, mocov2plus_loss_func, simclr_loss_func
-from solo_hardneg.negatives import Pool, TooFewNegativesError, build, full_pool
+from solo_hardneg.negatives import Pool, TooFewNegativesError, build
 
 TWICE = torch.arange(5).repeat(2)
 THRICE = torch.arange(5).repeat(3)
@@ -48,36 +46,34 @@ def close(expected: float) -> Any:
 
 
 @EACH
-@pytest.mark.parametrize("temperature", [0.07, 0.5])
-def test_moco_is_the_formula(config: dict[str, Any], temperature: float) -> None:
-    tensors = moco(n=6, dtype=DOUBLE)
-    pools: list[Pool] = []
-    with recorded_draws() as seen:
-        found = mocov2plus_loss_func(
-            *tensors, temperature, policy=build(config), observe=pools.append
-        )
-    expected, floored = moco_by_loops(config, *tensors, temperature, seen)
-    assert found.item() == close(expected)
-    if "debias" in config:
-        assert pools[0].notes["floored"].tolist() == floored
-    else:
-        assert "floored" not in pools[0].notes
+def test_moco_is_the_formula(config: dict[str, Any]) -> None:
+    for temperature in (0.07, 0.5):
+        tensors = moco(n=6, dtype=DOUBLE)
+        pools: list[Pool] = []
+        with recorded_draws() as seen:
+            found = mocov2plus_loss_func(
+                *tensors, temperature, policy=build(config), observe=pools.append
+            )
+        expected, floored = moco_by_loops(config, *tensors, temperature, seen)
+        assert found.item() == close(expected)
+        assert ("floored" in pools[0].notes) == ("debias" in config)
+        if "debias" in config:
+            assert pools[0].notes["floored"].tolist() == floored
 
 
 @EACH
-@pytest.mark.parametrize("indexes", [TWICE, THRICE], ids=["two views", "three views"])
-@pytest.mark.parametrize("temperature", [0.1, 0.5])
-def test_simclr_is_the_formula(config: dict[str, Any], indexes: Tensor, temperature: float) -> None:
-    z = 3 * unit(len(indexes), 6, seed=5, dtype=DOUBLE)
-    pools: list[Pool] = []
-    with recorded_draws() as seen:
-        found = simclr_loss_func(
-            z, indexes, temperature, policy=build(config), observe=pools.append
-        )
-    expected, floored = simclr_by_loops(config, z, indexes.tolist(), temperature, seen)
-    assert found.item() == close(expected)
-    if "debias" in config:
-        assert pools[0].notes["floored"].tolist() == floored
+def test_simclr_is_the_formula(config: dict[str, Any]) -> None:
+    for indexes, temperature in ((TWICE, 0.1), (THRICE, 0.5)):
+        z = 3 * unit(len(indexes), 6, seed=5, dtype=DOUBLE)
+        pools: list[Pool] = []
+        with recorded_draws() as seen:
+            found = simclr_loss_func(
+                z, indexes, temperature, policy=build(config), observe=pools.append
+            )
+        expected, floored = simclr_by_loops(config, z, indexes.tolist(), temperature, seen)
+        assert found.item() == close(expected)
+        if "debias" in config:
+            assert pools[0].notes["floored"].tolist() == floored
 
 
 def test_floored_rows_are_counted_and_no_others() -> None:
@@ -160,22 +156,13 @@ def test_without_beta_it_is_dcl() -> None:
         torch.testing.assert_close(moco_loss(config, query, key, queue), expected)
 
 
-@pytest.mark.parametrize("beta", [0.0, 0.5, 10.0])
-def test_equal_negatives_weigh_the_same_whatever_beta_is(beta: float) -> None:
+def test_equal_negatives_weigh_the_same_whatever_beta_is() -> None:
     query, key, _ = moco(d=3, dtype=DOUBLE)
     queue = torch.tensor([0.6, 0.8, 0.0], dtype=DOUBLE)[:, None].repeat(1, 40)
     gap = (query @ queue[:, 0] - (query * key).sum(1)) / 0.2
-    found = moco_loss({"reweight": {"beta": beta}}, query, key, queue)
-    torch.testing.assert_close(found, torch.log1p(40 * gap.exp()).mean())
-
-
-@pytest.mark.parametrize("temperature", [0.05, 0.2, 1.0])
-def test_the_floored_loss(temperature: float) -> None:
-    query, _, queue = moco(n=4, dtype=DOUBLE)
-    config = {"debias": {"tau_plus": 0.99}}
-    found = mocov2plus_loss_func(query, query, queue, temperature, policy=build(config))
-    top, low = math.exp(1 / temperature), 37 * math.exp(-1 / temperature)
-    assert found.item() == pytest.approx(math.log(top + low) - 1 / temperature, rel=1e-6)
+    for beta in (0.0, 10.0):
+        found = moco_loss({"reweight": {"beta": beta}}, query, key, queue)
+        torch.testing.assert_close(found, torch.log1p(40 * gap.exp()).mean())
 
 
 def test_a_large_beta_leaves_the_hardest_alone() -> None:
@@ -189,8 +176,9 @@ def test_a_large_beta_leaves_the_hardest_alone() -> None:
 # ---------------------------------------------------------------- invariances
 
 
-@EACH
-def test_order_and_rotation_do_not_matter(config: dict[str, Any]) -> None:
+def test_order_and_rotation_do_not_matter() -> None:
+    config = POLICIES["everything"]
+
     def loss(q: Tensor, k: Tensor, others: Tensor) -> Tensor:
         torch.manual_seed(1)
         return moco_loss(config, q, k, others)
@@ -204,7 +192,7 @@ def test_order_and_rotation_do_not_matter(config: dict[str, Any]) -> None:
     torch.testing.assert_close(loss(*rotated), expected)
 
 
-@pytest.mark.parametrize("config", [{}, BOTH, HCL, BOTH | HCL])
+@pytest.mark.parametrize("config", [{}, BOTH | HCL])
 def test_the_band_of_all_changes_nothing(config: dict[str, Any]) -> None:
     found = []
     for more in ({}, {"keep": {"band": [0.0, 1.0]}}):
@@ -214,73 +202,7 @@ def test_the_band_of_all_changes_nothing(config: dict[str, Any]) -> None:
     assert found[:2] == found[2:]
 
 
-def test_mixing_does_not_see_the_easy_negatives() -> None:
-    query, key, queue = moco(n=1, dtype=DOUBLE)
-    order = (query @ queue)[0].argsort()
-    changed = queue.clone()
-    changed[:, order[:30]] = -query.T
-    made = []
-    for others in (queue, changed):
-        pools: list[Pool] = []
-        torch.manual_seed(4)
-        moco_loss(BOTH, query, key, others, observe=pools.append)
-        made.append(pools[0].similarity[:, 37:])
-    assert torch.equal(*made)
-
-
 # ---------------------------------------------------------------- traps
-
-
-def one_query(*similarities: float) -> tuple[Tensor, Tensor, Tensor]:
-    """A query, its positive at 0.3, and negatives at the given similarities, in the plane."""
-
-    def at(s: float) -> list[float]:
-        return [s, math.sqrt(1 - s * s)]
-
-    queue = torch.tensor([at(s) for s in similarities], dtype=DOUBLE).T
-    return torch.tensor([[1.0, 0.0]], dtype=DOUBLE), torch.tensor([at(0.3)], dtype=DOUBLE), queue
-
-
-def test_weights_are_normalised_over_the_negatives_present() -> None:
-    config = {"keep": {"band": [0.5, 1.0]}, "reweight": {"beta": 1.0}}
-    found = moco_loss(config, *one_query(-0.9, -0.8, 0.1, 0.4))
-    w = [math.exp(0.1 / 0.2), math.exp(0.4 / 0.2)]
-    g = (w[0] ** 2 + w[1] ** 2) / ((w[0] + w[1]) / 2)  # over 2 of the 4 columns
-    assert found.item() == close(math.log1p(g / math.exp(0.3 / 0.2)))
-
-
-def test_m_is_counted_after_keep() -> None:
-    config = {"keep": {"band": [0.5, 1.0]}, "debias": {"tau_plus": 0.1}}
-    found = moco_loss(config, *one_query(-0.9, -0.8, 0.7, 0.9))
-    top = math.exp(0.3 / 0.2)
-    g = (math.exp(0.7 / 0.2) + math.exp(0.9 / 0.2) - 0.1 * 2 * top) / 0.9
-    assert found.item() == close(math.log1p(g / top))
-    floored = moco_loss(config, *one_query(-1.0, -0.9, -0.8, -0.7))
-    assert floored.item() == close(math.log1p(2 * math.exp(-1 / 0.2) / top))
-
-
-def test_m_counts_synthetic_negatives_too() -> None:
-    config = {"mix": {"hardest": 2, "pairs": 3}, "debias": {"tau_plus": 0.1}}
-    tensors = one_query(-0.5, 0.8, 0.8)  # all pairs are of equal vectors
-    top = math.exp(0.3 / 0.2)
-    g = (math.exp(-0.5 / 0.2) + 5 * math.exp(0.8 / 0.2) - 0.1 * 6 * top) / 0.9
-    assert moco_loss(config, *tensors).item() == close(math.log1p(g / top))
-    low = moco_loss(config, *one_query(-0.9, -0.8, -0.8))
-    assert low.item() == close(math.log1p(6 * math.exp(-1 / 0.2) / top))
-
-
-def test_beta_multiplies_what_the_temperature_has_divided() -> None:
-    found = moco_loss({"reweight": {"beta": 2.0}}, *one_query(0.1, 0.5))
-    w = [math.exp(2 * 0.1 / 0.2), math.exp(2 * 0.5 / 0.2)]
-    g = (w[0] * math.exp(0.1 / 0.2) + w[1] * math.exp(0.5 / 0.2)) / ((w[0] + w[1]) / 2)
-    assert found.item() == close(math.log1p(g / math.exp(0.3 / 0.2)))
-
-
-def test_the_positives_share_is_taken_away_and_not_added() -> None:
-    tensors = one_query(0.5, 0.6)
-    top, others = math.exp(0.3 / 0.2), math.exp(0.5 / 0.2) + math.exp(0.6 / 0.2)
-    found = moco_loss({"debias": {"tau_plus": 0.2}}, *tensors)
-    assert found.item() == close(math.log1p((others - 0.2 * 2 * top) / 0.8 / top))
 
 
 def test_weights_of_a_policy_multiply_those_of_beta() -> None:
@@ -295,37 +217,6 @@ def test_weights_of_a_policy_multiply_those_of_beta() -> None:
         g = (w[0] * math.exp(0.1 / 0.2) + w[1] * math.exp(0.5 / 0.2)) / (sum(w) / 2)
         assert losses.item() == close(math.log1p(g / math.exp(0.3 / 0.2)))
         assert floored.tolist() == [False]
-
-
-def test_tau_plus_goes_with_the_mean_of_several_positives() -> None:
-    """Three views of two images: two positives of each row, three negatives."""
-    z = unit(6, 3, seed=11, dtype=DOUBLE)
-    found = simclr_loss_func(
-        z, torch.tensor([0, 1, 0, 1, 0, 1]), 1.0, policy=build({"debias": {"tau_plus": 0.05}})
-    )
-    e = (z @ z.T).exp()
-    losses = []
-    for i in range(6):
-        tops = e[i, i % 2 :: 2].sum() - e[i, i]
-        g = (e[i, 1 - i % 2 :: 2].sum() - 0.05 * 3 * tops / 2) / 0.95
-        assert g > 3 * math.exp(-1)
-        losses.append(((tops + g) / tops).log())
-    torch.testing.assert_close(found, torch.stack(losses).mean())
-
-
-def test_the_own_image_in_the_queue_is_dropped() -> None:
-    query, key, queue = moco(n=2, m=6, dtype=DOUBLE)
-    images = torch.tensor([4, 8, 8, 4, 8, 3])
-    config = {"drop": {"image": "same"}} | HCL
-    found = moco_loss(
-        config, query, key, queue, query_indexes=torch.tensor([4, 5]), queue_indexes=images
-    )
-    losses = []
-    for row, columns in ((0, [1, 2, 4, 5]), (1, range(6))):
-        negatives = [oracles.dot(query[row], queue[:, j]) for j in columns]
-        positive = oracles.dot(query[row], key[row])
-        losses.append(oracles.loss([positive], negatives, 0.2, 0.7, 0.1))
-    assert found.item() == close(sum(map(float, losses)) / 2)
 
 
 def test_queries_with_fewer_negatives_than_others() -> None:
@@ -356,23 +247,3 @@ def test_queries_with_fewer_negatives_than_others() -> None:
     assert pools[0].notes["mix_short"].tolist() == [0.0, 0.0, 1.0]
     assert pools[0].notes["synthetic"].tolist() == [6.0] * 3
     assert pools[0].counts.tolist() == [14, 12, 8]
-
-
-def test_info_nce_of_similarities_alone() -> None:
-    similarity = torch.tensor([[0.1, 0.5], [0.2, 0.3]], dtype=DOUBLE)
-    positive = torch.tensor([0.3, 0.4], dtype=DOUBLE)
-    losses, floored = info_nce(positive, full_pool(similarity), 0.2)
-    expected = [oracles.info_nce(0.3, [0.1, 0.5], 0.2), oracles.info_nce(0.4, [0.2, 0.3], 0.2)]
-    assert losses.tolist() == close(expected)
-    assert floored.tolist() == [False, False]
-    assert floored.dtype == torch.bool
-
-
-def test_knobs_and_counts_behind_all_verbs() -> None:
-    pools: list[Pool] = []
-    tensors = moco(dtype=DOUBLE)
-    moco_loss(KEEP | PAIRS | HCL, *tensors, observe=pools.append)
-    assert pools[0].similarity.shape == (5, 40)
-    assert pools[0].count == 28 + 3
-    assert pools[0].counts.tolist() == [31] * 5
-    assert (pools[0].beta, pools[0].tau_plus) == (0.7, 0.1)

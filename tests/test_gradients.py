@@ -10,9 +10,7 @@ import torch
 import torch.nn.functional as F
 from loss_helpers import (
     BOTH,
-    DEBIAS,
     DOUBLE,
-    EACH,
     HCL,
     KEEP,
     PAIRS,
@@ -29,10 +27,7 @@ from solo_hardneg.negatives import Pool, build
 
 TWICE = torch.arange(4).repeat(2)
 THROUGH = {"mix": {"hardest": 4, "pairs": 3, "queries": 2, "detach": False}}
-CONSTANT = {"mix": {"hardest": 4, "pairs": 3, "detach": True}}
-SMOOTH = pytest.mark.parametrize(
-    "config", [REWEIGHT, DEBIAS, HCL, THROUGH, THROUGH | HCL, KEEP | THROUGH | HCL]
-)
+CONSTANT = {"mix": {"hardest": 4, "pairs": 3}}  # by default
 
 
 def leaves(*tensors: Tensor) -> list[Tensor]:
@@ -52,23 +47,11 @@ def simclr_loss(config: dict[str, Any], z: Tensor, indexes: Tensor = TWICE, **mo
 # ---------------------------------------------------------------- finite differences
 
 
-@SMOOTH
-def test_moco_gradient_is_that_of_finite_differences(config: dict[str, Any]) -> None:
-    tensors = leaves(*moco(n=3, m=12, d=4, dtype=DOUBLE))
+@pytest.mark.parametrize("config", [HCL, KEEP | THROUGH | HCL])
+def test_gradients_are_those_of_finite_differences(config: dict[str, Any]) -> None:
+    tensors = leaves(*moco(n=2, m=9, d=3, dtype=DOUBLE))
     assert torch.autograd.gradcheck(lambda *t: moco_loss(config, *t), tensors)
-
-
-@pytest.mark.parametrize("config", [CONSTANT, CONSTANT | HCL])
-def test_gradient_to_the_query_by_constant_mixtures(config: dict[str, Any]) -> None:
-    query, key, queue = moco(n=3, m=12, d=4, dtype=DOUBLE)
-    assert torch.autograd.gradcheck(
-        lambda q: moco_loss(config, q, key, queue), (query.requires_grad_(),)
-    )
-
-
-@SMOOTH
-def test_simclr_gradient_is_that_of_finite_differences(config: dict[str, Any]) -> None:
-    (z,) = leaves(unit(8, 4, seed=4, dtype=DOUBLE))
+    (z,) = leaves(unit(8, 3, seed=4, dtype=DOUBLE))
     assert torch.autograd.gradcheck(lambda x: simclr_loss(config, x), (z,))
 
 
@@ -129,16 +112,6 @@ def test_gradient_of_simclr_by_mixtures(detach: bool) -> None:
     torch.testing.assert_close(torch.autograd.grad(loss, x), torch.autograd.grad(expected, x))
 
 
-def test_mixtures_are_detached_unless_one_says_otherwise() -> None:
-    gradients = []
-    for more in ({}, {"detach": True}, {"detach": False}):
-        query, key, queue = leaves(*moco(n=4, m=12, d=5))
-        moco_loss({"mix": BOTH["mix"] | more}, query, key, queue).backward()
-        gradients.append(queue.grad)
-    assert torch.equal(gradients[0], gradients[1])
-    assert not torch.allclose(gradients[0], gradients[2])
-
-
 @pytest.mark.parametrize("kind", ["pairs", "queries"])
 def test_mixtures_reach_only_what_they_are_made_of(kind: str) -> None:
     query, key, queue = leaves(*moco(n=1, m=37, dtype=DOUBLE))
@@ -171,7 +144,7 @@ def test_weights_carry_gradient() -> None:
     assert (found < 0).any()  # the easiest are pulled nearer
 
 
-@pytest.mark.parametrize("more", [{}, REWEIGHT, PAIRS | REWEIGHT])
+@pytest.mark.parametrize("more", [{}, PAIRS | REWEIGHT])
 def test_no_gradient_through_the_negatives_where_the_floor_binds(more: dict[str, Any]) -> None:
     query, _, queue = leaves(*moco(n=3, m=11, d=4, dtype=DOUBLE))
     pools: list[Pool] = []
@@ -186,9 +159,18 @@ def test_no_gradient_through_the_negatives_where_the_floor_binds(more: dict[str,
     torch.testing.assert_close(query.grad, pull / 0.4 / 3 * query.detach())
 
 
+@pytest.mark.parametrize("more", [{}, CONSTANT | HCL])
+def test_absent_negatives_get_no_gradient(more: dict[str, Any]) -> None:
+    query, key, queue = leaves(*moco(n=1, dtype=DOUBLE))
+    moco_loss({"keep": {"band": [0.75, 1.0]}} | more, query, key, queue).backward()
+    kept = (query @ queue)[0].argsort()[27:]
+    touched = queue.grad.abs().sum(0).nonzero().flatten()
+    assert set(touched.tolist()) == set(kept.tolist())
+
+
 def test_each_row_has_its_own_floor() -> None:
     """The first row is at its floor; its neighbour's gradient is not touched by that."""
-    query, key, queue = moco(n=2, m=11, d=4, dtype=DOUBLE)
+    query, _, queue = moco(n=2, m=11, d=4, dtype=DOUBLE)
     key = torch.stack([query[0], -query[1]])
     gradients = []
     for rows in (slice(0, 2), slice(1, 2)):
@@ -202,78 +184,59 @@ def test_each_row_has_its_own_floor() -> None:
     torch.testing.assert_close(*gradients)
 
 
-@pytest.mark.parametrize("more", [REWEIGHT, DEBIAS, HCL, CONSTANT | HCL])
-def test_absent_negatives_get_no_gradient(more: dict[str, Any]) -> None:
-    query, key, queue = leaves(*moco(n=1, dtype=DOUBLE))
-    moco_loss({"keep": {"band": [0.75, 1.0]}} | more, query, key, queue).backward()
-    kept = (query @ queue)[0].argsort()[27:]
-    touched = queue.grad.abs().sum(0).nonzero().flatten()
-    assert set(touched.tolist()) == set(kept.tolist())
+WITH_AND_WITHOUT = pytest.mark.parametrize("more", [{}, BOTH | HCL, THROUGH | HCL])
 
 
-COMBINATIONS = [{}, BOTH, THROUGH, REWEIGHT, DEBIAS, HCL, BOTH | HCL, THROUGH | HCL]
-
-
-@pytest.mark.parametrize("more", COMBINATIONS)
+@WITH_AND_WITHOUT
 def test_a_row_without_negatives_gives_zero_and_no_nan(more: dict[str, Any]) -> None:
     config = {"drop": {"label": "same"}} | more
     query, key, queue = leaves(*moco(n=2, m=6))
     pools: list[Pool] = []
-    loss = moco_loss(
-        config,
-        query,
-        key,
-        queue,
-        query_labels=torch.tensor([0, 1]),
-        queue_labels=torch.zeros(6, dtype=torch.long),
-        observe=pools.append,
-    )
+    known = {"query_labels": torch.tensor([0, 1]), "queue_labels": torch.zeros(6).long()}
+    loss = moco_loss(config, query, key, queue, **known, observe=pools.append)
     loss.backward()
     assert torch.equal(query.grad[0], torch.zeros(7))
     assert torch.equal(key.grad[0], torch.zeros(7))
     assert query.grad[1].abs().min() > 0
     assert queue.grad.isfinite().all()
     assert pools[0].counts[0] == 0
-    if "mix" in more:
-        assert pools[0].notes["synthetic"].tolist() == [0, 6 if more["mix"] == BOTH["mix"] else 5]
+    if more:
+        made = more["mix"].get("pairs", 0) + more["mix"]["queries"]
+        assert pools[0].notes["synthetic"].tolist() == [0, made]
         assert pools[0].notes["mix_short"].tolist() == [1.0, 0.0]
-    if "debias" in more:
         assert pools[0].notes["floored"][0] == 0
-    torch.manual_seed(6)
-    labels = {"query_labels": torch.zeros(1).long(), "queue_labels": torch.zeros(6).long()}
-    alone = moco_loss(config, query[:1], key[:1], queue, **labels)
-    assert alone == 0
+    known["query_labels"] = known["query_labels"][:1]
+    assert moco_loss(config, query[:1], key[:1], queue, **known) == 0
 
 
-@pytest.mark.parametrize("more", COMBINATIONS)
-def test_a_batch_of_one_image_has_no_negatives(more: dict[str, Any]) -> None:
-    (z,) = leaves(unit(2, 5))
+@WITH_AND_WITHOUT
+def test_no_negatives_at_all_give_zero_and_no_gradient(more: dict[str, Any]) -> None:
+    """Of a queue that is still empty, and of a batch of one image."""
+    query, key, queue, z = leaves(*moco(m=0), unit(2, 5))
     pools: list[Pool] = []
-    loss = simclr_loss(more, z, torch.zeros(2).long(), observe=pools.append)
-    loss.backward()
-    assert loss == 0
-    assert torch.equal(z.grad, torch.zeros(2, 5))
+    one_image = simclr_loss(more, z, torch.zeros(2).long(), observe=pools.append)
     assert pools[0].count == 0
-
-
-@pytest.mark.parametrize("more", COMBINATIONS)
-def test_an_empty_queue_gives_zero_and_no_gradient(more: dict[str, Any]) -> None:
-    query, key, queue = leaves(*moco(m=0))
-    loss = moco_loss(more, query, key, queue)
-    loss.backward()
-    assert loss == 0
-    assert torch.equal(query.grad, torch.zeros(5, 7))
+    for loss, leaf in ((moco_loss(more, query, key, queue), query), (one_image, z)):
+        loss.backward()
+        assert loss == 0
+        assert torch.equal(leaf.grad, torch.zeros_like(leaf))
 
 
 # ---------------------------------------------------------------- extremes
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("tau_plus", [0.0, 0.1, 0.99])
-@pytest.mark.parametrize("side", [1, -1])
-@pytest.mark.parametrize("more", [{}, BOTH, THROUGH])
+@pytest.mark.parametrize(
+    ("more", "tau_plus", "side", "dtype"),
+    [
+        ({}, 0.0, 1, torch.float16),
+        ({}, 0.99, -1, torch.bfloat16),
+        (BOTH, 0.1, -1, torch.float16),
+        (THROUGH, 0.1, 1, torch.bfloat16),
+        (THROUGH, 0.99, 1, torch.float16),
+    ],
+)
 def test_finite_at_the_ends_of_the_scale(
-    dtype: torch.dtype, tau_plus: float, side: int, more: dict[str, Any]
+    more: dict[str, Any], tau_plus: float, side: int, dtype: torch.dtype
 ) -> None:
     config = more | {"reweight": {"beta": 10.0}, "debias": {"tau_plus": tau_plus}}
     plus_minus = torch.cat([torch.eye(4), -torch.eye(4)])  # similarities of exactly 1 and -1
@@ -292,18 +255,10 @@ def test_finite_at_the_ends_of_the_scale(
         assert leaf.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_autocast_changes_nothing(dtype: torch.dtype) -> None:
+def test_autocast_changes_nothing() -> None:
     config = {"keep": {"band": [0.5, 1.0]}} | BOTH | HCL
     tensors = moco()
     outside = moco_loss(config, *tensors), simclr_loss(config, unit(8, 5))
-    with autocast(dtype):
+    with autocast(torch.float16):
         inside = moco_loss(config, *tensors), simclr_loss(config, unit(8, 5))
     assert inside == outside
-
-
-@EACH
-def test_gradient_reaches_every_query(config: dict[str, Any]) -> None:
-    query, key, queue = leaves(*moco(n=4))
-    moco_loss(config, query, key, queue).backward()
-    assert query.grad.abs().amax(dim=1).min() > 0
