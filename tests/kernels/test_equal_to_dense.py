@@ -2,42 +2,72 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from kernel_helpers import BACKENDS, BANDS, EACH_BACKEND, moco_loss, named
 from loss_helpers import POLICIES, moco
 from torch import Tensor
 
 from solo_hardneg.errors import ConfigError
 from solo_hardneg.losses import mocov2plus_loss_func
 from solo_hardneg.negatives import build
-from solo_hardneg.negatives.kept import Kept
 from solo_hardneg.negatives.pool import Pool
 from solo_hardneg.negatives.weigh import Reweight
 
-BACKENDS = ["chunked", *(["numba"] if importlib.util.find_spec("numba") else [])]
-if os.environ.get("TRITON_INTERPRET") == "1":  # see test_triton.py
-    BACKENDS = ["triton"]
-BANDS = {
-    "all": {},
-    "hardest": {"keep": {"band": [0.95, 1.0]}},
-    "hardest tenth": {"keep": {"band": [0.9, 1.0]}},
-    "easiest": {"keep": {"band": [0.0, 0.95]}},
-    "middle": {"keep": {"band": [0.9, 0.95]}},
-    "wide": {"keep": {"band": [0.2, 0.8]}},
-    "without the hardest": {"drop": {"band": [0.97, 1.0]}},
-    "without the easiest": {"drop": {"band": [0.0, 0.5]}},
-    "without the middle": {"drop": {"band": [0.4, 0.6]}},
-    "holes": {"drop": {"band": [0.4, 0.6]}, "keep": {"band": [0.1, 0.9]}},
-    "one": {"keep": {"band": [0.9, 1.0]}, "drop": {"band": [0.0, 0.5]}},
-    "weighed": {"keep": {"band": [0.8, 1.0]}, "reweight": {"beta": 1.0}},
-    "debiased": {"keep": {"band": [0.8, 1.0]}, "debias": {"tau_plus": 0.05}},
+# ---------------------------------------------------------------- MoCo
+
+
+def with_ties(kind: str) -> tuple[Tensor, Tensor, Tensor]:
+    query, key, queue = moco(6, 120, 8)
+    if kind == "equal":
+        queue = queue[:, :1].expand(-1, 120).contiguous()
+    elif kind == "twice":
+        queue = torch.cat([queue[:, :60], queue[:, :60]], dim=1)
+    elif kind == "few values":  # axes: similarities are exact, whatever the order of summation
+        query, queue = torch.eye(8)[:6], torch.eye(8).repeat(1, 15)
+    elif kind == "sorted":
+        queue = queue[:, (query[0] @ queue).argsort()]
+    else:
+        queue = queue.T.contiguous().T
+    return query, key, queue
+
+
+TENSORS = {
+    **{str(shape): moco(*shape) for shape in [(1, 37, 3), (70, 333, 16), (3, 1111, 8)]},
+    **{kind: with_ties(kind) for kind in ("equal", "twice", "few values", "sorted", "in rows")},
 }
+
+
+@EACH_BACKEND
+@named(BANDS)
+def test_bands_of_many_shapes_ties_and_layouts(backend: str, config: dict[str, Any]) -> None:
+    if backend == "numba" and config == BANDS["holes"]:
+        with pytest.raises(ConfigError, match="numba: follows one band"):
+            moco_loss(backend, config, moco())
+        return
+    for kind, tensors in TENSORS.items():
+        scale = -3.5 if kind.startswith("(") else 1.0
+        found = moco_loss(backend, config, tensors, scale=scale)
+        found.same_as(moco_loss("dense", config, tensors, scale=scale))
+        assert found.kept.backend == backend
+
+
+@EACH_BACKEND
+@named(POLICIES)
+def test_everything_that_the_formula_has(backend: str, config: dict[str, Any]) -> None:
+    tensors = moco(6, 60, 7)
+    expected = moco_loss("dense", config, tensors)
+    if list(config)[:1] == ["mix"] and "keep" in config:
+        with pytest.raises(ConfigError, match=r"backend=\w+: negatives.keep stands below"):
+            moco_loss(backend, config, tensors)
+        return
+    moco_loss(backend, config, tensors).same_as(expected)
+
+
 CLASSES: dict[str, dict[str, Any]] = {
     "same": {"drop": {"band": [0.8, 1.0], "label": "same"}},
     "different": {"drop": {"label": "different"}},
@@ -50,104 +80,10 @@ CLASSES: dict[str, dict[str, Any]] = {
 }
 
 
-class Outcome:
-    """One loss, its gradients, and what the policy left."""
-
-    def __init__(
-        self, loss: Tensor, leaves: list[Tensor], kept: list[Kept], scale: float, tau: float
-    ) -> None:
-        self.loss = loss.detach()
-        if loss.requires_grad:
-            (loss * scale).backward()
-        self.grads = [leaf.grad for leaf in leaves if leaf.requires_grad]
-        (self.kept,) = kept
-        self.rounding = 3e-6 * abs(scale) / (tau * len(leaves[0]))  # of parts that cancel
-
-    def same_as(self, other: Outcome, rtol: float = 1e-5) -> None:
-        torch.testing.assert_close(self.loss, other.loss, rtol=rtol, atol=1e-7)
-        for mine, theirs in zip(self.grads, other.grads, strict=True):
-            assert (mine is None) == (theirs is None)
-            if theirs is not None:
-                # Relative to the largest: a sum's small parts have the rounding of its large ones.
-                largest = float(theirs.abs().max())
-                torch.testing.assert_close(
-                    mine, theirs, rtol=rtol, atol=rtol * largest + self.rounding
-                )
-        assert torch.equal(self.kept.counts, other.kept.counts)
-        assert self.kept.candidates == other.kept.candidates
-        assert sorted(self.kept.notes) == sorted(other.kept.notes)
-        for name, values in other.kept.notes.items():
-            assert torch.equal(self.kept.notes[name], values), name
-        if other.kept.hard_share is not None:
-            torch.testing.assert_close(self.kept.hard_share, other.kept.hard_share)
-
-
-def moco_loss(
-    backend: str,
-    config: dict[str, Any],
-    tensors: tuple[Tensor, Tensor, Tensor],
-    tau: float = 0.2,
-    scale: float = 1.0,
-    queue_grad: bool = False,
-    **more: Any,
-) -> Outcome:
-    query, key, queue = (tensor.clone(memory_format=torch.preserve_format) for tensor in tensors)
-    query.requires_grad_(), key.requires_grad_(), queue.requires_grad_(queue_grad)
-    kept: list[Kept] = []
-    torch.manual_seed(0)
-    loss = mocov2plus_loss_func(
-        query, key, queue, tau, policy=build(config), backend=backend, report=kept.append, **more
-    )
-    return Outcome(loss, [query, key, queue], kept, scale, tau)
-
-
-EACH_BACKEND = pytest.mark.parametrize("backend", BACKENDS)
-
-
-def named(configs: dict[str, Any]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("config", configs.values(), ids=configs.keys())
-
-
-# ---------------------------------------------------------------- MoCo
-
-
-@EACH_BACKEND
-@named(BANDS)
-@pytest.mark.parametrize("shape", [(1, 37, 3), (5, 37, 7), (70, 333, 16), (3, 1111, 8)])
-def test_bands(backend: str, config: dict[str, Any], shape: tuple[int, int, int]) -> None:
-    tensors = moco(*shape)
-    if backend == "numba" and "holes" in str(config):
-        return
-    for scale in (1.0, -3.5):
-        expected = moco_loss("dense", config, tensors, scale=scale)
-        try:
-            found = moco_loss(backend, config, tensors, scale=scale)
-        except ConfigError:
-            assert config == BANDS["holes"]
-            assert backend != "chunked"
-            return
-        found.same_as(expected)
-        assert found.kept.backend == backend
-
-
-@EACH_BACKEND
-@named({**POLICIES})
-def test_everything_that_the_formula_has(backend: str, config: dict[str, Any]) -> None:
-    tensors = moco(6, 60, 7)
-    expected = moco_loss("dense", config, tensors)
-    if list(config)[:1] == ["mix"] and "keep" in config:
-        with pytest.raises(ConfigError, match=r"backend=\w+: negatives.keep stands below"):
-            moco_loss(backend, config, tensors)
-        return
-    moco_loss(backend, config, tensors).same_as(expected)
-
-
 @named(CLASSES)
-@pytest.mark.parametrize("rows", [1, 7, 64])
 def test_classes_images_reserve_and_retention(
-    config: dict[str, Any], rows: int, monkeypatch: pytest.MonkeyPatch
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("solo_hardneg.kernels.chunked._LEAST_ROWS", rows)
     monkeypatch.setattr("solo_hardneg.kernels.chunked._NUMBERS", {"cpu": 1})
     torch.manual_seed(1)
     query_labels = torch.randint(3, (20,))
@@ -161,31 +97,12 @@ def test_classes_images_reserve_and_retention(
         "queue_size": 77,
     }
     tensors = moco(20, 90, 6)
-    found = moco_loss("chunked", config, tensors, **known)
-    found.same_as(moco_loss("dense", config, tensors, **known))
-    assert found.kept.backend == "chunked"
-
-
-@EACH_BACKEND
-@named(BANDS)
-@pytest.mark.parametrize("kind", ["equal", "twice", "few values", "sorted", "keys in rows"])
-def test_ties_and_layouts(backend: str, config: dict[str, Any], kind: str) -> None:
-    query, key, queue = moco(6, 120, 8)
-    if kind == "equal":
-        queue = queue[:, :1].expand(-1, 120).contiguous()
-    elif kind == "twice":
-        queue = torch.cat([queue[:, :60], queue[:, :60]], dim=1)
-    elif kind == "few values":  # axes: similarities are exact, whatever the order of summation
-        query = torch.eye(8)[:6]
-        queue = torch.eye(8).repeat(1, 15)
-    elif kind == "sorted":
-        queue = queue[:, (query[0] @ queue).argsort()]
-    else:
-        queue = queue.T.contiguous().T
-    if backend != "chunked" and config == BANDS["holes"]:
-        return
-    found = moco_loss(backend, config, (query, key, queue))
-    found.same_as(moco_loss("dense", config, (query, key, queue)))
+    expected = moco_loss("dense", config, tensors, **known)
+    for rows in (1, 7, 64):
+        monkeypatch.setattr("solo_hardneg.kernels.chunked._LEAST_ROWS", rows)
+        found = moco_loss("chunked", config, tensors, **known)
+        found.same_as(expected)
+        assert found.kept.backend == "chunked"
 
 
 @given(
@@ -219,9 +136,9 @@ def test_any_band(
     moco_loss(backend, config, tensors, tau).same_as(expected)
 
 
-@pytest.mark.parametrize("number", [49, 97])
-def test_a_remainder_of_one_query_rounds_as_the_others(number: int) -> None:
+def test_a_remainder_of_one_query_rounds_as_the_others() -> None:
     """Vectors of ±1/√D: many similarities are equal, if they are all rounded alike."""
+    number = 49
     generator = torch.Generator().manual_seed(0)
     codes = torch.randint(2, (number + 3000, 12), generator=generator) * 2.0 - 1
     query, queue = codes[:number] / 12**0.5, (codes[number:] / 12**0.5).T
@@ -261,30 +178,24 @@ def test_fill_without_ages_is_refused_by_all() -> None:
             mocov2plus_loss_func(*moco(), policy=policy, backend=backend)
 
 
-@named({name: BANDS[name] for name in ("all", "hardest", "middle", "easiest")})
-@EACH_BACKEND
-def test_a_key_that_is_no_number_shows(backend: str, config: dict[str, Any]) -> None:
+@pytest.mark.parametrize("backend", ["dense", *BACKENDS])
+def test_a_key_that_is_no_number_shows_and_ends(backend: str) -> None:
     query, key, queue = moco(5, 3000, 8)
-    queue[:, 7] = torch.nan
-    if config == BANDS["all"] or config == BANDS["hardest"]:
-        assert moco_loss("dense", config, (query, key, queue)).loss.isnan()
-        assert moco_loss(backend, config, (query, key, queue)).loss.isnan()
-    else:  # NaN is the hardest, and left out
-        moco_loss(backend, config, (query, key, queue))
+    for value in (torch.nan, torch.inf, -torch.inf):
+        queue[:, 7] = value
+        for name in ("all", "hardest", "middle", "easiest", "without the hardest", "weighed"):
+            loss = moco_loss(backend, BANDS[name], (query, key, queue)).loss
+            if value != value and name in ("all", "hardest"):
+                assert loss.isnan()  # elsewhere NaN is the hardest, and left out
 
 
-@named(BANDS)
+THROUGH = {"mix": {"hardest": 5, "pairs": 4, "queries": 3, "detach": False}}
+
+
+@named({**BANDS, "mixed": {**THROUGH, "reweight": {"beta": 0.4}}})
 def test_a_queue_that_wants_a_gradient(config: dict[str, Any]) -> None:
     tensors = moco(5, 64, 7)
     tensors = (*tensors[:2], tensors[2].T.contiguous().T)
-    expected = moco_loss("dense", config, tensors, queue_grad=True)
-    moco_loss("chunked", config, tensors, queue_grad=True).same_as(expected)
-
-
-@pytest.mark.parametrize("kind", ["pairs", "queries"])
-def test_gradient_through_synthetic_ends(kind: str) -> None:
-    config = {"mix": {"hardest": 5, kind: 7, "detach": False}, "reweight": {"beta": 0.4}}
-    tensors = moco(5, 64, 7)
     expected = moco_loss("dense", config, tensors, queue_grad=True)
     moco_loss("chunked", config, tensors, queue_grad=True).same_as(expected)
 
@@ -297,17 +208,6 @@ def test_long_vectors_and_low_temperatures(backend: str) -> None:
         for tau in (0.01, 5.0):
             found = moco_loss(backend, config, tensors, tau)
             found.same_as(moco_loss("dense", config, tensors, tau))
-
-
-@pytest.mark.parametrize("config", [BANDS["all"], BANDS["hardest"], BANDS["weighed"]])
-def test_double_precision_agrees_with_finite_differences(config: dict[str, Any]) -> None:
-    query, key, queue = (t.requires_grad_() for t in moco(3, 40, 4, dtype=torch.float64))
-    policy = build(config)
-
-    def function(*tensors: Tensor) -> Tensor:
-        return mocov2plus_loss_func(*tensors, 0.3, policy=policy, backend="chunked")
-
-    assert torch.autograd.gradcheck(function, (query, key, queue))
 
 
 # ---------------------------------------------------------------- gradients, or none
@@ -330,24 +230,14 @@ def test_only_the_key_wants_a_gradient(backend: str) -> None:
     grads = []
     for name in (backend, "dense"):
         leaf = key.clone().requires_grad_()
-        mocov2plus_loss_func(
-            query, leaf, queue, policy=build(BANDS["hardest"]), backend=name
-        ).backward()
+        policy = build(BANDS["hardest"])
+        mocov2plus_loss_func(query, leaf, queue, policy=policy, backend=name).backward()
         grads.append(leaf.grad)
     torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-7)
 
 
 @EACH_BACKEND
-def test_a_second_derivative_is_refused(backend: str) -> None:
-    query, key, queue = moco(5, 50, 7)
-    query.requires_grad_()
-    loss = mocov2plus_loss_func(query, key, queue, backend=backend)
-    with pytest.raises(RuntimeError, match=r"no second derivative.*backend='dense'"):
-        torch.autograd.grad(loss, query, create_graph=True)
-
-
-@EACH_BACKEND
-def test_the_queue_may_change_before_the_backward_pass(backend: str) -> None:
+def test_the_queue_may_change_before_the_backward_pass_which_may_be_run_twice(backend: str) -> None:
     tensors = moco(5, 200, 7)
     expected = moco_loss("dense", BANDS["hardest"], tensors).grads[0]
     query, key, queue = (t.clone() for t in tensors)
@@ -356,19 +246,11 @@ def test_the_queue_may_change_before_the_backward_pass(backend: str) -> None:
         query, key, queue, 0.2, policy=build(BANDS["hardest"]), backend=backend
     )
     queue.zero_()
-    loss.backward()
-    torch.testing.assert_close(query.grad, expected, rtol=1e-5, atol=1e-7)
-
-
-@EACH_BACKEND
-def test_backward_twice_gives_the_same(backend: str) -> None:
-    query, key, queue = moco(5, 50, 7)
-    query.requires_grad_()
-    loss = mocov2plus_loss_func(query, key, queue, backend=backend)
-    loss.backward(retain_graph=True)
-    once = query.grad.clone()
-    loss.backward()
-    torch.testing.assert_close(query.grad, 2 * once)
+    for times in (1, 2):
+        loss.backward(retain_graph=True)
+        torch.testing.assert_close(query.grad, times * expected, rtol=1e-5, atol=1e-7)
+    with pytest.raises(RuntimeError, match=r"no second derivative.*backend='dense'"):
+        torch.autograd.grad(loss, query, create_graph=True)
 
 
 @EACH_BACKEND

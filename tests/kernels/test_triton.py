@@ -15,11 +15,10 @@ from typing import Any
 
 import pytest
 import torch
+from kernel_helpers import BANDS, Outcome, moco_loss, named
 from loss_helpers import moco, unit
-from test_equal_to_dense import BANDS, Outcome, moco_loss, named
 from waits import watch
 
-from solo_hardneg.errors import ConfigError
 from solo_hardneg.kernels.problem import Problem, Pulls, Ranks
 
 
@@ -38,9 +37,11 @@ outside = pytest.mark.skipif(INTERPRETED, reason="not in the interpreter")
 
 @outside
 @NEW
-@pytest.mark.full
-def test_in_the_interpreter() -> None:
+def test_in_the_interpreter(request: pytest.FixtureRequest) -> None:
+    """Takes its seconds in another process; the interpreter is slow, so most of it is full."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    if request.config.getoption("--all"):
+        command.append("--all")
     env = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=900)
     assert run.returncode == 0, run.stdout[-4000:]
@@ -55,18 +56,28 @@ def equal(config: dict[str, Any], tensors: Any, tau: float = 0.2, scale: float =
 
 
 @inside
+def test_each_kernel_once() -> None:
+    tensors = moco(2, 77, 7)
+    equal({**BANDS["middle"], "reweight": 0.5, "mix": {"hardest": 4, "pairs": 2}}, tensors)
+    equal(BANDS["without the hardest"], tensors, scale=-3.5)
+
+
+@inside
+@pytest.mark.full
 @named({name: config for name, config in BANDS.items() if name != "holes"})
 def test_bands(config: dict[str, Any]) -> None:
     equal(config, moco(3, 77, 7), scale=-3.5)
 
 
 @inside
+@pytest.mark.full
 @pytest.mark.parametrize("shape", [(1, 37, 3), (35, 40, 16), (2, 700, 20)])
 def test_shapes(shape: tuple[int, int, int]) -> None:
     equal(BANDS["hardest tenth"], moco(*shape))
 
 
 @inside
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ["equal", "twice", "axes", "keys in rows"])
 def test_ties_and_layouts(kind: str) -> None:
     query, key, queue = moco(3, 120, 8)
@@ -84,6 +95,7 @@ def test_ties_and_layouts(kind: str) -> None:
 
 
 @inside
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ["pairs", "both", "of the rest"])
 def test_mixing_its_hardest(kind: str) -> None:
     config: dict[str, Any] = {"mix": {"hardest": 5, "pairs": 6}, "reweight": 0.3}
@@ -95,6 +107,7 @@ def test_mixing_its_hardest(kind: str) -> None:
 
 
 @inside
+@pytest.mark.full
 @pytest.mark.parametrize("misled", [False, True])
 def test_a_sample_misleads_or_not(misled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     from solo_hardneg.kernels import triton_kernel
@@ -118,6 +131,7 @@ def test_a_sample_misleads_or_not(misled: bool, monkeypatch: pytest.MonkeyPatch)
 
 
 @inside
+@pytest.mark.full
 def test_a_sample_misleads_for_one_query(monkeypatch: pytest.MonkeyPatch) -> None:
     from solo_hardneg.kernels import triton_kernel
 
@@ -133,6 +147,7 @@ def test_a_sample_misleads_for_one_query(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @inside
+@pytest.mark.full
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_summed_in_single(dtype: torch.dtype) -> None:
     tensors = tuple(tensor.to(dtype) for tensor in moco(3, 77, 16))
@@ -144,6 +159,7 @@ def test_half_precision_is_summed_in_single(dtype: torch.dtype) -> None:
 
 
 @inside
+@pytest.mark.full
 def test_nan_ends_and_shows() -> None:
     query, key, queue = moco(2, 77, 7)
     queue[:, 5] = torch.nan
@@ -152,6 +168,7 @@ def test_nan_ends_and_shows() -> None:
 
 
 @inside
+@pytest.mark.full
 @pytest.mark.parametrize("rank", [0, 1, 40, 76])
 def test_an_edge_is_what_sorting_says(rank: int) -> None:
     from solo_hardneg.kernels.triton_kernel import TritonKernel
@@ -206,7 +223,6 @@ SHARED = {80: 163 * 1024, 90: 227 * 1024}  # of one program, at most
 
 @outside
 @NEW
-@pytest.mark.full
 @pytest.mark.parametrize(
     ("capability", "dtype", "dimensions"),
     [(80, "fp32", 128), (90, "fp32", 256), (80, "bf16", 256), (90, "fp16", 3), (80, "bf16", 1024)],
@@ -239,16 +255,3 @@ def test_they_compile_for_gpus(capability: int, dtype: str, dimensions: int) -> 
         )
         assert compiled.asm["cubin"]
         assert compiled.metadata.shared <= SHARED[capability]
-
-
-@outside
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"backend=triton: runs on a GPU.* are on cpu .*auto"):
-        moco_loss("triton", BANDS["hardest"], moco())
-
-
-@outside
-def test_in_double_precision_it_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"backend=triton: takes float32 and less"):
-        moco_loss("triton", BANDS["hardest"], moco(dtype=torch.float64))
