@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hydra import compose, initialize_config_module
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
@@ -117,6 +118,17 @@ class Small:
         self.pools: list[Pool] = []
         if isinstance(self, ContrastiveMethod):
             self.observers.append(self.pools.append)
+
+    def fill_queue(self, classes: Sequence[int] = (0, 1, 2) * 4) -> Any:
+        """Fills MoCo's queue with random unit keys of these classes, of images 0, 1, 2, …"""
+        generator = torch.Generator().manual_seed(3)
+        views, dimensions, length = self.queue.shape
+        keys = torch.randn(views, length, dimensions, generator=generator)
+        numbers = torch.arange(length)
+        self.enqueue(
+            F.normalize(keys, dim=2), torch.tensor(classes)[numbers % len(classes)], numbers
+        )
+        return self
 
     @property
     def counts(self) -> list[int]:

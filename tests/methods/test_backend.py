@@ -15,12 +15,7 @@ from solo_hardneg.negatives import registry
 from solo_hardneg.negatives.pool import Pool
 
 Maker = Callable[..., Any]
-FAMILIES = pytest.mark.parametrize("method", ["mocov2_banded", "mocov2_sscl", "simclr_sscl"])
-POLICIES: dict[str, dict[str, Any]] = {
-    "mocov2_banded": {"keep": {"band": [0.5, 1.0]}},
-    "mocov2_sscl": {"mix": {"hardest": 2, "pairs": 3}, "reweight": 0.2},
-    "simclr_sscl": {"mix": {"hardest": 2, "pairs": 3}, "reweight": 1.0, "debias": 0.1},
-}
+MIX = {"mix": {"hardest": 2, "pairs": 3}}
 
 
 @pytest.fixture(autouse=True)
@@ -33,43 +28,38 @@ def somebody_elses_policy(monkeypatch: pytest.MonkeyPatch) -> None:
             return pool
 
 
-@FAMILIES
-@pytest.mark.parametrize("recorded", [False, True])
-def test_training_is_the_same(model: Maker, fit: Maker, method: str, recorded: bool) -> None:
-    runs = []
-    for backend in ("dense", "chunked"):
-        ours = model(f"++backend={backend}", method=method, negatives=POLICIES[method])
-        if not recorded:
-            ours.observers.clear()
-        fit(ours, epochs=2)
-        runs.append(ours)
-    dense, chunked = runs
-    torch.testing.assert_close(chunked.losses, dense.losses, rtol=1e-4, atol=1e-5)
-    for one, other in zip(chunked.parameters(), dense.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
-    if recorded:
-        for one, other in zip(chunked.pools, dense.pools, strict=True):
-            assert torch.equal(one.present, other.present)
-
-
-@FAMILIES
-def test_what_is_shown_doesnt_change_the_run(model: Maker, fit: Maker, method: str) -> None:
-    runs = []
-    for shown in (True, False):
-        ours = model("++backend=chunked", method=method, negatives=POLICIES[method])
+@pytest.mark.parametrize(
+    ("method", "negatives"),
+    [
+        ("mocov2_sscl", {"keep": {"band": [0.5, 1.0]}, **MIX, "reweight": 0.2}),
+        ("simclr_sscl", {**MIX, "reweight": 1.0, "debias": 0.1}),
+    ],
+)
+def test_training_is_the_same_by_each_and_whether_it_is_shown_or_not(
+    model: Maker, fit: Maker, method: str, negatives: dict[str, Any]
+) -> None:
+    def trained(backend: str, shown: bool) -> Any:
+        ours = model(f"++backend={backend}", method=method, negatives=negatives)
         if not shown:
             ours.observers.clear()
         fit(ours, epochs=2)
-        runs.append(ours)
-    assert runs[0].losses == runs[1].losses
-    assert runs[0].pools
-    assert not runs[1].pools
-    for one, other in zip(runs[0].parameters(), runs[1].parameters(), strict=True):
+        return ours
+
+    dense, chunked, hidden = (
+        trained(*how) for how in (("dense", True), ("chunked", True), ("chunked", False))
+    )
+    torch.testing.assert_close(chunked.losses, dense.losses, rtol=1e-4, atol=1e-5)
+    for one, other in zip(chunked.parameters(), dense.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    for one, other in zip(chunked.pools, dense.pools, strict=True):
+        assert torch.equal(one.present, other.present)
+    assert hidden.losses == chunked.losses
+    assert not hidden.pools
+    for one, other in zip(hidden.parameters(), chunked.parameters(), strict=True):
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("backend", ["dense", "chunked"])
-@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize(("backend", "symmetric"), [("dense", False), ("chunked", True)])
 def test_the_queue_is_not_copied_and_the_gradient_is_right(
     model: Maker,
     batch: Maker,
@@ -139,22 +129,13 @@ def test_it_is_said_once_for_each(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["backend=fast"], "backend: unknown backend 'fast'"),
-        (["backend=1"], "backend: unknown backend '1'"),
-        (["backend=chunkd"], "Did you mean 'chunked'"),
+        (["backend=chunkd"], "backend: unknown backend 'chunkd'.*Did you mean 'chunked'"),
         (
             ["backend=chunked", "+negatives.upside_down={}"],
             "backend=chunked: negatives.upside_down is a policy that only backend=dense can follow",
         ),
-        (
-            ["backend=triton", "+negatives.keep.label=same"],
-            r"backend=triton: .*\. Set backend=auto",
-        ),
+        (["backend=triton", "+negatives.keep.label=same"], r"backend=triton: .*Set backend=auto"),
         (["backend=numba", "+negatives.fill=older"], "backend=numba: knows no reserve"),
-        (
-            ["backend=numba", "negatives.keep.band=[0.1,0.9]", "+negatives.drop.band=[0.4,0.6]"],
-            "backend=numba: follows one band",
-        ),
         (["+bakend=chunked"], "bakend: is not read by anything. Did you mean 'backend'"),
     ],
 )

@@ -12,11 +12,10 @@ import torch.nn.functional as F
 
 from solo_hardneg.errors import ConfigError, DataError
 from solo_hardneg.losses import mocov2plus_loss_func
-from solo_hardneg.negatives import EmptyBandError, full_pool
+from solo_hardneg.negatives import full_pool
 from solo_hardneg.negatives.kept import kept_of
 
 Maker = Callable[..., Any]
-DUMMIES = ["data.format=dali", "dali.encode_indexes_into_labels=False"]
 
 
 def keys(count: int, views: int, start: int = 0) -> torch.Tensor:
@@ -81,25 +80,11 @@ def test_a_band_that_is_too_narrow_for_a_queue_that_fills_waits(model: Maker, fi
     assert present == [0, 0, 0, 1, 1, 1, 1, 1]
 
 
-def filled(moco: Any, seed: int = 3) -> Any:
-    """Fills the queue with random unit keys of images 0, 1, 2, … and returns the model."""
-    generator = torch.Generator().manual_seed(seed)
-    length = moco.queue.shape[2]
-    made = F.normalize(torch.randn(moco.queue.shape[0], length, 8, generator=generator), dim=2)
-    numbers = torch.arange(length)
-    moco.enqueue(made, labels=numbers % 3, indexes=numbers)
-    return moco
-
-
-def batch(count: int = 4) -> list[Any]:
-    generator = torch.Generator().manual_seed(4)
-    views = [torch.randn(count, 3, 8, 8, generator=generator) for _ in range(2)]
-    return [torch.arange(50, 50 + count), views, torch.arange(count) % 3]
-
-
-@pytest.mark.parametrize("preset", ["all", "hardest_5", "drop_same_class"])
-def test_the_papers_direction_is_view_one_against_view_two(model: Maker, preset: str) -> None:
-    moco = filled(model(f"negatives={preset}", "method_kwargs.symmetric=false"))
+@pytest.mark.parametrize("preset", ["hardest_5", "drop_same_class"])
+def test_the_papers_direction_is_view_one_against_view_two(
+    model: Maker, batch: Maker, preset: str
+) -> None:
+    moco = model(f"negatives={preset}", "method_kwargs.symmetric=false").fill_queue()
     indexes, (first, second), targets = batch()
     length = moco.queue.shape[2]
     ages = length - 1 - torch.arange(length)
@@ -119,8 +104,8 @@ def test_the_papers_direction_is_view_one_against_view_two(model: Maker, preset:
     assert torch.equal(moco.queue_indexes[:4], indexes)
 
 
-def test_the_hosts_direction_is_both_with_a_queue_each(model: Maker) -> None:
-    moco = filled(model("negatives=all", "method_kwargs.symmetric=true"))
+def test_the_hosts_direction_is_both_with_a_queue_each(model: Maker, batch: Maker) -> None:
+    moco = model("negatives=all", "method_kwargs.symmetric=true").fill_queue()
     _, (first, second), targets = batch()
     queries = [moco(x)["z"] for x in (first, second)]
     positives = [moco.momentum_forward(x)["z"] for x in (first, second)]
@@ -141,11 +126,6 @@ def test_symmetric_is_the_hosts_where_the_config_does_not_say(model: Maker, conf
     assert cfg.method_kwargs.symmetric is True
 
 
-def test_without_negatives_in_the_config_the_method_has_its_own(model: Maker) -> None:
-    assert model("~negatives").policy.config == {"keep": {"band": [0.95, 1.0]}}
-    assert model("negatives=all").policy.config == {}
-
-
 def test_the_reserve_makes_the_queue_longer(model: Maker) -> None:
     assert model("negatives=drop_same_class").queue.shape[2] > 12
     assert model("negatives=drop_same_class").queue_size == 12
@@ -157,9 +137,11 @@ def test_the_reserve_makes_the_queue_longer(model: Maker) -> None:
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_the_indexes_of_the_queue_reach_the_policy(model: Maker, symmetric: bool) -> None:
+def test_the_indexes_of_the_queue_reach_the_policy(
+    model: Maker, batch: Maker, symmetric: bool
+) -> None:
     overrides = f"method_kwargs.symmetric={symmetric}"
-    moco = filled(model(overrides, negatives={"drop": {"image": "same"}}))
+    moco = model(overrides, negatives={"drop": {"image": "same"}}).fill_queue()
     moco.queue_indexes[[3, 4, 8]] = torch.tensor([51, 51, 53])
     moco.training_step(batch(), 0)
     assert [pool.counts.tolist() for pool in moco.pools] == [[12, 10, 12, 11]] * len(moco.pools)
@@ -181,22 +163,6 @@ def test_a_short_reserve_is_said_once(model: Maker, fit: Maker) -> None:
 
 # ---------------------------------------------------------------- said once
 
-SAID = {
-    "floored": (
-        "negatives.debias: what it leaves of the negatives' sum is at its floor, so that they "
-        "teach nothing, for {} Lower negatives.debias.tau_plus, or raise "
-        "method_kwargs.temperature."
-    ),
-    "fill_short": (
-        "negatives.fill=older: the reserve can't replace all dropped negatives of {} Raise "
-        "negatives.fill.reserve, a share of the queue's size."
-    ),
-    "mix_short": (
-        "negatives.mix: fewer negatives than negatives.mix.hardest are there for {} Those are "
-        "mixed. Lower it."
-    ),
-}
-
 
 def step_by_hand(ours: Any, logged: list[dict[str, float]]) -> Callable[..., None]:
     """What a step does after its loss, for directions that leave the given pools."""
@@ -216,8 +182,20 @@ def step_by_hand(ours: Any, logged: list[dict[str, float]]) -> Callable[..., Non
     return finish
 
 
-@pytest.mark.parametrize("method", ["mocov2_banded", "simclr_banded"])
-@pytest.mark.parametrize("name", SAID)
+REMEDIES = {
+    "floored": "negatives.debias: .*Lower negatives.debias.tau_plus, or raise method_kwargs.temp",
+    "fill_short": "negatives.fill=older: .*Raise negatives.fill.reserve",
+    "mix_short": "negatives.mix: fewer negatives than negatives.mix.hardest .*Lower it",
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        *(("mocov2_banded", "floored"), ("mocov2_banded", "fill_short")),
+        *(("mocov2_banded", "mix_short"), ("simclr_banded", "floored")),
+    ],
+)
 def test_what_concerns_most_queries_is_said_once(
     model: Maker, recwarn: pytest.WarningsRecorder, method: str, name: str
 ) -> None:
@@ -232,8 +210,9 @@ def test_what_concerns_most_queries_is_said_once(
         return [str(w.message) for w in recwarn if w.category is UserWarning]
 
     assert report(3) == report(4) == []
-    where = f"62% of the queries at this step (logged as negatives/{name})."
-    assert report(5) == [SAID[name].format(where)]
+    (said,) = report(5)
+    assert re.match(REMEDIES[name], said)
+    assert f" 62% of the queries at this step (logged as negatives/{name})." in said
     assert report(8) == report(5) == []
     assert logged[0] == {
         "negatives/present": 3.0,
@@ -243,7 +222,7 @@ def test_what_concerns_most_queries_is_said_once(
         "train_nce_loss": 0.0,
     }
     finish(full_pool(torch.zeros(8, 3)).note(other=torch.ones(8)))
-    for other in SAID.keys() - {name}:  # what was said is not all that is to be said
+    for other in REMEDIES.keys() - {name}:  # what was said is not all that is to be said
         with pytest.warns(UserWarning, match="100% of the queries"):
             finish(full_pool(torch.zeros(2, 3)).note(**{other: torch.ones(2)}))
 
@@ -294,6 +273,8 @@ def test_what_a_run_logs_of_its_negatives(model: Maker, fit: Maker, method: str)
     whole = 12 if method == "mocov2_banded" else 6
     assert logged["negatives/present"] == whole + 3
     assert logged["negatives/synthetic"] == 3
+    both = logged["train_nce_loss_epoch"] + logged["train_class_loss_epoch"]
+    assert both == pytest.approx(sum(ours.losses[-4:]) / 4, rel=1e-5)
     floored = [float(pool.notes["floored"].mean()) for pool in ours.pools if pool.tau_plus]
     assert logged["negatives/floored_epoch"] == pytest.approx(sum(floored[-4:]) / 4)
     assert logged["negatives/floored"] > 0.5
@@ -310,21 +291,12 @@ def test_what_a_run_logs_of_its_negatives(model: Maker, fit: Maker, method: str)
         (["+method_kwargs.symetric=true"], r"method_kwargs: unknown .*'symetric'.*'symmetric'"),
         (["method_kwargs.symmetric=maybe"], "method_kwargs.symmetric=maybe: must be true or false"),
         (["method_kwargs.queue_size=13"], r"queue_size=13: must be a multiple of .* 4 .*12 and 16"),
-        (["method_kwargs.queue_size=2"], r"queue_size=2: must be a multiple"),
         (["method_kwargs.queue_size=many"], "queue_size=many: .*must be a whole number"),
-        (["method_kwargs.queue_size=0"], "queue_size=0: .*must be"),
         (["method_kwargs.temperature=0"], "temperature=0: .*must be"),
-        (["negatives.keep.band=[0.5,1.2]"], r"negatives.keep.band=\[0.5, 1.2\]: lies outside"),
-        (["+negatives.kep.band=[0.5,1]"], "negatives: unknown policy 'kep'"),
-        (["negatives=drop_same_class", "+data.no_labels=true"], "needs labels, and data.no_labels"),
-        (
-            ["negatives=all", "+negatives.drop.image=same", *DUMMIES],
-            "encode_indexes",
-        ),
         (["+negatve={}"], r"negatve: .*Did you mean 'negatives'\?"),
         (["negatives.keep=5"], "negatives.keep.band=5"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_config_is_refused_before_anything_is_built(
     model: Maker, overrides: list[str], message: str
 ) -> None:
@@ -332,28 +304,6 @@ def test_a_wrong_config_is_refused_before_anything_is_built(
         model(*overrides)
 
 
-def test_a_band_that_the_queue_can_never_fill(model: Maker) -> None:
-    with pytest.raises(EmptyBandError, match=r"keep.band=\[0.5, 0.51\].*M=12 "):
-        model("negatives.keep.band=[0.5,0.51]")
-
-
-def test_three_views_are_refused(config: Maker) -> None:
-    from solo_hardneg.methods import MoCoV2Banded
-
-    cfg = config()
-    cfg.data.num_large_crops = 3
-    with pytest.raises(ConfigError, match="exactly two views"):
-        MoCoV2Banded.add_and_assert_specific_cfg(cfg)
-
-
 def test_fewer_images_than_a_batch(model: Maker, fit: Maker) -> None:
     with pytest.raises(DataError, match=r"optimizer.batch_size=4: there are fewer images"):
         fit(model(), count=3)
-
-
-def test_labels_that_are_missing_in_the_data(model: Maker, fit: Maker) -> None:
-    with pytest.raises(ConfigError, match="this dataset gives none"):
-        fit(model("negatives=drop_same_class"), labelled=False)
-    moco = model("negatives=hardest_5")  # needs none
-    fit(moco, labelled=False)
-    assert re.fullmatch(r"-1", str(moco.queue_labels.max().item()))
