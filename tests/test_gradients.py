@@ -93,55 +93,7 @@ def test_gradient_of_moco_by_mixtures(detach: bool) -> None:
     torch.testing.assert_close(found, torch.autograd.grad(expected, (query, key, queue)))
 
 
-@pytest.mark.parametrize("detach", [True, False])
-def test_gradient_of_simclr_by_mixtures(detach: bool) -> None:
-    config = {"mix": BOTH["mix"] | {"detach": detach}}
-    (x,) = leaves(2 * unit(8, 5, seed=7, dtype=DOUBLE))
-    with recorded_draws() as seen:
-        loss = simclr_loss(config, x)
-    z = F.normalize(x, dim=1)
-    same = TWICE[:, None] == TWICE
-    similarity = z @ z.T
-    hardest = similarity.masked_fill(same, -9).argsort(dim=1, descending=True)[:, :3]
-    made = mixtures(z, z, hardest, seen)
-    made = made.detach() if detach else made
-    logits = similarity.masked_fill(torch.eye(8).bool(), -torch.inf)
-    logits = torch.cat([logits, torch.einsum("nd,nkd->nk", z, made)], dim=1) / 0.5
-    expected = F.cross_entropy(logits, torch.arange(8).roll(4))
-    torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(torch.autograd.grad(loss, x), torch.autograd.grad(expected, x))
-
-
-@pytest.mark.parametrize("kind", ["pairs", "queries"])
-def test_mixtures_reach_only_what_they_are_made_of(kind: str) -> None:
-    query, key, queue = leaves(*moco(n=1, m=37, dtype=DOUBLE))
-    pools: list[Pool] = []
-    config = {"mix": {"hardest": 6, kind: 2, "detach": False}}
-    with recorded_draws() as seen:
-        moco_loss(config, query, key, queue, observe=pools.append)
-    (grad,) = torch.autograd.grad(pools[0].similarity[:, 37:].sum(), queue)
-    hardest = (query @ queue)[0].argsort(descending=True)[:6]
-    places = torch.cat(seen["draw_pairs"][:2] if kind == "pairs" else seen["draw_partners"][:1])
-    touched = grad.abs().sum(0).nonzero().flatten()
-    assert set(touched.tolist()) == set(hardest[places.flatten()].tolist())
-
-
 # ---------------------------------------------------------------- weights, floor, absence
-
-
-def test_weights_carry_gradient() -> None:
-    """∂log G/∂sⱼ = ((1+β)·pⱼ - β·rⱼ)/τ with p, r the softmax of (1+β)·s/τ and of β·s/τ."""
-    query, key, queue = moco(n=1, m=9, dtype=DOUBLE)
-    pools: list[Pool] = []
-    query.requires_grad_()
-    loss = moco_loss({"reweight": {"beta": 0.7}}, query, key, queue, observe=pools.append)
-    (found,) = torch.autograd.grad(loss, pools[0].similarity)
-    s = (query @ queue).detach() / 0.4
-    p, r = (1.7 * s).softmax(1), (0.7 * s).softmax(1)
-    g = 9 * (1.7 * s).exp().sum() / (0.7 * s).exp().sum()
-    share = g / (g + ((query * key).sum().detach() / 0.4).exp())
-    torch.testing.assert_close(found, share * (1.7 * p - 0.7 * r) / 0.4)
-    assert (found < 0).any()  # the easiest are pulled nearer
 
 
 @pytest.mark.parametrize("more", [{}, PAIRS | REWEIGHT])
@@ -157,15 +109,6 @@ def test_no_gradient_through_the_negatives_where_the_floor_binds(more: dict[str,
     top = math.exp(1 / 0.4)
     pull = top / (top + count * math.exp(-1 / 0.4)) - 1
     torch.testing.assert_close(query.grad, pull / 0.4 / 3 * query.detach())
-
-
-@pytest.mark.parametrize("more", [{}, CONSTANT | HCL])
-def test_absent_negatives_get_no_gradient(more: dict[str, Any]) -> None:
-    query, key, queue = leaves(*moco(n=1, dtype=DOUBLE))
-    moco_loss({"keep": {"band": [0.75, 1.0]}} | more, query, key, queue).backward()
-    kept = (query @ queue)[0].argsort()[27:]
-    touched = queue.grad.abs().sum(0).nonzero().flatten()
-    assert set(touched.tolist()) == set(kept.tolist())
 
 
 def test_each_row_has_its_own_floor() -> None:

@@ -191,6 +191,7 @@ def test_what_a_plan_can_follow(config: dict[str, Any], obstacle: str | None) ->
 
 
 def test_nothing_is_imported_before_it_is_chosen() -> None:
+    """Needs a process of its own, which imports PyTorch and, if no run before has, compiles."""
     code = (
         "import sys, torch, solo_hardneg.losses, solo_hardneg.methods\n"
         "from solo_hardneg.losses import mocov2plus_loss_func as loss\n"

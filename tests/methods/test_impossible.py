@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from solo_hardneg.errors import ConfigError
-from solo_hardneg.methods import OUR_METHODS
 
 Maker = Callable[..., Any]
 FAMILIES = ["mocov2_banded", "simclr_banded"]
@@ -100,16 +99,6 @@ def test_labels_are_asked_for_once_and_one_is_enough(model: Maker, batch: Maker)
     moco.training_step(batch(classes=(-1, -1, 0, -1)), 0)
     moco.training_step(batch(classes=(-1, -1, -1, -1)), 1)
     assert len(moco.losses) == 2
-
-
-@pytest.mark.parametrize("method", FAMILIES)
-def test_images_by_dali_where_indexes_are_encoded_and_labels_in_any_case(
-    config: Maker, method: str
-) -> None:
-    encoded = ["data.format=dali", "dali.encode_indexes_into_labels=True"]
-    for overrides, negatives in ((encoded, {"drop": {"image": "same"}}), (DUMMIES, {"drop": SAME})):
-        cfg = config(*overrides, method=method, negatives=negatives)
-        assert OUR_METHODS[method].add_and_assert_specific_cfg(cfg)
 
 
 # ---------------------------------------------------------------- rows without negatives

@@ -148,19 +148,6 @@ def test_the_indexes_of_the_queue_reach_the_policy(
     assert len(moco.pools) == 1 + symmetric
 
 
-def test_a_short_reserve_is_said_once(model: Maker, fit: Maker) -> None:
-    # Two thirds of the classes are different; the reserve of one slot can't replace them.
-    moco = model(
-        "negatives=drop_same_class",
-        "negatives.drop.label=different",
-        "+negatives.drop.band=[0.2,1.0]",
-        "negatives.fill={kind:older,reserve:0.05}",
-    )
-    with pytest.warns(UserWarning, match=r"fill=older: .*Raise negatives.fill.reserve") as caught:
-        fit(moco, epochs=3)
-    assert sum("fill=older" in str(w.message) for w in caught) == 1
-
-
 # ---------------------------------------------------------------- said once
 
 
