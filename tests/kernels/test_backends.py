@@ -13,9 +13,10 @@ import torch
 from loss_helpers import moco, unit
 
 from solo_hardneg.errors import ConfigError
-from solo_hardneg.kernels import backends
+from solo_hardneg.kernels import backends, chunked
 from solo_hardneg.kernels.backends import Case, choose
 from solo_hardneg.kernels.plan import KernelPlan, plan_of
+from solo_hardneg.kernels.problem import Problem, Ranks
 from solo_hardneg.losses import mocov2plus_loss_func, simclr_loss_func
 from solo_hardneg.negatives import build, full_pool
 from solo_hardneg.negatives.kept import Kept
@@ -188,6 +189,27 @@ def test_large_losses_choose_by_themselves() -> None:
 def test_what_a_plan_can_follow(config: dict[str, Any], obstacle: str | None) -> None:
     found = plan_of(build(config)).obstacle
     assert (found is None) if obstacle is None else found.startswith(obstacle)
+
+
+@pytest.mark.parametrize(
+    ("how", "kernel"),
+    [
+        ({}, chunked.EverythingKernel),
+        ({"constants": False}, chunked.WeightsKernel),
+        ({"hardest": 3}, chunked.WeightsKernel),
+        ({"ranks": Ranks(85, 100)}, chunked.SparseKernel),
+        ({"ranks": Ranks(85, 95)}, chunked.SparseKernel),
+        ({"ranks": Ranks(84, 100)}, chunked.WeightsKernel),
+        ({"ranks": Ranks(85, 100, inside=False)}, chunked.WeightsKernel),
+        ({"ranks": Ranks(85, 100), "hardest": 3}, chunked.WeightsKernel),
+        ({"ranks": Ranks(85, 100), "constants": False}, chunked.WeightsKernel),
+    ],
+)
+def test_the_chunked_backend_gathers_only_what_is_little(
+    how: dict[str, Any], kernel: type[chunked.Block]
+) -> None:
+    problem = Problem(unit(4, 5), unit(100, 5), 0.2, **how)
+    assert type(chunked.chunked(problem)) is kernel
 
 
 def test_nothing_is_imported_before_it_is_chosen() -> None:
