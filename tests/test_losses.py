@@ -50,6 +50,8 @@ def test_the_newest_of_the_queue_are_negatives_and_the_older_its_reserve() -> No
     newest = mocov2plus_loss_func(query, key, queue[:, 4:], 0.2)
     found = mocov2plus_loss_func(query, key, queue, 0.2, queue_age=age, queue_size=6)
     torch.testing.assert_close(found, newest)
+    whole = mocov2plus_loss_func(query, key, queue, 0.2, queue_size=10)  # needs no ages
+    assert whole == mocov2plus_loss_func(query, key, queue, 0.2)
     with pytest.raises(ConfigError, match="queue_size=6: .*queue_age="):
         mocov2plus_loss_func(query, key, queue, 0.2, queue_size=6)
 
