@@ -1,0 +1,209 @@
+"""Both hosts in one process: ``python beside_solo_learn.py FOLDER`` writes ``FOLDER/found.json``.
+
+They get equal weights and batches; each comparison is an entry, judged in
+``test_standalone_parity.py``.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+from solo.args.pretrain import parse_cfg
+from solo.data.pretrain_dataloader import build_transform_pipeline
+from solo.methods import METHODS as THEIRS
+from solo.utils.auto_resumer import AutoResumer
+from solo.utils.lars import LARS
+from solo.utils.lr_scheduler import LinearWarmupCosineAnnealingLR
+
+import solo_hardneg.host as seam
+from solo_hardneg.standalone import METHODS as OURS
+from solo_hardneg.standalone.config import parse_pretrain
+from solo_hardneg.standalone.run import linear, pretrain
+from solo_hardneg.standalone.training import build_optimizer, warmup_cosine
+from solo_hardneg.standalone.transforms import view_pipeline
+
+ROOT = Path(sys.argv[1])
+# Keys that one of the hosts leaves out of its parsed config.
+NOT_COMPARED = {"strategy", "dali", "auto_umap", "debug_augmentations", "num_nodes", "momentum"}
+
+
+def config(name: str, *overrides: str) -> DictConfig:
+    small = [
+        *("optimizer.batch_size=4", "data.num_workers=0", "accelerator=cpu"),
+        *("+enable_progress_bar=false", "+enable_model_summary=false"),
+        f"checkpoint.dir={ROOT}/runs",
+    ]
+    small += ["method_kwargs.proj_hidden_dim=8"] if name != "linear" else []
+    small += ["method_kwargs.pred_hidden_dim=8"] if name == "byol" else []
+    with initialize_config_module("solo_hardneg.configs", version_base="1.2"):
+        cfg = compose(name, [*small, *overrides])
+    OmegaConf.set_struct(cfg, False)
+    return cfg
+
+
+def quiet(model: Any) -> Any:
+    model.log = model.log_dict = lambda *args, **kwargs: None
+    return model
+
+
+def largest(one: Any, other: Any) -> float:
+    """The largest difference between two sequences of tensors."""
+    return max((a - b).abs().max().item() for a, b in zip(one, other, strict=True))
+
+
+def differing(host_cfg: DictConfig, our_cfg: DictConfig) -> list[Any]:
+    """The keys whose values differ; ours may have more keys below them."""
+    theirs, ours = (
+        json.loads(json.dumps(OmegaConf.to_container(cfg, resolve=True), default=str))
+        for cfg in (host_cfg, our_cfg)
+    )
+    found = []
+    for key, value in theirs.items():
+        mine = ours.get(key)
+        if isinstance(value, dict) and isinstance(mine, dict):
+            mine = {name: mine.get(name) for name in value}
+        if key not in NOT_COMPARED and value != mine:
+            found.append((key, value, mine))
+    return found
+
+
+def compare_methods(name: str) -> dict[str, Any]:
+    """Configs, a step with its gradient and what it leaves behind, and a moving average."""
+    paths = [f"data.train_path={ROOT}", f"data.val_path={ROOT}", "data.suggest.queue_size=64"]
+    cfg = config(name, "data=cifar10", *paths)
+    host_cfg, our_cfg = parse_cfg(copy.deepcopy(cfg)), parse_pretrain(cfg)
+    torch.manual_seed(0)
+    models = host, mine = quiet(THEIRS[name](host_cfg)), quiet(OURS[name](our_cfg))
+    found: dict[str, Any] = {"config": differing(host_cfg, our_cfg)}
+    found["keys"] = sorted({*host.state_dict()} ^ {*mine.state_dict()})
+    mine.load_state_dict(host.state_dict())
+    batch = [torch.arange(4), [torch.randn(4, 3, 32, 32) for _ in range(2)], torch.arange(4)]
+    losses = [model.training_step(batch, 0) for model in models]
+    found["loss"] = [loss.item() for loss in losses]
+    for loss in losses:
+        loss.backward()
+    grads = [
+        torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        for model in models
+    ]
+    found["gradient"] = ((grads[0] - grads[1]).norm() / grads[0].norm()).item()
+    # Batch statistics above all, and the queue.
+    found["state"] = largest(*(model.state_dict().values() for model in models))
+    if name != "simclr":
+        for model in models:
+            with torch.no_grad():
+                for group in model.learnable_params:
+                    for p in group["params"]:
+                        p.add_(0.1)
+            for pair in model.momentum_pairs:
+                model.momentum_updater.update(*pair)
+        averages = [
+            [p for _, momentum in model.momentum_pairs for p in momentum.parameters()]
+            for model in models
+        ]
+        found["momentum"] = largest(*averages)
+    return found
+
+
+def compare_schedules() -> float:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(2, 2))], lr=0.5)
+    schedule = LinearWarmupCosineAnnealingLR(optimizer, 4, 12, 0.01, 0.001)
+    gap = 0.0
+    for step in range(12):
+        ours = warmup_cosine(step, 0.5, 4, 12, 0.01, 0.001)
+        gap = max(gap, abs(schedule.get_last_lr()[0] - ours))
+        optimizer.step()
+        schedule.step()
+    return gap
+
+
+def compare_lars(exclude: bool) -> float:
+    kwargs = {"momentum": 0.9, "eta": 0.02, "clip_lr": True, "exclude_bias_n_norm": exclude}
+    torch.manual_seed(1)
+    layers = [torch.nn.Linear(3, 2) for _ in range(2)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    theirs = LARS(layers[0].parameters(), lr=0.3, weight_decay=0.1, **kwargs)
+    group = {"params": layers[1].parameters()}
+    ours = build_optimizer("lars", [group], 0.3, 0.1, kwargs)
+    for _ in range(3):
+        x = torch.randn(5, 3)
+        for layer, optimizer in zip(layers, (theirs, ours), strict=True):
+            optimizer.zero_grad()
+            layer(x).square().mean().backward()
+            optimizer.step()
+    return largest(*(layer.parameters() for layer in layers))
+
+
+def compare_views(dataset: str, image: Image.Image) -> float:
+    """Of what isn't random: grey, solarised, equalised, mirrored, normalised."""
+    augmentations = config("simclr", "data=cifar10").augmentations
+    entry: Any = OmegaConf.to_container(augmentations, resolve=True)
+    entry = {**entry[0], "crop_size": 32, "rrc": {**entry[0]["rrc"], "enabled": False}}
+    for key in ("color_jitter", "gaussian_blur"):
+        entry[key]["prob"] = 0.0
+    for key in ("grayscale", "solarization", "equalization", "horizontal_flip"):
+        entry[key]["prob"] = 1.0
+    theirs = build_transform_pipeline(dataset, OmegaConf.create(entry))(image)
+    return largest([theirs], [view_pipeline(dataset, entry, "")(image)])
+
+
+def args_of(run: Any) -> DictConfig:
+    return OmegaConf.create(json.loads((run.folder / "args.json").read_text()))
+
+
+def move_checkpoints(image: Image.Image) -> dict[str, Any]:
+    """A class of one host in our runner, then our evaluation, then the other host's class."""
+    for split in ("train", "val"):
+        for label in "ab":
+            (ROOT / split / label).mkdir(parents=True)
+            for i in range(4):
+                image.rotate(i * 30 + ord(label)).save(ROOT / split / label / f"{i}.png")
+    paths = [
+        *("data=custom", f"data.train_path={ROOT}/train", f"data.val_path={ROOT}/val"),
+        *("max_epochs=1", "data.suggest.crop_size=32"),
+    ]
+    found: dict[str, Any] = {}
+    for name, methods, others in (
+        ("theirs in ours", THEIRS, OURS),
+        ("ours in theirs", OURS, THEIRS),
+    ):
+        seam.METHODS = dict(methods)
+        run = pretrain(config("byol", *paths))
+        result = linear(config("linear", *paths, f"pretrained_feature_extractor={run.folder}"))
+        model = others["byol"].load_from_checkpoint(run.checkpoint, cfg=args_of(run))
+        state = torch.load(run.checkpoint, weights_only=True)["state_dict"]
+        same = all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+        found[name] = [same, type(model).__module__, result.metrics["val_knn_acc1"]]
+    cfg = config("mocov2plus", *paths, "method_kwargs.queue_size=8", "name=found-again")
+    run = pretrain(cfg)
+    model = THEIRS["mocov2plus"].load_from_checkpoint(run.checkpoint, cfg=args_of(run))
+    found["pointer"] = model.queue_ptr.item()
+    resumer = AutoResumer(f"{ROOT}/runs/mocov2plus", max_hours=1)
+    cfg = THEIRS["mocov2plus"].add_and_assert_specific_cfg(parse_cfg(cfg))
+    found["resumer"] = str(resumer.find_checkpoint(cfg)[0]) == str(run.checkpoint)
+    return found
+
+
+def main() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    found: dict[str, Any] = {"host": seam.NAME}
+    found |= {name: compare_methods(name) for name in ("byol", "mocov2plus", "simclr")}
+    found["schedule"] = compare_schedules()
+    found["lars"] = max(compare_lars(exclude) for exclude in (False, True))
+    for dataset in ("cifar10", "cifar100", "imagenet", "custom"):
+        found[f"view of {dataset}"] = compare_views(dataset, image)
+    found["checkpoints"] = move_checkpoints(image)
+    (ROOT / "found.json").write_text(json.dumps(found))
+
+
+main()
