@@ -1,21 +1,39 @@
-"""Small configs, a backbone that takes no time, and made-up image folders."""
+"""Small configs, methods on a backbone that takes no time, and made-up image folders."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 from PIL import Image
-from torch import nn
+from tiny_backbone import use_tiny
 
 from solo_hardneg import standalone
+from solo_hardneg.standalone.config import parse_pretrain
 
-FEATURES = 6
+
+@cache
+def composed(name: str, *overrides: str) -> DictConfig:
+    small = [
+        *("data=digits", "optimizer.batch_size=16", "optimizer.lr=0.1", "max_epochs=2"),
+        *("scheduler.warmup_epochs=0", "accelerator=cpu"),
+        *("+enable_progress_bar=false", "+enable_model_summary=false"),
+    ]
+    if name != "linear":
+        small += ["method_kwargs.proj_hidden_dim=8", "method_kwargs.proj_output_dim=4"]
+        small += ["++limit_train_batches=3", "++limit_val_batches=2"]
+    if name == "mocov2plus":
+        small.append("method_kwargs.queue_size=64")
+    with initialize_config_module("solo_hardneg.configs", version_base="1.2"):
+        return compose(name, [*small, *overrides])
 
 
 @pytest.fixture
@@ -23,40 +41,33 @@ def config(tmp_path: Path) -> Callable[..., DictConfig]:
     """``config("simclr", "optimizer.lr=1", ...)`` composes a config at the size of these tests."""
 
     def make(name: str, *overrides: str) -> DictConfig:
-        small = [
-            "data=digits",
-            "optimizer.batch_size=16",
-            "optimizer.lr=0.1",
-            "max_epochs=2",
-            "scheduler.warmup_epochs=0",
-            "accelerator=cpu",
-            f"checkpoint.dir={tmp_path}/runs",
-            "+enable_progress_bar=false",
-            "+enable_model_summary=false",
-        ]
-        if name != "linear":
-            small += ["method_kwargs.proj_hidden_dim=8", "method_kwargs.proj_output_dim=4"]
-            small += ["++limit_train_batches=3", "++limit_val_batches=2"]
-        if name == "mocov2plus":
-            small.append("method_kwargs.queue_size=64")
-        with initialize_config_module("solo_hardneg.configs", version_base="1.2"):
-            return compose(name, [*small, *overrides])
+        cfg = copy.deepcopy(composed(name, *overrides))
+        if "checkpoint" in cfg:
+            cfg.checkpoint.dir = f"{tmp_path}/runs"
+        return cfg
 
     return make
 
 
-def build_tiny(*_: Any) -> tuple[nn.Module, int]:
-    """In the place of ``build_backbone``: a linear map of 8 x 8 pixels with batch statistics."""
-    layers = [nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Linear(192, FEATURES)]
-    return nn.Sequential(*layers, nn.BatchNorm1d(FEATURES)), FEATURES
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_tiny(monkeypatch)
 
 
 @pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every backbone is the tiny one, and the host is the standalone one."""
-    monkeypatch.setattr("solo_hardneg.standalone.base.build_backbone", build_tiny)
-    monkeypatch.setattr("solo_hardneg.standalone.run.build_backbone", build_tiny)
-    monkeypatch.setattr("solo_hardneg.host.METHODS", dict(standalone.METHODS))
+def build(config: Callable[..., DictConfig], tiny: None) -> Callable[..., Any]:
+    """``build("mocov2plus", ...)``, seeded; what it logs is in ``model.logged``."""
+
+    def make(name: str, *overrides: str) -> Any:
+        cfg = parse_pretrain(config(name, *overrides))
+        torch.manual_seed(0)
+        model: Any = standalone.METHODS[name](cfg)
+        model.logged = {}
+        model.log = lambda key, value, **_: model.logged.update({key: value})
+        model.log_dict = lambda values, **_: model.logged.update(values)
+        return model
+
+    return make
 
 
 @pytest.fixture

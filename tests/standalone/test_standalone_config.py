@@ -29,12 +29,8 @@ def test_rates_grow_with_the_devices(config, devices, count):
 
 def test_defaults_are_the_hosts(config):
     cfg = parse_pretrain(config("simclr", "~auto_resume", "~checkpoint", "~knn_eval", "~wandb"))
-    assert cfg.checkpoint == {
-        "enabled": False,
-        "dir": "trained_models",
-        "frequency": 1,
-        "keep_prev": False,
-    }
+    saving = {"enabled": False, "dir": "trained_models", "frequency": 1, "keep_prev": False}
+    assert cfg.checkpoint == saving
     assert cfg.auto_resume == {"enabled": False, "max_hours": 36}
     assert cfg.optimizer.kwargs == {"momentum": 0.9}
     assert cfg.data.fraction == -1
@@ -45,12 +41,8 @@ def test_defaults_are_the_hosts(config):
 
 def test_optimizers_bring_their_defaults(config):
     lars = parse_pretrain(config("simclr", "optimizer.name=lars", "+optimizer.kwargs.eta=0.02"))
-    assert lars.optimizer.kwargs == {
-        "momentum": 0.9,
-        "eta": 0.02,
-        "clip_lr": False,
-        "exclude_bias_n_norm": False,
-    }
+    given = {"momentum": 0.9, "eta": 0.02, "clip_lr": False, "exclude_bias_n_norm": False}
+    assert lars.optimizer.kwargs == given
     assert parse_pretrain(config("simclr", "optimizer.name=adam")).optimizer.kwargs == {}
 
 
@@ -65,57 +57,39 @@ def test_a_plain_dict_will_do(config):
         ("optimizer.batch_size", 0, r"optimizer\.batch_size=0: must be a whole number, at least 1"),
         ("optimizer.batch_size", 2.5, r"optimizer\.batch_size=2\.5: must be a whole number"),
         ("optimizer.batch_size", True, r"optimizer\.batch_size=True: must be a whole number"),
-        ("max_epochs", "many", r"max_epochs=many: must be a whole number, at least 1"),
         ("max_epochs", "???", r"max_epochs: is not set.*Add max_epochs=\.\.\. to the command"),
         ("max_epochs", GONE, r"max_epochs: is not set"),
         ("optimizer.lr", 0, r"optimizer\.lr=0: must be a number, above 0"),
         ("optimizer.lr", float("nan"), r"optimizer\.lr=nan: must be a number"),
         ("optimizer.weight_decay", -1, r"optimizer\.weight_decay=-1: must be a number, at least 0"),
-        ("optimizer.name", "sdg", r"optimizer\.name: unknown optimizer 'sdg'\. Did you mean 'sgd'"),
+        ("optimizer.name", "sdg", r"optimizer\.name: unknown .*'sdg'\. Did you mean 'sgd'"),
         ("optimizer", "sgd", r"optimizer=sgd: must hold several keys.*Write optimizer\.name=sgd"),
-        (
-            "scheduler.name",
-            "cosine",
-            r"unknown scheduler 'cosine'.*Known: none, step, warmup_cosine",
-        ),
+        ("scheduler.name", "cosine", r"'cosine'.*Known: none, step, warmup_cosine"),
         ("scheduler.name", "step", r"scheduler\.lr_decay_steps=None: must be a list of epochs"),
         ("scheduler.interval", "day", r"scheduler\.interval: unknown interval 'day'"),
-        ("optimizer.classifier_lr", GONE, r"optimizer\.classifier_lr: is not set"),
-        (
-            "data.dataset",
-            "cifar",
-            r"data\.dataset: unknown dataset 'cifar'.*Known: cifar10, cifar100",
-        ),
-        (
-            "data.format",
-            "h5",
-            r"data\.format=h5: must be image_folder, resident or dali; h5 is in solo-learn only",
-        ),
+        ("data.dataset", "cifar", r"data\.dataset: unknown .*'cifar'.*Known: cifar10, cifar100"),
+        ("data.format", "h5", r"data\.format=h5: must be .*resident or dali; h5 is in solo-learn"),
         ("data.fraction", 1.5, r"data\.fraction=1\.5: must lie between 0 and 1"),
         ("data.no_labels", "nope", r"data\.no_labels=nope: must be true or false"),
         (
             "data.val_path",
             "???",
-            r"data\.val_path=\?\?\?: must be set\. Set it to a folder, or to nu",
+            r"data\.val_path=\?\?\?: must be set\. Set it to a folder",
         ),
         ("seed", -1, r"seed=-1: must be a whole number, at least 0, at most"),
         ("devices", "0,1", r"devices=0,1: must be a list such as \[0,1\].*rate is scaled"),
-        ("devices", "auto", r"devices=auto: must be a list"),
         ("devices", -1, r"devices=-1: must be a list"),
-        ("checkpoint.frequency", 0, r"checkpoint\.frequency=0: must be a whole number, at least 1"),
-        ("checkpoint.enabled", "yess", r"checkpoint\.enabled=yess: must be true or false"),
         ("name", "a/b", r"name=a/b: must hold no slash"),
         ("augmentations.0.num_crops", 3, r"augmentations=.*must give two views.*multi-crop is in"),
         (
             "augmentations.0.num_crops",
             "x",
-            r"augmentations\.0\.num_crops=x: must be a whole number",
+            r"augmentations\.0\.num_crops=x: must be a whole",
         ),
         ("augmentations", None, r"augmentations: is not set"),
         ("augmentations", "strong", r"augmentations=strong: must be a list of pipelines"),
         ("backbone.name", "${gone}", r"backbone\.name: can't be resolved\..*gone"),
         ("backbone.kwargs", 3, r"backbone\.kwargs=3: must hold several keys"),
-        ("knn_eval.enabled", 3, r"knn_eval\.enabled=3: must be true or false"),
         ("knn_eval.distance_func", "cos", r"unknown distance_func 'cos'.*cosine, euclidean"),
     ],
 )
@@ -136,8 +110,6 @@ def test_mistakes_in_pretraining(config, key, value, message):
     [
         ("+finetune=true", r"finetune=True: only solo-learn has it"),
         ("+mixup=0.8", r"mixup=0\.8: only solo-learn has it.*main_linear\.py"),
-        ("+label_smoothing=0.1", r"label_smoothing=0\.1: only solo-learn has it"),
-        ("+auto_augment=true", r"auto_augment=True: only solo-learn"),
         ("data.val_path=null", r"data\.val_path: is not set"),
         ("+data.no_labels=true", r"data\.no_labels=True: a classifier needs labels"),
         ("pretrained_feature_extractor=null", r"pretrained_feature_extractor: is not set"),
@@ -163,13 +135,8 @@ def test_the_crop_of_linear_evaluation(config):
     ("override", "message"),
     [
         ("method_kwargs.temperature=0", r"method_kwargs\.temperature=0: must be a number, above 0"),
-        ("method_kwargs.proj_output_dim=0", r"method_kwargs\.proj_output_dim=0: must be a whole"),
         ("method_kwargs.queue_size=1.5", r"method_kwargs\.queue_size=1\.5: must be a whole"),
-        (
-            "momentum.base_tau=1.2",
-            r"momentum\.base_tau=1\.2: must be a number, at least 0, at most",
-        ),
-        ("+momentum.classifier=true", r"momentum\.classifier=True: only solo-learn has it"),
+        ("momentum.base_tau=1.2", r"momentum\.base_tau=1\.2: must be a number, .*at most 1"),
     ],
 )
 def test_mistakes_in_the_method(config, override, message):

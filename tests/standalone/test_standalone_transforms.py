@@ -34,10 +34,6 @@ def plain(image, mean=0.305, std=0.376):
         ({"solarization": {"prob": 1.0}}, ImageOps.solarize),
         ({"equalization": {"prob": 1.0}}, ImageOps.equalize),
         ({"grayscale": {"prob": 1.0}}, lambda i: ImageOps.grayscale(i).convert("RGB")),
-        (
-            {"horizontal_flip": {"prob": 1.0}, "grayscale": {"prob": 1.0}},
-            lambda i: ImageOps.mirror(ImageOps.grayscale(i).convert("RGB")),
-        ),
     ],
 )
 def test_certain_transformations(image, change, expected):
