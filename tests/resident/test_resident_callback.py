@@ -98,20 +98,8 @@ def loader_of(dataset: Any, workers: int = 0, batch: int = 8, **more: Any) -> Da
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_method_trains_on_the_views(dataset: Indexed, workers: int, check: Any) -> None:
-    method = Method()
-    make_trainer(ResidentData()).fit(method, loader_of(dataset, workers))
-    places = [(epoch, number) for epoch, number, _ in method.steps]
-    assert places == [(epoch, number) for epoch in range(2) for number in range(3)]
-    check(method.steps)
-    for epoch in range(2):
-        seen = torch.cat([batch[0] for e, _, batch in method.steps if e == epoch])
-        assert seen.sort().values.tolist() == list(range(24))
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_nobody_reads_an_image_after_the_first_time(
-    dataset: Indexed, workers: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_the_method_trains_on_the_views_of_images_that_are_read_once(
+    dataset: Indexed, workers: int, check: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     read, log = images.open_rgb, tmp_path / "read"
 
@@ -122,17 +110,21 @@ def test_nobody_reads_an_image_after_the_first_time(
 
     monkeypatch.setattr(images, "open_rgb", logged)
     monkeypatch.setattr(torchvisions, "pil_loader", logged)
-    make_trainer(ResidentData()).fit(Method(), loader_of(dataset, workers))
+    before = dataset.transform, dataset.loader
+    method, callback = Method(), ResidentData()
+    make_trainer(callback).fit(method, loader_of(dataset, workers))
+    places = [(epoch, number) for epoch, number, _ in method.steps]
+    assert places == [(epoch, number) for epoch in range(2) for number in range(3)]
+    for epoch in range(2):
+        seen = torch.cat([batch[0] for e, _, batch in method.steps if e == epoch])
+        assert seen.sort().values.tolist() == list(range(24))
+
     lines = log.read_text().splitlines()
     lines.remove(dataset.samples[0][0])  # once more, for the size
     assert sorted(lines) == sorted(path for path, _ in dataset.samples)
-
-
-def test_afterwards_the_dataset_is_as_it_was(dataset: Indexed) -> None:
-    transform, loader, callback = dataset.transform, dataset.loader, ResidentData()
-    make_trainer(callback).fit(Method(), loader_of(dataset))
-    assert (dataset.transform, dataset.loader) == (transform, loader)
+    assert (dataset.transform, dataset.loader) == before
     assert callback.views is None
+    check(method.steps)
 
 
 def test_a_resumed_run_has_the_views_of_its_epoch(
@@ -143,7 +135,7 @@ def test_a_resumed_run_has_the_views_of_its_epoch(
     trainer.save_checkpoint(tmp_path / "first.ckpt")
     method = Method()
     second = make_trainer(ResidentData(), epochs=2)
-    second.fit(method, loader_of(dataset, 2), ckpt_path=str(tmp_path / "first.ckpt"))
+    second.fit(method, loader_of(dataset), ckpt_path=str(tmp_path / "first.ckpt"))
     assert {epoch for epoch, _, _ in method.steps} == {1}
     check(method.steps)
 

@@ -17,9 +17,9 @@ from solo_hardneg.resident.draw import draw
 from solo_hardneg.resident.recipe import Recipe
 from solo_hardneg.resident.views import make_view
 
-FACTORS = (0.0, 0.3, 0.8, 1.0, 1.2, 1.8)
+FACTORS = (0.0, 0.8, 1.8)
 LEVELS = 1.5  # PIL rounds the grey image, and cuts off what isn't whole of the result
-TURNS = (-0.5, -0.2, 0.0, 0.1, 0.37, 0.5)
+TURNS = (-0.5, 0.1, 0.37)
 ADJUST: list[Callable[..., Tensor]] = [
     F.adjust_brightness,
     F.adjust_contrast,
@@ -36,16 +36,6 @@ def test_linear_steps_are_torchvisions(kind: int, factor: float) -> None:
     for image, our in zip(images, ours, strict=True):
         theirs = from_pil(ADJUST[kind](to_pil(image), factor))
         assert (our - theirs).abs().max() <= LEVELS
-
-
-def test_each_image_has_its_own_step() -> None:
-    images = pictures(4)
-    kinds = torch.tensor([colour.CONTRAST, colour.BRIGHTNESS, colour.SATURATION, colour.CONTRAST])
-    factors = torch.tensor([0.5, 1.5, 0.2, 1.9])
-    ours = colour.adjust_linear(images.float(), kinds, factors)
-    for i in range(4):
-        theirs = from_pil(ADJUST[int(kinds[i])](to_pil(images[i]), factors[i].item()))
-        assert (ours[i] - theirs).abs().max() <= LEVELS
 
 
 @pytest.mark.parametrize("turn", TURNS)

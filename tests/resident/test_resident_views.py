@@ -18,8 +18,6 @@ from solo_hardneg.resident.recipe import Recipe, linear_recipe, pretrain_recipes
 from solo_hardneg.resident.views import ResidentViews
 from solo_hardneg.standalone.transforms import plain_pipeline, view_pipeline
 
-NUMBER = 1200
-
 
 def views(images: Tensor, recipes: list[Recipe], seed: int = 0, place: Any = (0, 0, 0)) -> Any:
     return ResidentViews(images, recipes, seed)(torch.arange(len(images)), *place)
@@ -37,43 +35,25 @@ def statistics(images: Tensor) -> dict[str, Tensor]:
     }
 
 
-def differing(ours: Tensor, pipeline: Any, images: Tensor) -> dict[str, float]:
-    """p-values of two samples being from one distribution."""
-    torch.manual_seed(1)
-    theirs = torch.stack([pipeline(to_pil(image)) for image in images])
-    pairs = zip(statistics(ours).items(), statistics(theirs).values(), strict=True)
-    return {name: float(ks_2samp(a.numpy(), b.numpy()).pvalue) for (name, a), b in pairs}
-
-
-def test_views_are_distributed_as_the_hosts() -> None:
-    images = pictures(NUMBER)
-    ours = views(images, pretrain_recipes("cifar100", [ENTRY], True))[0]
-    found = differing(ours, view_pipeline("cifar100", ENTRY, "augmentations.0"), images)
-    assert min(found.values()) > 0.01, found
-
-
 @pytest.mark.parametrize(
-    ("change", "statistic"),
+    ("recipe", "pipeline"),
     [
-        ({"rrc": {**ENTRY["rrc"], "crop_min_scale": 0.6}}, "detail"),
-        ({"grayscale": {"prob": 0.35}}, "saturation"),
-        ({"gaussian_blur": {"prob": 0.2}}, "detail"),
-        ({"color_jitter": {**ENTRY["color_jitter"], "saturation": 0.9}}, "saturation"),
+        (
+            pretrain_recipes("cifar100", [ENTRY], True)[0],
+            view_pipeline("cifar100", ENTRY, "augmentations.0"),
+        ),
+        (linear_recipe("cifar100", 32), plain_pipeline("cifar100", 32, augment=True)),
     ],
+    ids=["pretraining", "linear"],
 )
-def test_another_setting_would_be_found_out(change: dict[str, Any], statistic: str) -> None:
-    images = pictures(NUMBER)
-    ours = views(images, pretrain_recipes("cifar100", [{**ENTRY, **change}], True))[0]
-    found = differing(ours, view_pipeline("cifar100", ENTRY, "augmentations.0"), images)
-    assert found[statistic] < 1e-3, found
-
-
-def test_linear_views_are_distributed_as_the_hosts() -> None:
-    images = pictures(NUMBER)
-    recipe = linear_recipe("cifar100", 32)
-    assert (recipe.kernel, recipe.scale, recipe.flip) == ("bilinear", (0.08, 1.0), 0.5)
-    pipeline = plain_pipeline("cifar100", 32, augment=True)
-    assert min(differing(views(images, [recipe])[0], pipeline, images).values()) > 0.01
+def test_views_are_distributed_as_the_hosts(recipe: Recipe, pipeline: Any) -> None:
+    """With 1,200 images p is below 1e-3 for 0.35 grey ones or 0.2 blurred ones in the entry."""
+    images = pictures(1200)
+    ours = statistics(views(images, [recipe])[0])
+    torch.manual_seed(1)
+    theirs = statistics(torch.stack([pipeline(to_pil(image)) for image in images]))
+    for name, values in ours.items():
+        assert ks_2samp(values.numpy(), theirs[name].numpy()).pvalue > 0.01, name
 
 
 def test_mirroring_within_the_crop_is_mirroring_at_the_end() -> None:
@@ -102,8 +82,9 @@ def test_normalization_is_the_hosts() -> None:
         torch.testing.assert_close(made, theirs, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize(("height", "width"), [(40, 61), (61, 40), (32, 47), (30, 30)])
-@pytest.mark.parametrize("cut", [True, False])
+@pytest.mark.parametrize(
+    ("height", "width", "cut"), [(40, 61, True), (61, 40, False), (32, 47, True), (30, 30, False)]
+)
 def test_without_random_crop_images_are_resized(height: int, width: int, cut: bool) -> None:
     images = pictures(3, height, width)
     made = views(images, pretrain_recipes("custom", [PLAIN], cut))[0] * 255
