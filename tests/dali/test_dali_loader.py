@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_module
-from marked_images import CLASSES, IMAGES, PER_CLASS, PLAIN, read_marks, write_marked
+from marked_images import IMAGES, PER_CLASS, PLAIN, read_marks, write_marked
 from omegaconf import DictConfig
 from PIL import Image
+from tiny_backbone import use_tiny
 from torchvision.transforms.functional import rgb_to_grayscale
 
 from solo_hardneg import dali
 from solo_hardneg.errors import ConfigError, DataError
 from solo_hardneg.resident.recipe import Recipe
-from solo_hardneg.standalone.config import parse_pretrain
+from solo_hardneg.standalone.config import parse_linear, parse_pretrain
 from solo_hardneg.standalone.data import Split, linear_loaders, pretrain_loaders
 from solo_hardneg.standalone.run import linear, pretrain
 
@@ -38,7 +39,7 @@ def config(marked: Path, tmp_path: Path) -> Maker:
             *("data=custom", f"data.train_path={marked}", f"data.val_path={marked}"),
             *("data.format=dali", "dali.device=cpu", "data.num_workers=1"),
             *("data.suggest.crop_size=16", "optimizer.batch_size=8", "accelerator=cpu"),
-            *("max_epochs=2", "backbone.name=resnet10t", f"checkpoint.dir={tmp_path}/runs"),
+            *("max_epochs=2", f"checkpoint.dir={tmp_path}/runs"),
             "+enable_progress_bar=false",
         ]
         if name != "linear":
@@ -77,7 +78,7 @@ def pretraining(cfg: DictConfig) -> DaliLoader:
 def test_labels_and_indexes_belong_to_the_images(config: Maker) -> None:
     loader = pretraining(config("mocov2_banded", *PLAIN))
     assert len(loader) == IMAGES // 8
-    for batches in epochs(loader, 3):
+    for batches in epochs(loader, 2):
         assert len(batches) == len(loader)
         seen = []
         for indexes, views, targets in batches:
@@ -90,15 +91,13 @@ def test_labels_and_indexes_belong_to_the_images(config: Maker) -> None:
 
 
 def test_so_do_those_of_linear_evaluation(config: Maker) -> None:
-    from solo_hardneg.standalone.config import parse_linear
-
     cfg = config("linear", "pretrained_feature_extractor=none.ckpt")
     loader, _ = linear_loaders(parse_linear(cfg))
     for X, targets in loader:
         assert read_marks(X)[1] == targets.tolist()
 
 
-def test_unlabelled_images(config: Maker, marked: Path) -> None:
+def test_unlabelled_images(config: Maker) -> None:
     loader = pretraining(config("simclr", *PLAIN, "++data.no_labels=true"))
     for indexes, views, targets in loader:
         assert read_marks(views[0])[0] == indexes.tolist()
@@ -189,22 +188,18 @@ def test_steps_that_are_sure_do_what_torchvisions_do(picture: Path, config: Make
     steps = [view.diff(dim=3).abs().mean() for view in (blurred, plain)]
     assert steps[0] < steps[1]
     normalized = view_of(picture, config, mean=(0.1, 0.2, 0.3), std=(0.5, 1.0, 2.0))
-    by_hand = (plain - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / torch.tensor(
-        [0.5, 1.0, 2.0]
-    ).view(3, 1, 1)
-    assert torch.allclose(normalized, by_hand, atol=1e-5)
+    mean, std = (torch.tensor(row).view(3, 1, 1) for row in ([0.1, 0.2, 0.3], [0.5, 1.0, 2.0]))
+    assert torch.allclose(normalized, (plain - mean) / std, atol=1e-5)
+    equal = view_of(picture, config, equalise=1.0)
+    assert equal.flatten(1).std(dim=1).min() > plain[0].std()
 
 
 @pytest.mark.parametrize("step", ["flip", "grey", "blur", "solarise", "equalise", "jitter"])
-def test_steps_are_taken_as_often_as_the_probability_says(
-    picture: Path, config: Maker, step: str
-) -> None:
+def test_steps_are_drawn_image_by_image(picture: Path, config: Maker, step: str) -> None:
     factors = {"factors": ((0.3, 0.3), None, None, None)} if step == "jitter" else {}
-    plain = view_of(picture, config)
-    for probability, least, most in ((0.0, 0, 0), (0.5, 1, 7), (1.0, 8, 8)):
-        views = view_of(picture, config, **{step: probability}, **factors)
-        changed = int((views - plain).abs().flatten(1).max(dim=1).values.gt(1e-3).sum())
-        assert least <= changed <= most, probability
+    views = view_of(picture, config, **{step: 0.5}, **factors)
+    untouched = (views - view_of(picture, config)).abs().flatten(1).max(dim=1).values < 1e-3
+    assert 1 <= untouched.sum() <= 7
 
 
 def test_crops_are_of_their_scale(picture: Path, config: Maker) -> None:
@@ -217,28 +212,14 @@ def test_crops_are_of_their_scale(picture: Path, config: Maker) -> None:
 # ---------------------------------------------------------------- whole runs, errors
 
 
-@pytest.mark.full
-@pytest.mark.parametrize(
-    ("method", "more"),
-    [
-        ("mocov2_banded", ["negatives=drop_own_image"]),
-        ("simclr_sscl", ["negatives.mix.hardest=4", "negatives.mix.pairs=2"]),
-    ],
-)
-def test_it_trains_records_and_evaluates(config: Maker, method: str, more: list[str]) -> None:
+def test_it_trains_records_and_evaluates(config: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_tiny(monkeypatch)
     on = ["hardness.enabled=true", "hardness.every_n_steps=1"]
-    result = pretrain(config(method, *more, *on))
+    result = pretrain(config("mocov2_banded", "negatives=drop_own_image", *on))
     assert result.metrics["train_nce_loss"] > 0
-    records = sorted((result.folder / "hardness").glob("*.parquet"))
-    assert len(records) == 2
-    evaluated = linear(
-        config(
-            "linear",
-            f"pretrained_feature_extractor={result.checkpoint}",
-            "backbone.name=resnet10t",
-        )
-    )
-    assert 0 <= evaluated.metrics["val_acc1"] <= 100
+    assert len([*(result.folder / "hardness").glob("*.parquet")]) == 2
+    extractor = f"pretrained_feature_extractor={result.checkpoint}"
+    assert 0 <= linear(config("linear", extractor)).metrics["val_acc1"] <= 100
 
 
 @pytest.mark.parametrize(
@@ -267,12 +248,10 @@ def test_without_dali(config: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_floats_are_refused(config: Maker, tmp_path: Path) -> None:
     """DALI itself would clip them."""
-    for label in range(CLASSES):
-        (tmp_path / "images" / f"{label}").mkdir(parents=True)
-        pixels = np.ones((8, 8), np.float32) * label
-        Image.fromarray(pixels).save(tmp_path / "images" / f"{label}" / "a.tiff")
-    cfg = config("simclr", f"data.train_path={tmp_path}/images", "data.val_path=null")
-    cfg.optimizer.batch_size = 2
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "images" / "a" / "a.tiff")
+    paths = (f"data.train_path={tmp_path}/images", "data.val_path=null")
+    cfg = config("simclr", *paths, "optimizer.batch_size=1")
     with pytest.raises(DataError, match=r"a\.tiff: its pixels are floating-point"):
         pretraining(cfg)
 
@@ -287,10 +266,9 @@ def test_names_that_are_not_utf8(config: Maker, tmp_path: Path) -> None:
 
 
 def test_an_image_that_is_none(config: Maker, tmp_path: Path) -> None:
-    for label in range(CLASSES):
-        (tmp_path / "images" / f"{label}").mkdir(parents=True)
-        for number in range(2):
-            (tmp_path / "images" / f"{label}" / f"{number}.png").write_bytes(b"no image")
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    for number in range(8):
+        (tmp_path / "images" / "a" / f"{number}.png").write_bytes(b"no image")
     cfg = config("simclr", f"data.train_path={tmp_path}/images", "data.val_path=null")
     with pytest.raises(DataError, match=r"\d\.png: this image can't be read .*Replace or remove"):
         list(pretraining(cfg))

