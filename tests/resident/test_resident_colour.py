@@ -105,12 +105,3 @@ def test_grey_solarise_and_equalise_are_pils() -> None:
         assert (grey[i] - from_pil(F.to_grayscale(image, 3))).abs().max() <= 0.51
         assert torch.equal(solar[i], from_pil(ImageOps.solarize(image)))
         assert torch.equal(equal[i], from_pil(ImageOps.equalize(image)))
-
-
-def test_normalise() -> None:
-    images = pictures(2)
-    mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
-    theirs = F.normalize(images.float() / 255, mean, std)
-    torch.testing.assert_close(
-        colour.normalise(images.float(), mean, std), theirs, atol=1e-5, rtol=1e-5
-    )

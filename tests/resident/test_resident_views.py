@@ -103,12 +103,6 @@ def test_every_entry_gives_its_number_of_views() -> None:
     assert all(view.dtype == torch.float32 for view in made)
 
 
-def test_each_image_is_drawn_on_its_own() -> None:
-    images = pictures(1).expand(64, -1, -1, -1)
-    made = views(images, pretrain_recipes("cifar10", [ENTRY], False))[0]
-    assert len(made.flatten(1).unique(dim=0)) == 64
-
-
 def test_the_same_place_has_the_same_views_and_another_has_others() -> None:
     images, recipes = pictures(8), pretrain_recipes("cifar10", [ENTRY], False)
     first = views(images, recipes)[0]

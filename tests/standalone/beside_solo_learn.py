@@ -12,24 +12,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from hydra import compose, initialize_config_module
+from integration_helpers import write_images
 from omegaconf import DictConfig, OmegaConf
-from PIL import Image
 from solo.args.pretrain import parse_cfg
-from solo.data.pretrain_dataloader import build_transform_pipeline
 from solo.methods import METHODS as THEIRS
 from solo.utils.auto_resumer import AutoResumer
-from solo.utils.lars import LARS
-from solo.utils.lr_scheduler import LinearWarmupCosineAnnealingLR
 
 import solo_hardneg.host as seam
 from solo_hardneg.standalone import METHODS as OURS
 from solo_hardneg.standalone.config import parse_pretrain
 from solo_hardneg.standalone.run import linear, pretrain
-from solo_hardneg.standalone.training import build_optimizer, warmup_cosine
-from solo_hardneg.standalone.transforms import view_pipeline
 
 ROOT = Path(sys.argv[1])
 # Keys that one of the hosts leaves out of its parsed config.
@@ -114,59 +108,14 @@ def compare_methods(name: str) -> dict[str, Any]:
     return found
 
 
-def compare_schedules() -> float:
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(2, 2))], lr=0.5)
-    schedule = LinearWarmupCosineAnnealingLR(optimizer, 4, 12, 0.01, 0.001)
-    gap = 0.0
-    for step in range(12):
-        ours = warmup_cosine(step, 0.5, 4, 12, 0.01, 0.001)
-        gap = max(gap, abs(schedule.get_last_lr()[0] - ours))
-        optimizer.step()
-        schedule.step()
-    return gap
-
-
-def compare_lars(exclude: bool) -> float:
-    kwargs = {"momentum": 0.9, "eta": 0.02, "clip_lr": True, "exclude_bias_n_norm": exclude}
-    torch.manual_seed(1)
-    layers = [torch.nn.Linear(3, 2) for _ in range(2)]
-    layers[1].load_state_dict(layers[0].state_dict())
-    theirs = LARS(layers[0].parameters(), lr=0.3, weight_decay=0.1, **kwargs)
-    group = {"params": layers[1].parameters()}
-    ours = build_optimizer("lars", [group], 0.3, 0.1, kwargs)
-    for _ in range(3):
-        x = torch.randn(5, 3)
-        for layer, optimizer in zip(layers, (theirs, ours), strict=True):
-            optimizer.zero_grad()
-            layer(x).square().mean().backward()
-            optimizer.step()
-    return largest(*(layer.parameters() for layer in layers))
-
-
-def compare_views(dataset: str, image: Image.Image) -> float:
-    """Of what isn't random: grey, solarised, equalised, mirrored, normalised."""
-    augmentations = config("simclr", "data=cifar10").augmentations
-    entry: Any = OmegaConf.to_container(augmentations, resolve=True)
-    entry = {**entry[0], "crop_size": 32, "rrc": {**entry[0]["rrc"], "enabled": False}}
-    for key in ("color_jitter", "gaussian_blur"):
-        entry[key]["prob"] = 0.0
-    for key in ("grayscale", "solarization", "equalization", "horizontal_flip"):
-        entry[key]["prob"] = 1.0
-    theirs = build_transform_pipeline(dataset, OmegaConf.create(entry))(image)
-    return largest([theirs], [view_pipeline(dataset, entry, "")(image)])
-
-
 def args_of(run: Any) -> DictConfig:
     return OmegaConf.create(json.loads((run.folder / "args.json").read_text()))
 
 
-def move_checkpoints(image: Image.Image) -> dict[str, Any]:
+def move_checkpoints() -> dict[str, Any]:
     """A class of one host in our runner, then our evaluation, then the other host's class."""
     for split in ("train", "val"):
-        for label in "ab":
-            (ROOT / split / label).mkdir(parents=True)
-            for i in range(4):
-                image.rotate(i * 30 + ord(label)).save(ROOT / split / label / f"{i}.png")
+        write_images(ROOT / split, per_class=4, classes=2)
     paths = [
         *("data=custom", f"data.train_path={ROOT}/train", f"data.val_path={ROOT}/val"),
         *("max_epochs=1", "data.suggest.crop_size=32"),
@@ -194,15 +143,8 @@ def move_checkpoints(image: Image.Image) -> dict[str, Any]:
 
 
 def main() -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    image = Image.fromarray(pixels)
-    found: dict[str, Any] = {"host": seam.NAME}
+    found: dict[str, Any] = {"host": seam.NAME, "checkpoints": move_checkpoints()}
     found |= {name: compare_methods(name) for name in ("byol", "mocov2plus", "simclr")}
-    found["schedule"] = compare_schedules()
-    found["lars"] = max(compare_lars(exclude) for exclude in (False, True))
-    for dataset in ("cifar10", "cifar100", "imagenet", "custom"):
-        found[f"view of {dataset}"] = compare_views(dataset, image)
-    found["checkpoints"] = move_checkpoints(image)
     (ROOT / "found.json").write_text(json.dumps(found))
 
 

@@ -1,5 +1,7 @@
 """The standalone host beside solo-learn: equal weights and batches give equal results.
 
+LARS, the schedule and the views have oracles of their own, which need no solo-learn.
+
 Both run in one process of their own (``beside_solo_learn.py``), so that solo-learn doesn't become
 importable for the other tests.
 """
@@ -14,13 +16,13 @@ import pytest
 from integration_helpers import run_python
 
 pytestmark = [pytest.mark.full, pytest.mark.host]
-DATASETS = ("cifar10", "cifar100", "imagenet", "custom")
 
 
 @pytest.fixture(scope="module")
 def found(solo_learn: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("parity")
-    env = {"PYTHONPATH": str(solo_learn), "SOLO_HARDNEG_HOST": "solo"}
+    tests = Path(__file__).parents[1]
+    env = {"PYTHONPATH": f"{solo_learn}:{tests}", "SOLO_HARDNEG_HOST": "solo"}
     script = Path(__file__).with_name("beside_solo_learn.py")
     run_python(script, folder, cwd=folder, env=env).ok()
     found = json.loads((folder / "found.json").read_text())
@@ -39,18 +41,6 @@ def test_methods_are_equal(found: dict[str, Any], method: str) -> None:
     assert of["gradient"] < 1e-4
     assert of["state"] < 1e-5
     assert of.get("momentum", 0) <= 1e-6
-
-
-@pytest.mark.parametrize(
-    ("part", "bound"),
-    [
-        ("schedule", 1e-12),
-        ("lars", 1e-6),
-        *((f"view of {dataset}", 1e-6) for dataset in DATASETS),
-    ],
-)
-def test_parts_are_equal(found: dict[str, Any], part: str, bound: float) -> None:
-    assert found[part] <= bound
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,9 @@ from PIL import Image, ImageOps
 from solo_hardneg.errors import ConfigError
 from solo_hardneg.standalone.transforms import Views, blur, plain_pipeline, view_pipeline
 
+STEPS = ("horizontal_flip", "equalization", "solarization", "grayscale")  # the last one first
+SURE = {step: {"prob": 1.0} for step in STEPS}
+
 
 @pytest.fixture
 def image():
@@ -19,6 +22,10 @@ def image():
 def entry(**changes):
     """Augmentations of which nothing is left but the normalization."""
     return {"crop_size": 8, "num_crops": 2, "rrc": {"enabled": False}, **changes}
+
+
+def grey(image):
+    return ImageOps.grayscale(image).convert("RGB")
 
 
 def plain(image, mean=0.305, std=0.376):
@@ -33,7 +40,8 @@ def plain(image, mean=0.305, std=0.376):
         ({"horizontal_flip": {"prob": 1.0}}, ImageOps.mirror),
         ({"solarization": {"prob": 1.0}}, ImageOps.solarize),
         ({"equalization": {"prob": 1.0}}, ImageOps.equalize),
-        ({"grayscale": {"prob": 1.0}}, lambda i: ImageOps.grayscale(i).convert("RGB")),
+        ({"grayscale": {"prob": 1.0}}, grey),
+        (SURE, lambda i: ImageOps.mirror(ImageOps.equalize(ImageOps.solarize(grey(i))))),
     ],
 )
 def test_certain_transformations(image, change, expected):
