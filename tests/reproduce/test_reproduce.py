@@ -7,28 +7,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from filelock import FileLock, Timeout
-from integration_helpers import (
-    NO_CHECKOUT,
-    PER_CLASS,
-    environment,
-    run_python,
-    solo_learn_checkout,
-    write_images,
-)
+from integration_helpers import PER_CLASS, environment, run_python, write_images
+from test_results import CELL
 
 from solo_hardneg.errors import ConfigError, DataError
 from solo_hardneg.reproduce import cell as cell_process
 from solo_hardneg.reproduce import sweep
-from solo_hardneg.reproduce.cells import Images, make_cells
 from solo_hardneg.reproduce.command import reproduce
-from solo_hardneg.reproduce.experiment import load_experiment, load_scale
-from solo_hardneg.reproduce.overrides import told_apart
 from solo_hardneg.reproduce.results import (
     FAILED,
     Result,
@@ -54,12 +45,14 @@ claims:
 """
 SCALE = """
 title: "tiny"
-epochs: 3
-images: 400
+epochs: 1
+images: 300
 batch_size: 64
 backbone: resnet10t
-linear_epochs: 2
+linear_epochs: 1
 """
+COMMAND = ("-m", "solo_hardneg", "reproduce", "mine.yaml", "--scale", "tiny.yaml")
+HOME = Path("reproduced/mine-digits-tiny")
 
 
 @pytest.fixture
@@ -69,47 +62,6 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "mine.yaml").write_text(EXPERIMENT)
     (tmp_path / "tiny.yaml").write_text(SCALE)
     return tmp_path
-
-
-COMMAND = ("-m", "solo_hardneg", "reproduce", "mine.yaml", "--scale", "tiny.yaml")
-HOME = Path("reproduced/mine-digits-tiny")
-
-
-@pytest.mark.full
-def test_a_grid_several_at_a_time_with_a_cell_that_fails(mine: Path) -> None:
-    joblib = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-    first = run_python(*COMMAND, *joblib, cwd=mine)
-    assert first.code == 1  # because a cell failed
-    assert "0 of 3 cells have a result" in first.out
-    assert "To be run: plain-seed0, hcl-seed0, broken-seed0" in first.out
-    assert "broken-seed0: failed. ConfigError: method_kwargs.temperature=-1: must" in first.out
-    assert "plain-seed0: top-1" in first.out
-    table = pd.read_csv(mine / HOME / "table.csv").set_index("row")
-    assert 10 <= table.loc["plain", "ours_top1"] <= 100
-    assert table.loc["hcl", "ours_top1_to_baseline"] == pytest.approx(
-        table.loc["hcl", "ours_top1"] - table.loc["plain", "ours_top1"], abs=1e-3
-    )
-    assert pd.isna(table.loc["broken", "ours_top1"])
-    page = (mine / HOME / "README.md").read_text()
-    assert "2 of 3 cells have a result" in page
-    assert "broken-seed0: ConfigError: method_kwargs.temperature=-1" in page
-    result = result_in(mine / HOME, "hcl-seed0")
-    assert result.ran_on["host"] == "standalone"
-    assert {"top1", "top5", "online"} == set(result.metrics)
-
-    # Mended, it alone runs, and what is there of it is kept.
-    (mine / "mine.yaml").write_text(EXPERIMENT.replace("temperature=-1", "temperature=0.3"))
-    second = run_python(*COMMAND, cwd=mine).ok()
-    assert "broken-seed0: its config has changed since it was run" in second.out
-    assert "To be run: broken-seed0\n" in second.out
-    both = sorted((mine / HOME / "cells").glob("broken-seed0-*.json"))
-    assert {read_result(file).state for file in both} == {"done", FAILED}
-    # And then there is nothing to run.
-    outcome, _ = reproduce("mine.yaml", "tiny.yaml", say=lambda text: None)
-    assert (outcome.done, outcome.failed) == (3, [])
-    # To write the table again is not to ask for other runs.
-    outcome, _ = reproduce("mine.yaml", "tiny.yaml", ["max_epochs=9"], run=False)
-    assert (outcome.done, outcome.failed) == (3, [])
 
 
 def result_in(home: Path, name: str) -> Result:
@@ -125,20 +77,67 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
         time.sleep(0.1)
 
 
+# Two rows are trained and evaluated: the way from the command to the page, in one process.
+def test_a_grid_in_this_process_to_its_table_and_page(
+    mine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_here(command: Sequence[str], *_: object) -> int:
+        try:
+            cell_process.run(Path(command[-2]), command[-1])
+        except SystemExit:
+            return 1
+        return 0
+
+    monkeypatch.setattr(sweep, "_run", run_here)
+    said: list[str] = []
+    outcome, page = reproduce("mine.yaml", "tiny.yaml", say=said.append)
+    assert said == [
+        f"{HOME}: 0 of 3 cells have a result.",
+        "To be run: plain-seed0, hcl-seed0, broken-seed0",
+    ]
+    assert (outcome.done, [result.cell for result in outcome.failed]) == (2, ["broken-seed0"])
+    table = pd.read_csv(mine / HOME / "table.csv").set_index("row")
+    result = result_in(mine / HOME, "hcl-seed0")
+    assert {"top1", "top5", "online"} == set(result.metrics)
+    assert result.ran_on["host"] == "standalone"
+    assert table.loc["hcl", "ours_top1"] == pytest.approx(result.metrics["top1"], abs=1e-3)
+    assert table.loc["hcl", "ours_top1_to_baseline"] == pytest.approx(
+        table.loc["hcl", "ours_top1"] - table.loc["plain", "ours_top1"], abs=1e-3
+    )
+    assert pd.isna(table.loc["broken", "ours_top1"])
+    assert pd.read_csv(mine / HOME / "claims.csv").verdict.tolist() == ["undecided"]
+    text = page.read_text()
+    assert "2 of 3 cells have a result" in text
+    assert "broken-seed0: ConfigError: method_kwargs.temperature=-1" in text
+
+    # What is done isn't run again, and to write the table again is not to ask for other runs.
+    monkeypatch.setattr(sweep, "sweep", lambda *_: pytest.fail("it ran"))
+    assert reproduce("mine.yaml", "tiny.yaml", rows=["plain", "hcl"])[0].done == 2
+    assert reproduce("mine.yaml", "tiny.yaml", ["max_epochs=9"], run=False)[0].done == 2
+
+
+@pytest.mark.full
+def test_several_cells_at_a_time_and_then_the_one_that_was_mended(mine: Path) -> None:
+    joblib = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    first = run_python(*COMMAND, *joblib, cwd=mine)
+    assert first.code == 1  # because a cell failed
+    assert "broken-seed0: failed. ConfigError: method_kwargs.temperature=-1: must" in first.out
+    assert "plain-seed0: top-1" in first.out
+    (mine / "mine.yaml").write_text(EXPERIMENT.replace("temperature=-1", "temperature=0.3"))
+    second = run_python(*COMMAND, cwd=mine).ok()
+    assert "broken-seed0: its config has changed since it was run" in second.out
+    assert "To be run: broken-seed0\n" in second.out
+    both = sorted((mine / HOME / "cells").glob("broken-seed0-*.json"))
+    assert {read_result(file).state for file in both} == {"done", FAILED}
+
+
 @pytest.mark.full
 def test_a_killed_sweep_goes_on_where_it_stopped(mine: Path) -> None:
-    asked = (*COMMAND, "--rows", "plain", "max_epochs=25")
-    with subprocess.Popen(
-        [sys.executable, *asked],
-        cwd=mine,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    ) as sweeping:
+    asked = (*COMMAND, "--rows", "plain", "max_epochs=50")
+    with subprocess.Popen([sys.executable, *asked], cwd=mine, env=environment()) as sweeping:
         runs = mine / HOME / "runs"
         wait_for(lambda: any(runs.rglob("*.ckpt")))
-        os.kill(sweeping.pid, signal.SIGKILL)  # the sweep alone: its cell has to notice
+        sweeping.kill()  # the sweep alone: its cell has to notice
     cell = read_plan(mine / HOME / "plan.json")[0]["plain-seed0"]
     lock = run_folder(mine / HOME, cell) / "lock"
 
@@ -151,26 +150,10 @@ def test_a_killed_sweep_goes_on_where_it_stopped(mine: Path) -> None:
 
     wait_for(is_free)
     assert not result_file(mine / HOME, cell).exists()
-    before = len(list(runs.rglob("args.json")))
+    assert len(list(runs.rglob("args.json"))) == 1
     run_python(*asked, cwd=mine).ok()
     assert result_in(mine / HOME, "plain-seed0").state == "done"
     assert "Resuming " in (run_folder(mine / HOME, cell) / "log.txt").read_text()
-    assert before == 1
-
-
-def some_plan(home: Path) -> Path:
-    """The plan of a cell that nobody runs."""
-    from test_results import CELL
-
-    return write_plan(home, [CELL], {})
-
-
-def python_that(does: str, folder: Path) -> str:
-    """The path of a program in the place of Python."""
-    program = folder / "python"
-    program.write_text(f"#!/bin/sh\n{does}\n")
-    program.chmod(0o755)
-    return str(program)
 
 
 @pytest.mark.parametrize(
@@ -178,33 +161,29 @@ def python_that(does: str, folder: Path) -> str:
     [
         ("echo out of luck; kill -9 $$", "was ended by signal 9. The last lines of"),
         ("echo out of luck; exit 3", "ended with status 3. The last lines of"),
+        (f"exit {cell_process.BUSY}", None),  # another process is at it: left to that one
     ],
 )
-def test_a_process_that_dies_is_a_failed_cell(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, does: str, message: str
+def test_a_process_that_dies_is_a_failed_cell_unless_it_was_busy(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    does: str,
+    message: str | None,
 ) -> None:
-    plan = some_plan(tmp_path / "home")
-    monkeypatch.setattr(sys, "executable", python_that(does, tmp_path))
+    plan, python = write_plan(tmp_path / "home", [CELL], {}), tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{does}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
     sweep.run_cell(plan, "a-seed0")
+    if message is None:
+        assert "another process is at it" in capsys.readouterr().out
+        assert not result_file(tmp_path / "home", CELL).exists()
+        return
     result = result_in(tmp_path / "home", "a-seed0")
     assert result.state == FAILED
     assert message in result.error
     assert result.error.endswith("out of luck")
-
-
-def test_a_cell_that_is_being_run_is_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    plan, home = some_plan(tmp_path / "home"), tmp_path / "home"
-    cell = read_plan(plan)[0]["a-seed0"]
-    lock = run_folder(home, cell) / "lock"
-    lock.parent.mkdir(parents=True)
-    with FileLock(lock), pytest.raises(Timeout):
-        cell_process.run(plan, "a-seed0")
-    monkeypatch.setattr(sys, "executable", python_that(f"exit {cell_process.BUSY}", tmp_path))
-    sweep.run_cell(plan, "a-seed0")
-    assert "another process is at it" in capsys.readouterr().out
-    assert not result_file(home, cell).exists()
 
 
 def test_what_is_wrong_is_said_before_anything_runs(
@@ -214,69 +193,50 @@ def test_what_is_wrong_is_said_before_anything_runs(
     for arguments, error, message in (
         ({"rows": ["hlc"]}, ConfigError, "unknown row of mine 'hlc'. Did you mean 'hcl'?"),
         ({"arguments": ["x.y=1"]}, ConfigError, "x.y=1"),
-        ({"arguments": ["data=nosuch"]}, ConfigError, "data=nosuch"),
         ({"arguments": ["data=cifar100"]}, DataError, "CIFAR100 isn't in it.*data.download=true"),
         ({"arguments": ["data=tinyimagenet"]}, DataError, "no such folder.*CS231n"),
         ({"run": False}, DataError, "no plan that can be read"),
+        ({"scripts": mine}, DataError, r"--scripts .*no main_pretrain.py and no main_linear.py"),
     ):
         with pytest.raises(error, match=message):
             reproduce("mine.yaml", "tiny.yaml", **arguments)
     assert not (mine / "reproduced").exists()
 
 
+def test_what_is_sent_to_the_sweep(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[tuple] = []
+    monkeypatch.setattr(sweep, "sweep", lambda _, *arguments: sent.append(arguments))
+    arguments = ["hydra/launcher=joblib", "data.num_workers=1"]
+    reproduce("mine.yaml", "tiny.yaml", arguments, ["hcl", "plain"], seeds=2)
+    cells = ["plain-seed0", "hcl-seed0", "plain-seed1", "hcl-seed1"]
+    assert sent == [(cells, ("hydra/launcher=joblib",))]
+
+
 def test_a_folder_of_another_experiment_is_refused(
     mine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sweep, "sweep", lambda *_: None)
-    reproduce("mine.yaml", "tiny.yaml", folder=mine / "here", say=lambda text: None)
+    reproduce("mine.yaml", "tiny.yaml", rows=["plain"], folder=mine / "here")
     with pytest.raises(
         ConfigError, match=r"holds another experiment \(experiment=mine, data=digits"
     ):
         reproduce("sscl_table4", "tiny.yaml", ["data=digits"], folder=mine / "here")
     (mine / "here" / "plan.json").write_text("{")  # cut short: it is only written again
-    reproduce("mine.yaml", "tiny.yaml", folder=mine / "here", say=lambda text: None)
-
-
-def test_what_is_sent_to_the_sweep(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sent = {}
-    monkeypatch.setattr(
-        sweep, "sweep", lambda plan, cells, told: sent.update(cells=cells, told=told)
-    )
-    said: list[str] = []
-    arguments = ["hydra/launcher=joblib", "data.num_workers=1"]
-    outcome, page = reproduce(
-        "mine.yaml", "tiny.yaml", arguments, ["hcl", "plain"], seeds=2, say=said.append
-    )
-    assert sent["cells"] == ["plain-seed0", "hcl-seed0", "plain-seed1", "hcl-seed1"]
-    assert sent["told"] == ("hydra/launcher=joblib",)
-    assert "0 of 6 cells have a result" in said[0]
-    assert page.is_file()
-    assert outcome.verdicts[0].verdict == "undecided"
-
-
-def test_scripts_must_be_solo_learns(mine: Path) -> None:
-    with pytest.raises(
-        DataError, match=r"--scripts .*no main_pretrain.py and no main_linear.py in it"
-    ):
-        reproduce("mine.yaml", "tiny.yaml", scripts=mine)
+    reproduce("mine.yaml", "tiny.yaml", rows=["plain"], folder=mine / "here")
 
 
 @pytest.mark.full
 @pytest.mark.host
-def test_through_solo_learns_own_programs(mine: Path) -> None:
-    checkout = solo_learn_checkout()
-    if checkout is None:
-        pytest.skip(NO_CHECKOUT)
+def test_through_solo_learns_own_programs(mine: Path, solo_learn: Path) -> None:
     for part in ("train", "val"):
         write_images(mine / "images" / part, PER_CLASS)
-    rows = EXPERIMENT.replace("data: digits", "data: custom").partition("  broken:")[0]
-    (mine / "mine.yaml").write_text(rows)
+    (mine / "mine.yaml").write_text(EXPERIMENT.replace("data: digits", "data: custom"))
     sizes = "epochs: 1\nbatch_size: 8\nbackbone: resnet18\nlinear_epochs: 1\n"
     (mine / "tiny.yaml").write_text(sizes)
     folders = [f"data.{part}_path={mine}/images/{part}" for part in ("train", "val")]
     asked = (*folders, "data.num_workers=0", "++data.suggest.crop_size=32", "--rows", "plain")
     asked += ("linear.optimizer.batch_size=8",)
-    run_python(*COMMAND, "--scripts", checkout, *asked, cwd=mine, timeout=400).ok()
+    run_python(*COMMAND, "--scripts", solo_learn, *asked, cwd=mine, timeout=400).ok()
     home = mine / "reproduced" / "mine-custom-tiny"
     result = result_in(home, "plain-seed0")
     assert {"top1", "top5", "online"} == set(result.metrics)
@@ -288,8 +248,7 @@ def test_through_solo_learns_own_programs(mine: Path) -> None:
 
 @pytest.mark.full
 def test_a_cell_on_two_devices(mine: Path) -> None:
-    two = ("accelerator=cpu", "devices=2", "strategy=ddp", "max_epochs=1", "linear.max_epochs=1")
-    two += ("linear.optimizer.batch_size=64",)
+    two = ("accelerator=cpu", "devices=2", "strategy=ddp", "linear.optimizer.batch_size=64")
     run_python(*COMMAND, "--rows", "plain", *two, cwd=mine).ok()
     assert result_in(mine / HOME, "plain-seed0").state == "done"
     runs = next((mine / HOME / "runs").iterdir())
@@ -303,23 +262,15 @@ def test_a_killed_sweep_takes_solo_learns_program_with_it(tmp_path: Path) -> Non
     scripts.mkdir()
     training = "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(600)"
     (scripts / "main_pretrain.py").write_text(training)
-    cell = make_cells(
-        load_experiment("sscl_table4"),
-        load_scale("minute"),
-        [load_experiment("sscl_table4").row("simclr")],
-        [0],
-        told_apart(["data=digits"]),
-        Images(1437),
-    )[0]
-    plan = write_plan(tmp_path / "home", [cell], {"scripts": str(scripts)})
+    plan = write_plan(tmp_path / "home", [CELL], {"scripts": str(scripts)})
     code = (
         "from pathlib import Path; from solo_hardneg.reproduce.sweep import run_cell; "
-        f"run_cell(Path({str(plan)!r}), {cell.name!r})"
+        f"run_cell(Path({str(plan)!r}), {CELL.name!r})"
     )
     with subprocess.Popen([sys.executable, "-c", code], env=environment()) as sweeping:
         wait_for(lambda: (scripts / "pid").is_file() and bool((scripts / "pid").read_text()))
         pid = int((scripts / "pid").read_text())
-        sweeping.kill()
+        sweeping.send_signal(signal.SIGKILL)
 
     def has_ended() -> bool:
         try:
