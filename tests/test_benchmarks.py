@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from integration_helpers import PROJECT, run_python
 from typer.testing import CliRunner
 
 from benchmarks import figures, hosts, loss, memory, scaling, simclr, step, timing
@@ -22,36 +23,25 @@ from solo_hardneg import host, kernels
 from solo_hardneg.losses import mocov2plus_loss_func, simclr_loss_func
 from solo_hardneg.negatives import build
 
-HERE = Path(__file__).parent.parent
 
+def test_rounds_are_interleaved_and_ratios_are_within_a_round() -> None:
+    time, calls = 0.0, []
 
-class MadeUpClock:
-    """Time that only the candidates let pass."""
-
-    def __init__(self) -> None:
-        self.time, self.calls = 0.0, []
-
-    def work(self, name: str, *seconds: float):
+    def work(name: str, *seconds: float):
         turns = iter(seconds)
 
         def call() -> None:
-            self.calls.append(name)
-            self.time += next(turns)
+            nonlocal time
+            calls.append(name)
+            time += next(turns)
 
         return call
 
-
-def test_rounds_are_interleaved_and_ratios_are_within_a_round() -> None:
-    clock = MadeUpClock()
-    works = {
-        "host": clock.work("host", 9, 1, 2, 4, 8, 16),
-        "half": clock.work("half", 9, 0.5, 1, 2, 4, 8),
-    }
-    seconds = timing.interleaved(works, rounds=5, warm_up=1, clock=lambda: clock.time)
+    works = {"host": work("host", 9, 1, 2, 4, 8, 16), "half": work("half", 9, 0.5, 1, 2, 4, 8)}
+    seconds = timing.interleaved(works, rounds=5, warm_up=1, clock=lambda: time)
     assert seconds == {"host": [1, 2, 4, 8, 16], "half": [0.5, 1, 2, 4, 8]}
-    for start in range(0, 12, 2):
-        assert sorted(clock.calls[start : start + 2]) == ["half", "host"]
-    assert len({tuple(clock.calls[start : start + 2]) for start in range(0, 12, 2)}) == 2
+    rounds = {tuple(calls[start : start + 2]) for start in range(0, 12, 2)}
+    assert rounds == {("host", "half"), ("half", "host")}
     found = timing.summary(seconds, "host")
     assert found["half"]["ratio"] == found["half"]["ratio_p20"] == 0.5
     assert found["host"]["ms"] == 4000
@@ -59,6 +49,7 @@ def test_rounds_are_interleaved_and_ratios_are_within_a_round() -> None:
     assert found["half"]["ms_p80"] == pytest.approx(4800)
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not memory._CLEAR.exists(), reason="Linux tells")
 def test_the_peak_is_that_of_the_call(tmp_path: Path) -> None:
     script = (
@@ -70,12 +61,9 @@ def test_the_peak_is_that_of_the_call(tmp_path: Path) -> None:
         "peak(tensors)\n"
         "print(peak(tensors), peak(lambda: np.ones(10_000_000)), peak(lambda: None))\n"
     )
-    file = tmp_path / "script.py"
-    file.write_text(script)
-    env = {"PYTHONPATH": str(HERE), **memory._TOLD}
-    run = subprocess.run([sys.executable, str(file)], capture_output=True, text=True, env=env)
-    assert run.returncode == 0, run.stderr
-    of_torch, of_numpy, of_nothing = map(float, run.stdout.split())
+    env = {"PYTHONPATH": str(PROJECT), **memory._TOLD}
+    out = run_python("-c", script, cwd=tmp_path, env=env).ok().out
+    of_torch, of_numpy, of_nothing = map(float, out.split())
     assert of_torch == pytest.approx(40e6, rel=0.05)
     assert of_numpy == pytest.approx(80e6, rel=0.05)
     assert of_nothing < 1e6
@@ -98,37 +86,34 @@ def test_all_compute_the_same_loss() -> None:
     data = Data.make(8, 512, 16)
     works = candidates(data, ("dense", "chunked"))
     gradients = {}
-    for (name, policy), work in works.items():
+    for key, work in works.items():
         work()
-        gradients[name, policy] = data.query.grad.clone()
+        gradients[key] = data.query.grad.clone()
     host = next(iter(works))
     assert host[1] == "plain"
-    for name in (("dense", "plain"), ("chunked", "plain")):
-        torch.testing.assert_close(gradients[name], gradients[host], rtol=1e-4, atol=1e-7)
-    queue, key = data.ours, data.key
+    for backend in ("dense", "chunked"):
+        ours = gradients[backend, "plain"]
+        torch.testing.assert_close(ours, gradients[host], rtol=1e-4, atol=1e-7)
     policy = build({"keep": {"band": [1 - 26 / 512, 1.0]}})  # topk rounds
-    expected = mocov2plus_loss_func(data.query, key, queue, 0.2, policy=policy)
+    expected = mocov2plus_loss_func(data.query, data.key, data.ours, 0.2, policy=policy)
     (gradient,) = torch.autograd.grad(expected, data.query)
     torch.testing.assert_close(gradients["topk", "hardest 5 %"], gradient, rtol=1e-4, atol=1e-7)
 
 
 def test_the_hosts_loss_is_never_ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def ours(*_: object, **__: object) -> None:
-        raise AssertionError("the host's loss is ours")
-
     data = Data.make(8, 32, 16)
-    (query,) = _gradient(data, mocov2plus_loss_func)
-    monkeypatch.setattr("solo_hardneg.kernels.plan_work", ours)
-    _, theirs = hosts.hosts_loss()
-    torch.testing.assert_close(_gradient(data, theirs)[0], query, rtol=1e-4, atol=1e-7)
+
+    def gradient(loss) -> torch.Tensor:
+        value = loss(data.query, data.key, data.hosts, TAU)
+        return torch.autograd.grad(value, data.query)[0]
+
+    ours = gradient(mocov2plus_loss_func)
+    monkeypatch.setattr("solo_hardneg.kernels.plan_work", lambda *_, **__: pytest.fail("ours"))
+    torch.testing.assert_close(gradient(hosts.hosts_loss()[1]), ours, rtol=1e-4, atol=1e-7)
     monkeypatch.setenv("SOLO_LEARN_DIR", str(tmp_path))
     name, written_out = hosts.hosts_loss()
     assert name == hosts.WRITTEN_OUT
-    torch.testing.assert_close(_gradient(data, written_out)[0], query, rtol=1e-4, atol=1e-7)
-
-
-def _gradient(data: Data, loss) -> tuple[torch.Tensor, ...]:
-    return torch.autograd.grad(loss(data.query, data.key, data.hosts, TAU), data.query)
+    torch.testing.assert_close(gradient(written_out), ours, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.skipif(host.NAME != "standalone", reason="solo-learn brings its own loss")
@@ -174,18 +159,29 @@ def test_simclr_is_the_hosts() -> None:
     torch.testing.assert_close(theirs(z, indexes, TAU), simclr_loss_func(z, indexes, TAU))
 
 
-def test_columns_say_whose_and_how(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss, "elsewhere", lambda given: dict.fromkeys(json.loads(given[-1]), 8e6))
-    table = loss.compare(8, 512, 16, ("chunked", "numba"), rounds=1, libraries=False).set_index(
-        ["candidate", "policy"]
-    )
-    assert table.loc[("chunked", "plain"), "layout"] == "key by key"
-    assert table.loc[("chunked", "plain"), "backend"] == "chunked"
-    assert table.loc[("topk", "hardest 5 %"), "layout"] == "dimension by dimension"
-    of_host = table.loc[("numba, the host's queue", "hardest 5 %")]
-    assert (of_host.backend, of_host.layout) == ("numba", "dimension by dimension")
+def test_a_comparison_writes_a_row_for_each_candidate(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def peaks(command: list[str]) -> dict[str, float]:
+        return dict.fromkeys(json.loads(command[-1]), 8e6)
+
+    monkeypatch.setattr(loss, "elsewhere", peaks)
+    file = tmp_path / "loss.csv"
+    loss.run([(8, 512, 16)], ("chunked", "numba"), rounds=1, file=file, libraries=False)
+    assert "left out: chunked, {'mix'" in capsys.readouterr().out  # there are too few negatives
+    table = pd.read_csv(file).set_index(["candidate", "policy"])
     assert {"N", "K", "D", "rounds", "ms_p20", "ratio_p80", "peak_MB", "dtype"} <= set(table)
+    assert set(provenance()) <= set(table)
     assert {"device", "threads", "commit", "solo-hardneg"} <= set(provenance())
+    assert table.ms.gt(0).all()
+    assert table.iloc[0].ratio == 1  # the host's, to which all are compared
+    for candidate, backend, layout in (
+        (("chunked", "plain"), "chunked", "key by key"),
+        (("topk", "hardest 5 %"), "", "dimension by dimension"),
+        (("numba, the host's queue", "hardest 5 %"), "numba", "dimension by dimension"),
+    ):
+        row = table.fillna({"backend": ""}).loc[candidate]
+        assert (row.backend, row.layout) == (backend, layout)
 
 
 def test_rows_of_other_sizes_stay(tmp_path: Path) -> None:
@@ -203,14 +199,12 @@ def test_what_cannot_be_saved() -> None:
     assert need == {"flop": 2 * 2 * 3 * 5 * 1.5, "byte": 4 * 3 * 5}
 
 
-def test_a_small_run() -> None:
-    options = ["--quick", "--no-libraries", "--backends", "chunked"]
-    command = [sys.executable, "-m", "benchmarks", "loss", *options]
-    run = subprocess.run(command, cwd=HERE, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    assert "N=16 K=512 D=16" in run.stdout
-    assert "chunked" in run.stdout
-    assert "left out: chunked, {'mix'" in run.stdout  # there are too few negatives
+@pytest.mark.full
+def test_a_small_run_with_peak_memory_from_another_process() -> None:
+    options = ("--quick", "--no-libraries", "--backends", "chunked")
+    out = run_python("-m", "benchmarks", "loss", *options, cwd=PROJECT).ok().out
+    assert "N=16 K=512 D=16" in out
+    assert "chunked" in out
 
 
 @pytest.mark.parametrize(
@@ -222,18 +216,26 @@ def test_a_small_run() -> None:
         (["loader", "--workers", "-1"], "workers=-1"),
         (["step", "--host", "other"], "host=other: must be solo or standalone"),
         (["simclr", "--b", "x"], "b=x: must be whole numbers"),
+        (["gpu", "--out", "x", "--device", "tpu"], "device=tpu: must be cuda or cpu"),
+        (
+            ["gpu", "--out", "x", "--parts", "loss,speed"],
+            "unknown part speed. Choose from: tests, waits, loss",
+        ),
+        (["gpu", "--out", "x", "--minutes", "0"], "minutes=0.0: must be a number above 0"),
+        (["gpu", "--out", "x", "--data", "."], "holds no cifar-100-python"),
     ],
 )
-def test_impossible_options(arguments: list[str], message: str) -> None:
-    found = CliRunner().invoke(app, arguments)
+def test_impossible_options(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found: Any = CliRunner().invoke(app, arguments)
     assert found.exit_code == 2
     assert message in " ".join(found.output.replace("│", " ").split())
 
 
 def test_the_readme_has_the_tables_of_the_files() -> None:
-    if not (figures.HERE / "loss.csv").exists():
-        pytest.skip("nothing has been measured")
-    readme = (HERE / "README.md").read_text()
+    readme = (PROJECT / "README.md").read_text()
     for table in (figures.target_table(), figures.main_table(), figures.loader_table()):
         for line in figures.markdown(table).splitlines():
             assert line in readme

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import time
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -12,15 +10,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from typer.testing import CliRunner
+from integration_helpers import PROJECT, run_python
 
 from benchmarks import accuracy, gpu, limits, parts
-from benchmarks.__main__ import app
 from benchmarks.parts import Part
 from benchmarks.timing import interleaved
 from benchmarks.worker import Job, NotPossible, OutOfTime, Report
 
-ROOT = Path(__file__).parent.parent
 PROVENANCE = {"device", "torch", "cuda", "commit", "date"}
 COLUMNS = {
     "tests": {"test", "outcome", "seconds"},
@@ -78,17 +74,21 @@ def _hangs(report: Report) -> None:
 
 
 def _units(job: Job) -> parts.Units:
-    return {
-        **{
-            "works": _works,
-            "fails": _fails,
-            "half": _half_fails,
-            "spoils": _spoils_its_process,
-            "stops": _stops,
-            "cannot": _cannot,
-        },
-        **{"crashes": _crashes, "works after it": _works, "hangs": _hangs},
-    }
+    return {name: unit for name, (unit, _) in ENDS.items()}
+
+
+# How each unit ends, and what the overview must say of it.
+ENDS = {
+    "works": (_works, ("done", "")),
+    "fails": (_fails, ("failed", "no triton")),
+    "half": (_half_fails, ("failed", "1 rows have an error")),
+    "spoils": (_spoils_its_process, ("failed", "illegal memory access")),
+    "stops": (_stops, ("stopped", "half of it")),
+    "cannot": (_cannot, ("skipped", "needs --data")),
+    "crashes": (_crashes, ("failed", "13, in the kernel")),
+    "works after it": (_works, ("done", "")),
+    "hangs": (_hangs, ("failed", "longer than its time")),
+}
 
 
 def _last(job: Job) -> parts.Units:
@@ -112,25 +112,10 @@ def test_a_part_survives_whatever_its_units_do(run: gpu.Run) -> None:
     assert time.perf_counter() - start < 12 + 2 * run.grace
     gpu._run_part(run, Part("good", 1, 1, _last), time.perf_counter() + 12)
     found = pd.read_csv(run.job.out / "parts.csv").fillna("").set_index(["part", "unit"])
-    assert dict(found.loc["bad"].state) == {
-        **{
-            "works": "done",
-            "fails": "failed",
-            "half": "failed",
-            "spoils": "failed",
-            "stops": "stopped",
-            "cannot": "skipped",
-        },
-        **{"crashes": "failed", "works after it": "done", "hangs": "failed"},
-    }
+    for name, (_, (state, note)) in ENDS.items():
+        assert found.loc[("bad", name)].state == state, name
+        assert note in found.loc[("bad", name)].note
     assert found.loc[("good", "works")].state == "done"
-    notes = found.loc["bad"].note
-    assert notes["half"] == "1 rows have an error"
-    assert "no triton" in notes["fails"]
-    assert "illegal memory access" in notes["spoils"]
-    assert "13" in notes["crashes"]
-    assert "the kernel" in notes["crashes"]
-    assert "longer than its time" in notes["hangs"]
     rows = pd.read_csv(run.job.out / "bad.csv")
     assert rows[rows.unit == "works"].value.tolist() == [1, 2]
     assert rows[rows.unit == "hangs"].value.dropna().tolist() == [4]  # written before it hung
@@ -148,37 +133,21 @@ def test_a_part_survives_whatever_its_units_do(run: gpu.Run) -> None:
 
 
 @pytest.mark.full
-def test_what_does_not_fit_is_skipped_and_said(run: gpu.Run) -> None:
-    gpu._run_part(run, Part("late", 1, 20, _last), time.perf_counter() + 0.1)
-    found = pd.read_csv(run.job.out / "parts.csv")
-    assert found.state.tolist() == ["skipped"]
-    assert "s are left for it, and it takes at least" in found.note[0]
-    assert not (run.job.out / "late.csv").exists()
-
-
-@pytest.mark.full
 def test_without_a_gpu_it_says_so(run: gpu.Run) -> None:
     wants = Job(run.job.out, run.job.checkpoints, None, True, gpu=True)
     with pytest.raises(RuntimeError, match="device=cuda: there is no GPU.*--device cpu"):
         gpu._look_at_the_device(gpu.Run(wants, time.perf_counter() + 60, 60.0))
 
 
-def rehearse(
-    out: Path, minutes: float, *options: str, host: str = "standalone"
-) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "benchmarks", "gpu", "--device", "cpu", "--tiny"]
-    more = ["--host", host, "--minutes", str(minutes), "--out", str(out)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    env.pop("SOLO_HARDNEG_HOST", None)
-    return subprocess.run(
-        [*command, *more, *options], cwd=ROOT, env=env, capture_output=True, text=True, timeout=600
-    )
+def rehearse(out: Path, minutes: float, *options: str, host: str = "standalone") -> str:
+    asked = ("--device", "cpu", "--tiny", "--host", host, "--minutes", minutes, "--out", out)
+    command = ("-m", "benchmarks", "gpu", *asked, *options)
+    return run_python(*command, cwd=PROJECT, timeout=600).ok().out
 
 
 @pytest.mark.full
 def test_a_rehearsal_of_everything_and_going_on_with_it(tmp_path: Path) -> None:
-    first = rehearse(tmp_path, 6)
-    assert first.returncode == 0, first.stderr
+    rehearse(tmp_path, 6)
     overview = pd.read_csv(tmp_path / "parts.csv")
     assert set(overview.part) == set(COLUMNS)
     assert set(overview.state) == {"done"}, overview[overview.state != "done"].to_string()
@@ -203,8 +172,7 @@ def test_a_rehearsal_of_everything_and_going_on_with_it(tmp_path: Path) -> None:
     assert {"standalone", "resident"} <= set(loaders.loader)
 
     again = rehearse(tmp_path, 3)
-    assert again.returncode == 0, again.stderr
-    assert again.stdout.count("done before") == len(COLUMNS) - 1
+    assert again.count("done before") == len(COLUMNS) - 1
     trained = pd.read_csv(tmp_path / "accuracy.csv")
     for method in accuracy.METHODS:
         rows = trained[(trained.method == method) & (trained.unit == method)]
@@ -217,8 +185,7 @@ def test_a_rehearsal_of_everything_and_going_on_with_it(tmp_path: Path) -> None:
 @pytest.mark.host
 @pytest.mark.usefixtures("solo_learn")
 def test_the_baselines_are_solo_learns_where_there_is_a_checkout(tmp_path: Path) -> None:
-    found = rehearse(tmp_path, 4, "--parts", "waits,step", host="solo")
-    assert found.returncode == 0, found.stderr
+    rehearse(tmp_path, 4, "--parts", "waits,step", host="solo")
     overview = pd.read_csv(tmp_path / "parts.csv")
     assert set(overview.part) == {"waits", "step"}
     assert set(overview.state) == {"done"}, overview[overview.state != "done"].to_string()
@@ -228,7 +195,7 @@ def test_the_baselines_are_solo_learns_where_there_is_a_checkout(tmp_path: Path)
 # ---------------------------------------------------------------------- arithmetic
 
 
-def test_the_time_is_shared_among_the_parts_that_are_asked_for(
+def test_the_plan_shares_the_time_among_the_parts_that_are_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for variable in ("CUDA_VISIBLE_DEVICES", "PYTORCH_NVML_BASED_CUDA_CHECK"):
@@ -242,11 +209,29 @@ def test_the_time_is_shared_among_the_parts_that_are_asked_for(
     monkeypatch.setattr(gpu, "STARTED", time.perf_counter())
     monkeypatch.setattr(gpu, "_look_at_the_device", lambda run: None)
     monkeypatch.setattr(gpu, "_run_part", run_part)
-    gpu.run_gpu(Job(tmp_path, tmp_path, None, True, False), 10, ("accuracy", "tests"))
+    gpu.run_gpu(Job(tmp_path, tmp_path, None, False, False), 10, ("accuracy", "tests"))
     assert list(seconds) == ["tests", "accuracy"]  # most important first
     last = 600 - 18 - 1  # so that what is still running can be ended in time
     assert seconds["tests"] == pytest.approx(last * 4 / 10, abs=5)
     assert seconds["accuracy"] == pytest.approx(last, abs=1e-3)
+
+
+def test_the_plan_names_all_units_and_skips_what_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "_work_off", lambda *_: pytest.fail("it ran"))
+    run = gpu.Run(
+        Job(tmp_path, tmp_path, None, False, False), 0, 60.0, {"device": "a GPU", "commit": "1"}
+    )
+    for part in parts.PARTS:
+        gpu._run_part(run, part, time.perf_counter() + 0.9 * part.least)
+    found = pd.read_csv(tmp_path / "parts.csv")
+    assert set(found.part) == set(COLUMNS)
+    assert found.state.eq("skipped").all()
+    assert found.note.str.contains("s are left for it, and it takes at least").all()
+    units = set(found[found.part == "loss"].unit)
+    assert {"K=65536, bf16-mixed, triton", "K=16384, 32-true, auto dense chunked"} <= units
+    assert set(found[found.part == "accuracy"].unit) == {"plan", *accuracy.METHODS}
 
 
 def test_all_methods_get_equal_epochs() -> None:
@@ -293,18 +278,3 @@ def test_rounds_end_when_time_is_up_and_calls_are_timed_together() -> None:
     seconds = interleaved({"a": work}, 10, 1, lambda: time_now, until=20, calls=3)
     assert seconds == {"a": [2.0, 2.0, 2.0]}  # the warm-up until 6, then until 12, 18, 24
     assert len(interleaved({"a": work}, 10, 1, lambda: time_now, until=0)["a"]) == 1
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--device", "tpu"], "device=tpu: must be cuda or cpu"),
-        (["--parts", "loss,speed"], "unknown part speed. Choose from: tests, waits, loss"),
-        (["--minutes", "0"], "minutes=0.0: must be a number above 0"),
-        (["--data", "."], "holds no cifar-100-python"),
-    ],
-)
-def test_impossible_options(options: list[str], message: str, tmp_path: Path) -> None:
-    found = CliRunner().invoke(app, ["gpu", "--out", str(tmp_path), *options])
-    assert found.exit_code == 2
-    assert message in " ".join(found.output.replace("│", " ").split())
