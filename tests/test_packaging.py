@@ -9,23 +9,18 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 import sysconfig
 import venv
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import pytest
-from integration_helpers import PROJECT, environment, run_python
+from integration_helpers import PROJECT, run_python
 
 import solo_hardneg
 
-pytestmark = pytest.mark.full
-
 SOURCES = ("configs", "hydra_plugins", "solo_hardneg")
-FILES = ("pyproject.toml", "README.md", "LICENSE")
 
 # Run inside the new environment: where things are found, and what Hydra makes of them.
 PROBE = """
@@ -50,14 +45,8 @@ print(json.dumps({
 
 
 def pip(*arguments: object, cwd: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", *map(str, arguments)],
-        cwd=cwd,
-        env=environment(PIP_DISABLE_PIP_VERSION_CHECK="1", PIP_NO_INDEX="1"),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    env = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INDEX": "1"}
+    run_python("-m", "pip", *arguments, cwd=cwd, env=env).ok()
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +56,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for folder in SOURCES:
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(PROJECT / folder, copy / folder, ignore=ignored)
-    for name in FILES:
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         if (PROJECT / name).exists():
             shutil.copy(PROJECT / name, copy)
     # A stray test module beside the packages: it must stay out of the wheel.
@@ -97,41 +86,18 @@ def python(tmp_path: Path) -> Path:
     return folder / "bin" / "python"
 
 
-def install(python: Path, *what: object) -> None:
-    options = ["install", "--no-deps", "--no-build-isolation", "--ignore-installed"]
-    pip("--python", python, *options, *what, cwd=python.parent)
+def test_importing_the_package_imports_nothing_heavy(tmp_path: Path) -> None:
+    code = "import sys; old = set(sys.modules); import solo_hardneg; print(set(sys.modules) - old)"
+    assert run_python("-c", code, cwd=tmp_path).ok().out == "{'solo_hardneg'}\n"
 
 
-def probe(python: Path, folder: Path) -> dict[str, Any]:
-    """What the new environment finds, from an empty folder."""
-    folder.mkdir()
-    answer = run_python("-c", PROBE, cwd=folder, python=python).ok().out
-    return json.loads(answer.splitlines()[-1])
-
-
-def check(python: Path, tmp_path: Path, place: Path) -> None:
-    found = probe(python, tmp_path / "empty")
-    assert Path(found["package"]) == place / "solo_hardneg" / "__init__.py"
-    assert Path(found["plugin"]) == place / "hydra_plugins" / "solo_hardneg_searchpath.py"
-    assert found["discovered"]
-    assert found["band"] == [0.95, 1.0]
-    assert found["queue_size"] == 512  # the digits' suggestion
-    assert found["versions"] == [solo_hardneg.__version__] * 2
-
-    command = python.parent / "solo-hardneg"
-    listed = run_python(command, "policies", cwd=tmp_path / "empty", python=python).ok().out
-    assert "drop_hardest_0.1_same_class" in listed
-    assert "takes away all negatives but those of a band" in listed
-
-
+@pytest.mark.full
 def test_the_wheel_holds_configs_and_plugin_and_no_tests(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    for file in (PROJECT / "configs").rglob("*.yaml"):
-        inside = file.relative_to(PROJECT / "configs").as_posix()
-        assert f"solo_hardneg/configs/{inside}" in names
+    for folder, place in (("configs", "solo_hardneg/configs"), ("solo_hardneg", "solo_hardneg")):
+        for file in (PROJECT / folder).rglob("*.yaml" if folder == "configs" else "*.py"):
+            assert f"{place}/{file.relative_to(PROJECT / folder).as_posix()}" in names
     assert "solo_hardneg/configs/negatives/hardest_5.yaml" in names
-    for file in (PROJECT / "solo_hardneg").rglob("*.py"):
-        assert file.relative_to(PROJECT).as_posix() in names
     assert "hydra_plugins/solo_hardneg_searchpath.py" in names
     assert "hydra_plugins/__init__.py" not in names
     assert "solo_hardneg/py.typed" in names
@@ -142,14 +108,26 @@ def test_the_wheel_holds_configs_and_plugin_and_no_tests(wheel: Path) -> None:
     }
 
 
-def test_the_wheel_works_from_an_empty_folder(wheel: Path, python: Path, tmp_path: Path) -> None:
-    install(python, wheel)
-    (place,) = python.parents[1].glob("lib/python*/site-packages")
-    check(python, tmp_path, place)
-
-
-def test_an_editable_install_works_from_an_empty_folder(
-    sources: Path, python: Path, tmp_path: Path
+@pytest.mark.full
+@pytest.mark.parametrize("editable", [False, True], ids=["wheel", "editable"])
+def test_it_works_from_an_empty_folder(
+    editable: bool, request: pytest.FixtureRequest, sources: Path, python: Path, tmp_path: Path
 ) -> None:
-    install(python, "--editable", sources)
-    check(python, tmp_path, sources)
+    what = ("--editable", sources) if editable else (request.getfixturevalue("wheel"),)
+    options = ("--no-deps", "--no-build-isolation", "--ignore-installed")
+    pip("--python", python, "install", *options, *what, cwd=tmp_path)
+    (place,) = [sources] if editable else python.parents[1].glob("lib/python*/site-packages")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    answer = run_python("-c", PROBE, cwd=empty, python=python).ok().out
+    assert json.loads(answer.splitlines()[-1]) == {
+        "package": str(place / "solo_hardneg" / "__init__.py"),
+        "plugin": str(place / "hydra_plugins" / "solo_hardneg_searchpath.py"),
+        "discovered": True,
+        "band": [0.95, 1.0],
+        "queue_size": 512,  # the digits' suggestion
+        "versions": [solo_hardneg.__version__] * 2,
+    }
+    command = python.parent / "solo-hardneg"
+    listed = run_python(command, "policies", cwd=empty, python=python).ok().out
+    assert "drop_hardest_0.1_same_class" in listed
