@@ -15,39 +15,28 @@ from solo_hardneg.reproduce.experiment import load_experiment
 from solo_hardneg.reproduce.page import as_markdown
 from solo_hardneg.reproduce.table import readable
 
-FOLDERS = sorted(PROJECT.glob("results/*/"))
+
+@pytest.fixture(params=sorted(PROJECT.glob("results/*/")), ids=lambda folder: folder.name)
+def folder(request: pytest.FixtureRequest) -> Path:
+    return request.param
 
 
-def rows_of(folder: Path) -> dict[str, list[float]]:
+def test_table_and_verdicts_follow_from_the_cells(folder: Path) -> None:
+    experiment = load_experiment(folder.name.split("-")[0])
     cells = pd.read_csv(folder / "cells.csv")
-    done = cells[cells["state"] == "done"]
-    return {str(row): list(group["top1"]) for row, group in done.groupby("row")}
-
-
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_the_table_follows_from_the_cells(folder: Path) -> None:
-    values, table = rows_of(folder), pd.read_csv(folder / "table.csv")
-    assert set(values) == {row.name for row in load_experiment(folder.name.split("-")[0]).rows}
-    for line in table.to_dict("records"):
+    values = cells[cells["state"] == "done"].groupby("row")["top1"].apply(list).to_dict()
+    assert set(values) == {row.name for row in experiment.rows}
+    for line in pd.read_csv(folder / "table.csv").to_dict("records"):
         mine = values[line["row"]]
         assert line["seeds"] == len(mine)
         assert line["ours_top1"] == pytest.approx(np.mean(mine), abs=1e-3)
         assert line["ours_top1_std"] == pytest.approx(np.std(mine, ddof=1), abs=1e-3)
-
-
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_the_verdicts_follow_from_the_cells(folder: Path) -> None:
-    experiment, written = (
-        load_experiment(folder.name.split("-")[0]),
-        pd.read_csv(folder / "claims.csv"),
-    )
-    verdicts = judge(experiment.claims, rows_of(folder))
+    verdicts, written = judge(experiment.claims, values), pd.read_csv(folder / "claims.csv")
     assert [v.verdict for v in verdicts] == list(written["verdict"])
     assert [v.claim.text for v in verdicts] == list(written["claim"])
     assert written["holm_for"].tolist() == pytest.approx([v.holm_for for v in verdicts], abs=1e-3)
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_they_say_what_ran_and_nothing_of_a_machine(folder: Path) -> None:
     for file in folder.iterdir():
         assert not re.search(r"/(tmp|root|home|work|mnt)/", file.read_text()), file.name
@@ -56,7 +45,6 @@ def test_they_say_what_ran_and_nothing_of_a_machine(folder: Path) -> None:
     assert cells["ran_on"].str.contains("torch=").all()
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_the_readme_shows_them(folder: Path) -> None:
     readme = (PROJECT / "README.md").read_text()
     table = pd.read_csv(folder / "table.csv").fillna({"source": "", "note": "", "baseline": ""})
