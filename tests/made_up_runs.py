@@ -1,10 +1,12 @@
-"""Folders of runs with made-up numbers, as both hosts and the recorder leave them behind."""
+"""Folders of runs with made-up numbers, as both hosts and the recorder leave them; hostile ones."""
 
 from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,18 @@ SSCL = {
     "reweight": {"beta": 1.0},
     "debias": {"tau_plus": 0.1},
 }
+EVIL = (
+    "<script>document.title='run'</script>",
+    "</style></title><img src=x onerror=\"document.title='run'\">",
+    "\"><svg onload=document.title='run'>",
+    "![x](javascript:document.title='run') [y](http://evil.example) <javascript:1>",
+    '=HYPERLINK("http://evil.example")',
+    "+1+cmd|' /C calc'!A0",
+    "-2+3+cmd|' /C calc'!A0",
+    "@SUM(1+1)*cmd|' /C calc'!A0",
+    "../../../outside",
+    "--><script>document.title='run'</script><!-- ]]> & {{ 7 * 7 }}",
+)
 
 
 def changed(args: dict[str, Any], **changes: Any) -> dict[str, Any]:
@@ -229,3 +243,33 @@ def write_linear(
     }
     folder = write_args(root / "linear" / (name or part.replace("/", "-")), args)
     return write_metrics(folder, [accuracy - 5, accuracy], val_knn_acc1=accuracy - 2)
+
+
+def make_evil_study(text: str, **info: Any) -> Study:
+    """A study in which every text is this one."""
+    names = (text, f"{text}2", "cat")
+    study = make_study(names, dataset=text, checkpoint=text, **info)
+    return replace(study, notes=[f"{text} is missing."])
+
+
+def make_evil_runs(root: Path, texts: Sequence[str] = EVIL) -> Path:
+    """A run for each evil text, which is its dataset, method, name, policy, metric and classes."""
+    for number, text in enumerate(texts):
+        method = text if number % 2 else "mocov2_banded"
+        args = {
+            **MOCO,
+            "method": method,
+            "name": text,
+            "data": {"dataset": text, "train_path": text},
+            "negatives": {text: {text: text}, "keep": {"band": [0.9, 1.0]}},
+            "optimizer": {"name": text},
+            text: text,
+        }
+        folder = write_args(root / f"r{number}" / re.sub(r"[/\0]", "_", text)[:60], args)
+        rows = Rows()
+        for name in ("val_acc1", f"train_{text}"):
+            rows.add(0, 0, 0, "metric", name, [-1], [50.0])
+        rows.add(0, 0, 0, "scalar", "mass/hardest_5", [-1], [0.5])
+        rows.write(folder / "hardness", 0, 0, json.dumps(args), notes=[f"{text} wasn't recorded"])
+        make_evil_study(text, method=method, seed=5, epoch=1).save(folder / "analysis/study.npz")
+    return root
