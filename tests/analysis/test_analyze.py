@@ -18,7 +18,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from solo_hardneg.analysis import analyze as module
-from solo_hardneg.analysis import encoder, results
+from solo_hardneg.analysis import encoder, plots, results
 from solo_hardneg.analysis.analyze import analyze
 from solo_hardneg.analysis.study import load
 from solo_hardneg.cli import app
@@ -53,16 +53,12 @@ def tiny_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoder, "build_backbone", build)
 
 
-@pytest.fixture
-def pictures() -> None:
-    """For tests that look at the figures: they are made."""
-
-
 @pytest.fixture(autouse=True)
-def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Elsewhere they are not, as they take most of the time."""
-    if "pictures" not in request.fixturenames:
-        monkeypatch.setattr(results, "_write_figures", lambda *_: {})
+def unsaved(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made, but not drawn, which takes most of the time."""
+    if request.function is not test_one_checkpoint_is_studied_beside_itself:
+        monkeypatch.setattr(plots, "save_svg", lambda figure, file, alt: file.touch())
+        monkeypatch.setattr(plots, "save_png", lambda figure, file: file.touch())
 
 
 @pytest.fixture
@@ -89,7 +85,7 @@ def run(tmp_path: Path) -> Callable[..., Path]:
 # ---------------------------------------------------------------------- whole studies
 
 
-def test_one_checkpoint_is_studied_beside_itself(run: Callable[..., Path], pictures: None) -> None:
+def test_one_checkpoint_is_studied_beside_itself(run: Callable[..., Path]) -> None:
     path = run("a", epoch=4)
     found = analyze([path], ["queries=60", "negatives=80", "percentiles=10"])
     assert found.folder == path.parent / "analysis"
@@ -100,29 +96,19 @@ def test_one_checkpoint_is_studied_beside_itself(run: Callable[..., Path], pictu
     np.testing.assert_array_equal(again.same_class, one.same_class)
     assert (one.query_embeddings.shape, one.negative_embeddings.shape) == ((60, 4), (80, 4))
     info = {
-        "group": "MoCo v2: hardest_5",
-        "checkpoint": str(path),
-        "epoch": 5,
-        "method": "mocov2_banded",
-        "policy": CONFIG["negatives"],
-        "dataset": "digits",
-        "seed": 1,
-        "study_seed": 5,
-        "queries": 60,
-        "negatives": 80,
-        "percentiles": 10,
-        "split": "train",
-        "views": "plain",
-        "projector": True,
+        **{"group": "MoCo v2: hardest_5", "checkpoint": str(path), "epoch": 5, "seed": 1},
+        **{"method": "mocov2_banded", "policy": CONFIG["negatives"], "dataset": "digits"},
+        **{"study_seed": 5, "queries": 60, "negatives": 80, "percentiles": 10},
+        **{"split": "train", "views": "plain", "projector": True},
     }
     assert {key: again.info[key] for key in info} == info
     assert again.tsne.shape == (60, 2)
     np.testing.assert_array_equal(again.tsne_labels, again.query_labels)
     assert again.class_names == [str(digit) for digit in range(10)]
     assert np.isnan(again.depth).all()
-    assert found.notes[0].startswith("Nearness in WordNet (figures 4b and 5b) is missing. synsets")
-    (_, second) = found.notes
-    assert second.startswith("One run: no error bars and no t-tests. Add runs that diff")
+    assert "Nearness in WordNet" in found.notes[0]
+    assert "synsets" in found.notes[0]
+    assert "One run: no error bars and no t-tests. Add runs that diff" in found.notes[1]
     text = (found.folder / "summary.md").read_text()
     assert f"`{path}`. Compared: outputs of the projector.\n" in text
     for name in ("figure4a", "figure5a", "figure5c", "figure6", "tsne"):
@@ -173,7 +159,7 @@ def test_the_state_of_the_callers_generator_is_left_alone(run: Callable[..., Pat
 
 
 def test_seeds_are_one_group_and_other_settings_another(
-    run: Callable[..., Path], tmp_path: Path, pictures: None
+    run: Callable[..., Path], tmp_path: Path
 ) -> None:
     paths = [
         run("a1", seed=1, name="a1", data={**CONFIG["data"], "num_workers": 3}),
@@ -248,33 +234,24 @@ def test_class_means_of_seeds_count_each_pair_of_images_once(run: Callable[..., 
 # ---------------------------------------------------------------------- what is missing
 
 
-def test_images_without_labels(run: Callable[..., Path], tmp_path: Path, pictures: None) -> None:
+def test_images_without_labels(run: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / "flat").mkdir()
     for number in range(12):
         pixels = np.random.default_rng(number).integers(0, 256, (9, 9, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "flat" / f"{number}.png")
     data = {"dataset": "custom", "train_path": str(tmp_path / "flat"), "no_labels": True}
     found = analyze([run("a", data=data)], ["queries=4", "negatives=8", "percentiles=4"])
-    assert found.notes[0] == (
-        "The images have no labels: figures 4 and 5a-b and the tables of classes are missing, "
-        "because it isn't known which negatives are of which class."
-    )
+    assert "The images have no labels" in found.notes[0]
     pictures = {p.stem for p in found.written if p.suffix == ".png"}
     assert pictures == {"figure5c", "figure6"}  # t-SNE needs five images
-    assert (
-        "t-SNE is missing: it needs five different queries or more, and there are 4"
-        in (found.notes[1])
-    )
+    assert "t-SNE is missing: it needs five different queries" in found.notes[1]
 
 
-def test_images_of_one_class(run: Callable[..., Path], tmp_path: Path, pictures: None) -> None:
+def test_images_of_one_class(run: Callable[..., Path], tmp_path: Path) -> None:
     train = write_images(tmp_path / "images", per_class=12, classes=1)
     data = {"dataset": "custom", "train_path": str(train)}
     found = analyze([run("a", data=data)], ["queries=5", "negatives=7", "percentiles=4"])
-    assert found.notes[0] == (
-        "All images are of one class: figures 4 and 5a-b and the tables of classes are missing, "
-        "because they compare classes."
-    )
+    assert "All images are of one class" in found.notes[0]
     assert {p.stem for p in found.written if p.suffix == ".png"} == {"figure5c", "figure6", "tsne"}
     assert not [p for p in found.written if p.name.startswith("table")]
 
@@ -297,9 +274,6 @@ def test_the_users_synsets_give_depths(
         own[int(q)] if q == n else shared for q in one.query_labels for n in one.negative_labels
     ]
     assert one.scalars["depth/all"] == pytest.approx(np.mean(pairs))
-    synsets.write_text("class,synset\nclass0,tench.n.01\n")
-    with pytest.raises(ConfigError, match="have no line in it"):
-        analyze([run("a", data=data)], settings)
 
 
 def test_other_images_than_the_runs(run: Callable[..., Path], tmp_path: Path) -> None:
@@ -317,34 +291,23 @@ def test_without_args_json_everything_can_be_given(run: Callable[..., Path]) -> 
     given = [*SMALL, "data=digits", "backbone.name=resnet18"]
     (one,) = analyze([path], given).studies
     assert (one.info["method"], one.info["group"]) == (None, str(path))
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(ConfigError, match=rf"^views=augmented: .*{path}.* Set views=plain.$"):
         analyze([path], [*given, "views=augmented"])
-    assert str(error.value) == (
-        f"views=augmented: the augmentations of {path} are not known: no args.json beside it has "
-        "any. Set views=plain."
-    )
     with pytest.raises(ConfigError, match="backbone.name, data.dataset: not known for"):
         analyze([path], SMALL)
 
 
 @pytest.mark.parametrize(
-    ("settings", "error", "message"),
+    ("setting", "message"),
     [
-        (
-            "data.format=h5",
-            ConfigError,
-            "data.format=h5: must be image_folder, resident or dali. Set data.",
-        ),
-        ("data.dataset=svhn", ConfigError, "data.dataset: unknown dataset 'svhn'"),
-        ("data=cifar10", DataError, "data.train_path=datasets: CIFAR10 isn't in it"),
+        ("data.format=h5", r"data.format=h5: must be image_folder, .*Set data\."),
+        ("data.dataset=svhn", "data.dataset: unknown dataset 'svhn'"),
+        ("data=cifar10", "data.train_path=datasets: CIFAR10 isn't in it"),
     ],
 )
-def test_images_that_cannot_be_had(
-    run: Callable[..., Path], settings: str, error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error) as caught:
-        analyze([run("a")], [*SMALL, settings])
-    assert str(caught.value).startswith(message)
+def test_images_that_cannot_be_had(run: Callable[..., Path], setting: str, message: str) -> None:
+    with pytest.raises((ConfigError, DataError), match=f"^{message}"):
+        analyze([run("a")], [*SMALL, setting])
 
 
 def test_an_unknown_device_is_refused(run: Callable[..., Path]) -> None:

