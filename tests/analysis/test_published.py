@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from presets import PRESETS
 
 from solo_hardneg.analysis import published
@@ -79,10 +78,10 @@ def test_fields_have_values_that_they_may_have() -> None:
 
 
 def test_every_cell_is_there_once() -> None:
-    keys = [(c.source, c.dataset, c.label, c.temperature, c.metric) for c in cells()]
-    assert len(set(keys)) == len(keys)
-    pairs = Counter(key[:-1] for key in keys)
-    assert set(pairs.values()) == {2}  # top-1 and top-5
+    values = {(c.source, c.dataset, c.label, c.temperature, c.metric): c.value for c in cells()}
+    assert len(values) == len(cells())
+    for *key, _ in values:  # a swapped pair, or a slipped digit, mostly shows here
+        assert values[(*key, "top1")] + 10 < values[(*key, "top5")]
     assert Counter(c.source for c in cells()) == {
         "Cai et al. 2020, Table 1": 6 * 4,
         "Cai et al. 2020, Figure 3": 3 * 3 * 2,
@@ -97,78 +96,45 @@ def test_every_cell_is_there_once() -> None:
     }
 
 
-def test_top5_is_above_top1() -> None:
-    """A swapped pair, or a slipped digit, mostly shows here."""
-    values = {(c.source, c.dataset, c.label, c.temperature, c.metric): c.value for c in cells()}
-    for (*key, metric), value in values.items():
-        if metric == "top1":
-            assert value + 10 < values[(*key, "top5")]
-
-
 def test_a_number_printed_in_two_tables_is_the_same() -> None:
-    """Dong et al. print four rows twice; Cai et al. the baseline at temperature 0.2."""
-    for label, preset in [("SimCLR", "all"), ("SimCLR-SSCL", "sscl"), ("HCL", "hcl")]:
-        table3, table4 = (
-            {(c.dataset, c.metric): c.value for c in cells() if c.table == table and _is(c, preset)}
-            for table in ("Table 3", "Table 4")
+    """Dong et al. print four rows twice."""
+    rows = [(preset, "simclr", "Table 4") for preset in ("all", "sscl", "hcl")]
+    for preset, config, other in [*rows, ("all", "mocov2", "Table 5")]:
+        first, second = (
+            {
+                (c.dataset, c.metric): c.value
+                for c in cells()
+                if (c.table, c.preset, c.config, c.paper) == (table, preset, config, "dong2023")
+            }
+            for table in ("Table 3", other)
         )
-        assert table3 == table4, label
-        assert len(table3) == 6
-    table3, table5 = (
-        {(c.dataset, c.metric): c.value for c in cells() if c.table == table and _is(c, "all", "m")}
-        for table in ("Table 3", "Table 5")
-    )
-    assert table3 == table5
-    assert len(table3) == 6
+        assert first == second
+        assert len(first) == 6
 
 
-def _is(cell: Cell, preset: str, config: str = "s") -> bool:
-    return cell.paper == "dong2023" and cell.preset == preset and cell.config.startswith(config)
+# Read in the papers by a person: table, row, dataset, temperature, top-1 and top-5.
+BY_HAND: dict[tuple[str, str, str, float | None], tuple[float | None, float | None]] = {
+    ("Table 1", "MoCo v2, all", "imagenet", 0.07): (64.78, None),
+    ("Table 1", "MoCo v2, drop hardest 0.1% and different class", "imagenet", 0.07): (None, 85.44),
+    ("Table 1", "MoCo v2, drop easiest 99.9% and same class", "imagenet", 0.2): (67.79, None),
+    ("Figure 3", "MoCo v2, all", "imagenet", None): (67.03, None),
+    ("Table A1 (first half)", "MoCo v2, keep 85-90%", "imagenet", 0.2): (None, 36.78),
+    ("Table A1 (second half)", "MoCo v2, keep 95-100%", "imagenet", 0.2): (67.32, None),
+    ("Table A2 (second half)", "MoCo v2, drop 85-100%", "imagenet", 0.2): (None, 72.13),
+    ("Table 3", "BYOL", "tinyimagenet", None): (13.34, None),
+    ("Table 4", "SimCLR, w/synthesis+debias", "cifar100", 0.5): (None, 82.65),
+    ("Table 5", "MoCo v2, w/sampling", "tinyimagenet", 0.5): (27.58, None),
+    ("Table 5", "MoCo v2-SSCL", "cifar10", 0.5): (None, 99.33),
+}
 
 
-# Read in the papers by a person: table, row, dataset, temperature, metric, number, deviation.
-BY_HAND = [
-    ("Table 1", "MoCo v2, all", "imagenet", 0.07, "top1", 64.78, 0.31),
-    ("Table 1", "MoCo v2, drop same class", "imagenet", 0.2, "top5", 88.30, 0.15),
-    (
-        *("Table 1", "MoCo v2, drop hardest 0.1% and different class", "imagenet", 0.07),
-        *("top5", 85.44, 0.0),
-    ),
-    (
-        *("Table 1", "MoCo v2, drop easiest 99.9% and same class", "imagenet", 0.2),
-        *("top1", 67.79, 0.07),
-    ),
-    ("Figure 3", "MoCo v2, drop hardest 1%", "imagenet", 0.1, "top1", 66.48, 0.02),
-    ("Figure 3", "MoCo v2, drop hardest 0.1%", "imagenet", 0.2, "top5", 87.99, 0.05),
-    ("Figure 3", "MoCo v2, all", "imagenet", None, "top1", 67.03, 0.04),
-    ("Table A1 (first half)", "MoCo v2, keep 85-90%", "imagenet", 0.2, "top5", 36.78, 17.93),
-    ("Table A1 (first half)", "MoCo v2, keep 95-100%", "imagenet", 0.2, "top1", 66.69, 0.16),
-    ("Table A1 (second half)", "MoCo v2, keep 95-100%", "imagenet", 0.2, "top1", 67.32, 0.88),
-    ("Table A2 (first half)", "MoCo v2, drop 95-100%", "imagenet", 0.2, "top1", 62.1, 0.24),
-    ("Table A2 (second half)", "MoCo v2, drop 85-100%", "imagenet", 0.2, "top5", 72.13, 0.83),
-    ("Table A3", "SimCLR, keep 95-100%", "imagenet", None, "top1", 66.34, None),
-    ("Table A3", "SimCLR, keep 0-90%", "imagenet", None, "top5", 78.46, None),
-    ("Table 3", "BYOL", "tinyimagenet", None, "top1", 13.34, None),
-    ("Table 3", "MoCHi", "cifar100", 0.5, "top1", 51.49, None),
-    ("Table 3", "DCL", "cifar10", 0.5, "top1", 84.56, None),
-    ("Table 4", "SimCLR, w/synthesis+debias", "cifar100", 0.5, "top5", 82.65, None),
-    ("Table 4", "SimCLR-SSCL", "cifar100", 0.5, "top1", 60.01, None),
-    ("Table 5", "MoCo v2, w/sampling", "tinyimagenet", 0.5, "top1", 27.58, None),
-    ("Table 5", "MoCo v2-SSCL", "cifar10", 0.5, "top5", 99.33, None),
-]
-
-
-@pytest.mark.parametrize(("table", "label", "dataset", "tau", "metric", "value", "std"), BY_HAND)
-def test_some_cells_as_a_person_reads_them(
-    table: str, label: str, dataset: str, tau: float | None, metric: str, value: float, std: Any
-) -> None:
-    wanted = (table, label, dataset, tau, metric)
-    found = [
-        (c.value, c.std)
-        for c in cells()
-        if (c.table, c.label, c.dataset, c.temperature, c.metric) == wanted
-    ]
-    assert found == [(value, std)]
+def test_some_cells_as_a_person_reads_them() -> None:
+    found = {(c.table, c.label, c.dataset, c.temperature, c.metric): c for c in cells()}
+    for row, values in BY_HAND.items():
+        for metric, value in zip(("top1", "top5"), values, strict=True):
+            assert value in (None, found[(*row, metric)].value), row
+    assert found["Table 1", "MoCo v2, drop same class", "imagenet", 0.2, "top5"].std == 0.15
+    assert found["Table A3", "SimCLR, keep 0-90%", "imagenet", None, "top5"].std is None
 
 
 # ---------------------------------------------------------------------- the policies it names
@@ -184,21 +150,15 @@ def test_every_preset_is_there_and_builds() -> None:
     assert left == {"curriculum", "drop_own_image", "retain_hard"}
 
 
-BANDS = sorted(
-    {
-        (c.negatives, c.preset)
-        for c in cells()
-        if re.match(r"(keep|drop) (hardest )?[\d.-]+%$", c.negatives)
-    }
-)
+def test_bands_hold_the_percentiles_that_the_papers_name() -> None:
+    rows = {(cell.negatives, cell.preset) for cell in cells()}
+    bands = {row for row in rows if re.match(r"(keep|drop) (hardest )?[\d.-]+%$", row[0])}
+    assert len(bands) == 5 + 1 + 2 + 5 + 2  # Tables A1, A3 (first epoch; 0-90, 0-95), A2; Figure 3
+    for negatives, preset in bands:
+        check_band(negatives, preset)
 
 
-def test_bands_are_found_by_their_words() -> None:
-    assert len(BANDS) == 5 + 1 + 2 + 5 + 2  # Tables A1, A3 (first epoch; 0-90, 0-95), A2; Figure 3
-
-
-@pytest.mark.parametrize(("negatives", "preset"), BANDS)
-def test_a_band_holds_the_percentiles_that_the_paper_names(negatives: str, preset: str) -> None:
+def check_band(negatives: str, preset: str) -> None:
     """Ranks of 1000 negatives, from the words of the row; the first epoch is over."""
     words = negatives.removesuffix("%").split(" ")
     if words[1] == "hardest":
@@ -209,7 +169,7 @@ def test_a_band_holds_the_percentiles_that_the_paper_names(negatives: str, prese
     expected = named if words[0] == "keep" else set(range(1000)) - named
     pool = replace(full_pool(torch.linspace(-1, 1, 1000)[None]), age=torch.arange(1000))
     chosen = policy(preset, "imagenet").at(1)(pool)
-    assert set(chosen.present[0].nonzero()[:, 0].tolist()) == expected
+    assert set(chosen.present[0].nonzero()[:, 0].tolist()) == expected, (negatives, preset)
 
 
 def test_another_band_of_a_preset() -> None:
@@ -219,10 +179,9 @@ def test_another_band_of_a_preset() -> None:
     assert list(nested.config) == ["drop", "fill"]
 
 
-@pytest.mark.parametrize(("dataset", "tau_plus"), TAU_PLUS.items())
-def test_the_dataset_fills_in_the_class_probability(dataset: str, tau_plus: float) -> None:
-    assert policy("sscl", dataset).config["debias"] == {"tau_plus": tau_plus}
-    assert policy("dcl", dataset).config == {"debias": {"tau_plus": tau_plus}}
+def test_the_dataset_fills_in_the_class_probability() -> None:
+    for dataset, tau_plus in TAU_PLUS.items():
+        assert policy("sscl", dataset).config["debias"] == {"tau_plus": tau_plus}
 
 
 def test_a_preset_or_dataset_that_is_not_there() -> None:
@@ -264,18 +223,13 @@ def test_temperature_distinguishes_cais_rows(
     ("negatives", "expected"),
     [
         ({"keep": [0.95, 1.0]}, {"Table A1 (first half)": 66.69, "Table A1 (second half)": 67.32}),
-        ({"keep": {"band": [0.9, 1]}}, {"Table A1 (second half)": 67.15}),
         ({"keep": {"band": [0.85, 0.9]}}, {"Table A1 (first half)": 19.47}),
         ({"keep": {"band": [0, 0.95]}}, {"Table A2 (first half)": 62.1} | {"": 61.95}),
         ({"drop": {"band": [0.9, 1.0]}}, {"Table A2 (second half)": 56.96}),
-        ({"keep": {"band": [0, 0.9]}, "fill": "none"}, {"Table A2 (second half)": 56.96}),
-        ({"drop": {"band": [0, 0.9]}}, {"Table A1 (second half)": 67.15}),
         ({"drop": {"band": [0.85, 0.9]}}, {"Table A2 (first half)": 67.56}),
         ({"drop": {"label": "same"}, "fill": OLDER}, {"Table 1": 68.07}),
-        ({"drop": {"band": [0.99, 1]}, "fill": OLDER}, {"Figure 3": 66.70}),
         # not in the paper
         ({"keep": {"band": [0.95, 1.0], "from_epoch": 1}}, {}),
-        ({"keep": {"band": [0.8, 1.0]}}, {}),
         ({"keep": {"band": [0.95, 1.0]}, "debias": {"tau_plus": 0.001}}, {}),
         ({"drop": {"label": "same"}}, {}),  # in the paper older ones take their place
         ({"drop": {"label": "different"}, "fill": OLDER}, {}),
@@ -292,13 +246,9 @@ def test_cais_bands(negatives: dict[str, Any], expected: dict[str, float]) -> No
 
 
 def test_verbs_that_do_nothing_do_not_count() -> None:
-    idle = {
-        "keep": {"band": [0.0, 1.0]},
-        "reweight": {"beta": 0},
-        "debias": {"tau_plus": 0},
-        "retain": {"strength": 0},
-    }
-    assert matching(moco("imagenet", idle)) == matching(moco("imagenet", {}))
+    idle = {"reweight": {"beta": 0}, "debias": {"tau_plus": 0}, "retain": {"strength": 0}}
+    everything = {"keep": {"band": [0.0, 1.0]}, **idle}
+    assert matching(moco("imagenet", everything)) == matching(moco("imagenet", {}))
     assert not matching(moco("imagenet", {"keep": {"band": [0.0, 1.0], "label": "different"}}))
 
 
@@ -306,10 +256,8 @@ def test_the_order_counts_where_it_makes_a_difference(monkeypatch: pytest.Monkey
     mix = {"hardest": 32, "pairs": 8}
     weigh = {"debias": {"tau_plus": 0.05}, "reweight": {"beta": 1}}
     ours = [run("simclr_sscl", "cifar100", n, 0.5) for n in ({"mix": mix, **weigh}, {**weigh})]
-    assert numbers(matching(ours[0])) == {
-        "Dong et al. 2023, Table 3": 60.01,
-        "Dong et al. 2023, Table 4": 60.01,
-    }
+    tables = [f"Dong et al. 2023, Table {number}" for number in (3, 4)]
+    assert numbers(matching(ours[0])) == dict.fromkeys(tables, 60.01)
     assert {cell.preset for cell in matching(ours[1])} == {"hcl"}
     ours[0]["negatives"] = {**weigh, "mix": mix}  # they weigh what all verbs leave
     assert len(matching(ours[0])) == 4
@@ -385,21 +333,17 @@ def test_remarks_say_what_else_differs() -> None:
     args["data"]["fraction"] = -1  # the host's default, all
     args["method_kwargs"] = {"symmetric": False}
     assert remarks(matching(args)) == {"temperature unknown here, 0.5 in the paper"}
-    assert {cell.remark for cell in cells()} == {""}
 
 
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
         (TINY, 37.31),
-        ({**TINY, "train_path": "/data/TinyImageNet/train"}, 37.31),
         ({**TINY, "train_path": "/data/tiny_imagenet/train"}, 37.31),
         ({"dataset": "tinyimagenet", "train_path": "/data"}, 37.31),
         ({**TINY, "train_path": "/data/imagenette/train"}, None),
         ({**TINY, "train_path": None}, None),
-        ({**TINY, "dataset": "imagenet"}, None),
         ({"dataset": "imagenet100", "train_path": "./tiny-imagenet-200"}, None),
-        ({"dataset": "digits"}, None),
     ],
 )
 def test_tinyimagenet_is_known_by_its_folder(data: dict[str, Any], expected: float | None) -> None:
@@ -417,7 +361,6 @@ def test_interpolations_are_followed() -> None:
     found = matching(json.loads(json.dumps(args)))
     assert len(found) == 4
     assert remarks(found) == {""}
-    assert matching(OmegaConf.create(args)) == found  # type: ignore[arg-type]
     args["augmentations"] = ["${nowhere}"]  # then all is taken as it stands
     assert matching(args) == []
     assert len(matching({**args, "data": {"dataset": "cifar10"}})) == 4
@@ -428,24 +371,17 @@ def test_interpolations_are_followed() -> None:
     [
         {},
         None,
-        [],
         "args",
-        {"method": "mocov2_banded"},
-        {"method": None, "data": None},
         {"method": "mocov2_banded", "data": "imagenet", "negatives": {}},
         {"method": "mocov2_banded", "data": {"dataset": "imagenet"}},  # it doesn't say which
-        {"method": "mocov2_banded", "data": {"dataset": "imagenet"}, "negatives": {}},
         {**moco("imagenet", {}), "method_kwargs": None},
         {**moco("imagenet", {}), "method_kwargs": {"temperature": "0.2?"}},
         moco("imagenet", "hardest_5"),
         moco("imagenet", {"keep": {"band": [0.95, 1.5]}}),
-        moco("imagenet", {"drop": {"band": 0.5}}),
         moco("imagenet", {"hardest": 0.05}),
         moco("imagenet", {"debias": {"tau_plus": "${nowhere}"}}),
         run("supcon", "cifar10"),
-        run("mocov3", "cifar10"),
         run("mocov2plus", "stl10"),
-        run("mocov2", "imagenet", {}),
         {"pretrain_method": "simclr", "data": {"dataset": "cifar10"}},  # a linear evaluation
     ],
 )
@@ -465,8 +401,3 @@ def test_a_policy_of_a_third_party_may_fail_as_it_likes(monkeypatch: pytest.Monk
             return pool
 
     assert matching(moco("imagenet", {"broken": {"share": 0.5}})) == []
-
-
-def test_a_list_of_cells_is_ones_own() -> None:
-    cells().clear()
-    assert cells()

@@ -206,27 +206,6 @@ def test_pairs_of_classes_are_sorted_and_those_of_one_class_left_out() -> None:
     assert len(class_pairs(one, 99)["correlated"]) == 5
 
 
-def of_class(labels: Any, wanted: int) -> int:
-    return sum(int(label) == wanted for label in labels)
-
-
-def test_pairs_of_classes_are_found_by_loops_too() -> None:
-    one = random_study(5)
-    pairs = sorted(
-        (-one.class_mean[a, b], a, b)
-        for a in range(C)
-        for b in range(C)
-        if a != b and one.class_number[a, b]
-    )
-    table = class_pairs(one, 5)["correlated"]
-    expected = [
-        (-mean, of_class(one.query_labels, a) * of_class(one.negative_labels, b), *(b, a))
-        for mean, a, b in pairs[:5]
-    ]
-    expected = [(*values, f"class {b}", f"class {a}") for *values, b, a in expected]
-    assert [tuple(row) for row in table.itertuples(index=False)] == expected
-
-
 def seeds(hard: list[float], easy: list[float]) -> list[Study]:
     return [
         replace(random_study(), scalars={"same_class/hardest_5": h, "same_class/easiest_95": e})
