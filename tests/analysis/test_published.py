@@ -116,12 +116,10 @@ def test_a_number_printed_in_two_tables_is_the_same() -> None:
 BY_HAND: dict[tuple[str, str, str, float | None], tuple[float | None, float | None]] = {
     ("Table 1", "MoCo v2, all", "imagenet", 0.07): (64.78, None),
     ("Table 1", "MoCo v2, drop hardest 0.1% and different class", "imagenet", 0.07): (None, 85.44),
-    ("Table 1", "MoCo v2, drop easiest 99.9% and same class", "imagenet", 0.2): (67.79, None),
     ("Figure 3", "MoCo v2, all", "imagenet", None): (67.03, None),
     ("Table A1 (first half)", "MoCo v2, keep 85-90%", "imagenet", 0.2): (None, 36.78),
     ("Table A1 (second half)", "MoCo v2, keep 95-100%", "imagenet", 0.2): (67.32, None),
     ("Table A2 (second half)", "MoCo v2, drop 85-100%", "imagenet", 0.2): (None, 72.13),
-    ("Table 3", "BYOL", "tinyimagenet", None): (13.34, None),
     ("Table 4", "SimCLR, w/synthesis+debias", "cifar100", 0.5): (None, 82.65),
     ("Table 5", "MoCo v2, w/sampling", "tinyimagenet", 0.5): (27.58, None),
     ("Table 5", "MoCo v2-SSCL", "cifar10", 0.5): (None, 99.33),
@@ -134,7 +132,6 @@ def test_some_cells_as_a_person_reads_them() -> None:
         for metric, value in zip(("top1", "top5"), values, strict=True):
             assert value in (None, found[(*row, metric)].value), row
     assert found["Table 1", "MoCo v2, drop same class", "imagenet", 0.2, "top5"].std == 0.15
-    assert found["Table A3", "SimCLR, keep 0-90%", "imagenet", None, "top5"].std is None
 
 
 # ---------------------------------------------------------------------- the policies it names
@@ -358,7 +355,7 @@ def test_interpolations_are_followed() -> None:
     args["data"] = {"dataset": "${name}", "suggest": {"temperature": 0.5}}
     args["name"] = "cifar10"
     args["method_kwargs"]["temperature"] = "${data.suggest.temperature}"
-    found = matching(json.loads(json.dumps(args)))
+    found = matching(args)
     assert len(found) == 4
     assert remarks(found) == {""}
     args["augmentations"] = ["${nowhere}"]  # then all is taken as it stands
