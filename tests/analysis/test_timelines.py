@@ -143,15 +143,6 @@ def test_figures_are_drawn_without_a_warning_on_both_grounds(one: Course) -> Non
             assert all("<svg" in text for text in texts)
 
 
-@pytest.mark.full
-def test_figures_are_the_same_when_made_again(one: Course) -> None:
-    texts = [
-        [plots.svg(plot.figure) for plot in distributions.figures({"a": [one]}).values()]
-        for _ in range(2)
-    ]
-    assert texts[0] == texts[1]
-
-
 def test_a_group_that_knows_nothing_is_left_out(one: Course, tmp_path: Path) -> None:
     silent = course(find([write_args(tmp_path / "s" / "s", MOCO)]).runs[0])
     made = distributions.figures({"one": [one], "silent": [silent]})

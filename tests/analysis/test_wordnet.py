@@ -138,10 +138,7 @@ def test_what_is_known_is_not_looked_up(
         lca_depths([*wnids, GOLDFISH])
 
 
-@pytest.mark.parametrize(
-    "damage",
-    ["empty", "cut", "flipped", "text", "pickled", "other", "shape", "dtype", "keys", "folder"],
-)
+@pytest.mark.parametrize("damage", ["cut", "flipped", "pickled", "other", "shape", "keys"])
 def test_a_damaged_cache_is_computed_again(
     wordnet: Any, depth_cache: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
@@ -149,31 +146,26 @@ def test_a_damaged_cache_is_computed_again(
     first = lca_depths(wnids)
     (file,) = depth_cache.iterdir()
     whole = file.read_bytes()
+    middle = len(whole) // 3
     wrong = np.full((2, 2), 7, dtype=np.int16)
     arrays: dict[str, dict[str, Any]] = {
         "pickled": {"depths": np.array([None]), "classes": wnids},
         "other": {"depths": wrong, "classes": [TENCH, GOLDFISH]},
         "shape": {"depths": wrong[:1], "classes": wnids},
-        "dtype": {"depths": wrong.astype(float), "classes": wnids},
         "keys": {"depth": wrong},
     }
     if damage in arrays:
         np.savez(file, **arrays[damage])
-    elif damage == "folder":
-        file.unlink()
-        file.mkdir()
+    elif damage == "cut":
+        file.write_bytes(whole[:-20])
     else:
-        middle = len(whole) // 3
-        flipped = whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :]
-        content = {"empty": b"", "cut": whole[:-20], "text": b"depths", "flipped": flipped}
-        file.write_bytes(content[damage])
+        file.write_bytes(whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :])
     monkeypatch.setattr(ours, "_known", {})
     assert (lca_depths(wnids) == first).all()
     assert [f.name for f in depth_cache.iterdir()] == [file.name]  # no half-written ones
-    if damage != "folder":
-        monkeypatch.setattr(ours, "_known", {})
-        monkeypatch.setattr(ours, "_reader", refuse)
-        assert (lca_depths(wnids) == first).all()  # it was mended
+    monkeypatch.setattr(ours, "_known", {})
+    monkeypatch.setattr(ours, "_reader", refuse)
+    assert (lca_depths(wnids) == first).all()  # it was mended
 
 
 def test_a_cache_that_cannot_be_written(
@@ -183,10 +175,6 @@ def test_a_cache_that_cannot_be_written(
     assert lca_depths([TENCH, GOLDFISH])[0, 1] == 15
     monkeypatch.setattr(ours, "_reader", refuse)
     assert lca_depths([TENCH, GOLDFISH])[0, 1] == 15  # this process still knows
-
-
-def test_the_cache_is_the_users() -> None:
-    assert ours.cache_folder().name == "solo-hardneg"
 
 
 # ---------------------------------------------------------------------- the shipped table
@@ -222,29 +210,29 @@ def test_names_in_the_table_are_names_of_their_synset(wordnet: Any) -> None:
     assert strangers == {"aquarium_fish", "keyboard"}
 
 
-@pytest.mark.parametrize(
-    ("group", "ancestor"),
-    [
-        ("beaver dolphin otter seal whale fox mouse possum shrew bear cattle", "mammal.n.01"),
-        ("aquarium_fish flatfish ray shark trout", "fish.n.01"),
-        ("orchid poppy rose sunflower tulip maple_tree palm_tree willow_tree", "plant.n.02"),
-        ("apple orange pear", "edible_fruit.n.01"),
-        ("bed chair couch table wardrobe", "furniture.n.01"),
-        ("bee beetle butterfly cockroach", "insect.n.01"),
-        ("baby boy girl man woman", "person.n.01"),
-        ("crocodile dinosaur lizard snake turtle", "reptile.n.01"),
-        ("bicycle motorcycle pickup_truck streetcar tank tractor rocket", "vehicle.n.01"),
-        ("bottle bowl can cup", "container.n.01"),
-        ("bridge castle house skyscraper", "structure.n.01"),
-        ("clock keyboard lamp telephone television lawn_mower", "instrumentality.n.03"),
-    ],
-)
-def test_senses_are_those_that_the_images_show(wordnet: Any, group: str, ancestor: str) -> None:
+ANCESTORS = {
+    "mammal.n.01": "beaver dolphin otter seal whale fox mouse possum shrew bear cattle",
+    "fish.n.01": "aquarium_fish flatfish ray shark trout",
+    "plant.n.02": "orchid poppy rose sunflower tulip maple_tree palm_tree willow_tree",
+    "edible_fruit.n.01": "apple orange pear",
+    "furniture.n.01": "bed chair couch table wardrobe",
+    "insect.n.01": "bee beetle butterfly cockroach",
+    "person.n.01": "baby boy girl man woman",
+    "reptile.n.01": "crocodile dinosaur lizard snake turtle",
+    "vehicle.n.01": "bicycle motorcycle pickup_truck streetcar tank tractor rocket",
+    "container.n.01": "bottle bowl can cup",
+    "structure.n.01": "bridge castle house skyscraper",
+    "instrumentality.n.03": "clock keyboard lamp telephone television lawn_mower",
+}
+
+
+def test_senses_are_those_that_the_images_show(wordnet: Any) -> None:
     """CIFAR-100 comes with groups of classes; their members have what joins them in WordNet."""
-    above = wordnet.synset(ancestor)
-    for name in group.split():
-        synset = wordnet.synset_from_pos_and_offset("n", int(shipped("cifar100")[name][1:]))
-        assert above in synset.common_hypernyms(synset), name
+    for ancestor, group in ANCESTORS.items():
+        above = wordnet.synset(ancestor)
+        for name in group.split():
+            synset = wordnet.synset_from_pos_and_offset("n", int(shipped("cifar100")[name][1:]))
+            assert above in synset.common_hypernyms(synset), name
 
 
 # ---------------------------------------------------------------------- synsets of classes
@@ -317,17 +305,11 @@ def test_files_that_do_not_do(tmp_path: Path, content: bytes | None, message: st
         synsets_of(["cat", "dog"], "custom", file, "hardness.synsets")
 
 
-@pytest.mark.parametrize(
-    "synset", ["cat.n.99", "cat.n.0", "run.v.01", "cat", "zzyzx.n.01", "n99999999", "n01440765"]
-)
+@pytest.mark.parametrize("synset", ["cat.n.99", "run.v.01", "cat", "n99999999", "n01440765"])
 def test_synsets_that_wordnet_lacks(wordnet: Any, tmp_path: Path, synset: str) -> None:
     file = tmp_path / "synsets.csv"
     file.write_text(f"class,synset\ncat,cat.n.01\nstray,{synset}\n")
-    message = (
-        rf"^synsets={file}: 1 of the 2 synsets \({synset} \(line 3, class stray\)\) "
-        f"are no nouns of WordNet 3.0. {FORM}"
-    )
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=rf"^synsets={file}: 1 of .*{synset} \(line 3.* {FORM}"):
         synsets_of(["cat", "stray"], "custom", file)
 
 
@@ -349,11 +331,7 @@ def unopened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, depth_cache: Path)
 
 
 def test_wordnet_is_missing(unopened: Path) -> None:
-    message = (
-        "^WordNet is in none of the folders that nltk looks in. Get it with: python -m "
-        r"nltk.downloader wordnet \(or set NLTK_DATA to where it is\).$"
-    )
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match="^WordNet is in none .*downloader wordnet .*NLTK_DATA"):
         lca_depths([TENCH])
 
 
@@ -364,7 +342,7 @@ def test_wordnet_is_damaged(unopened: Path) -> None:
         lca_depths([TENCH])
 
 
-@pytest.mark.parametrize("name", ["data.noun", "index.noun"])
+@pytest.mark.parametrize("name", ["data.noun", pytest.param("index.noun", marks=pytest.mark.full)])
 def test_a_file_of_wordnet_is_cut_off(wordnet: Any, unopened: Path, name: str) -> None:
     folder = unopened / "corpora" / "wordnet"
     shutil.copytree(str(wordnet.root), folder)
@@ -376,10 +354,7 @@ def test_a_file_of_wordnet_is_cut_off(wordnet: Any, unopened: Path, name: str) -
 
 def test_nltk_is_missing(unopened: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nltk.corpus", None)
-    message = (
-        "^WordNet is read with the package nltk, which is missing. Get it with: pip install nltk$"
-    )
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match="nltk, which is missing. Get it with: pip install nltk$"):
         lca_depths([TENCH])
 
 
@@ -392,6 +367,7 @@ def test_another_version_of_wordnet(unopened: Path, monkeypatch: pytest.MonkeyPa
         lca_depths([TENCH])
 
 
+@pytest.mark.full
 def test_importing_opens_nothing() -> None:
     code = (
         "import sys, solo_hardneg.analysis.wordnet as w, solo_hardneg.analysis.classes as c\n"
