@@ -28,6 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(
         filter(None, [GUARD, os.environ.get("PYTHONPATH")])
     )  # child processes have no network either
+    os.environ["HF_HUB_OFFLINE"] = "1"  # timm's pretrained weights are refused without a question
     network_guard.install()
 
 
