@@ -87,7 +87,7 @@ def outcome(
     folder: Path,
     environment: Mapping[str, str] | None = None,
 ) -> str:
-    """How a run of plain values ends: ``trained``, ``refused`` and so on.
+    """How a run of plain values ends: ``trained``, ``refused: ...`` and so on.
 
     Anything else that happens is raised, and so is a loss that isn't finite.
     """
@@ -100,13 +100,14 @@ def outcome(
         try:
             result = job(cfg)
         except HardnegError as error:
-            return "refused" if str(error) else "refused without a word"
+            return f"refused: {error}"
         except EnoughError as error:
             end = str(error)
         else:
-            end = "trained"
-            losses = {k: v for k, v in result.metrics.items() if k.startswith("train_")}
-            bad = {k: v for k, v in losses.items() if "loss" in k and not math.isfinite(v)}
-            assert not bad, f"trained with {bad}"
+            end = "trained" if watch.losses else "nothing to train"
+            losses = [
+                v for k, v in result.metrics.items() if k.startswith("train_") and "loss" in k
+            ]
+            assert all(map(math.isfinite, losses)), result.metrics
     assert all(map(math.isfinite, watch.losses)), f"losses {watch.losses}"
-    return end if watch.losses or end != "trained" else "nothing to train"
+    return end

@@ -32,11 +32,7 @@ _FOLDERS = (
 # name -> the config, and overrides that only it has
 BASES: dict[str, tuple[str, ...]] = {
     "mocov2_banded": ("mocov2_banded", _QUEUE, "negatives=hardest_10"),
-    "mocov2_sscl": (
-        "mocov2_sscl",
-        _QUEUE,
-        f"{_MIX}={{hardest: 8, pairs: 4}}",
-    ),
+    "mocov2_sscl": ("mocov2_sscl", _QUEUE, f"{_MIX}={{hardest: 8, pairs: 4}}"),
     "simclr_banded": ("simclr_banded", "negatives=band", "negatives.keep.band=[0.5,1.0]"),
     "simclr_sscl": ("simclr_sscl", f"{_MIX}={{hardest: 4, pairs: 2, queries: 1}}"),
     "mocov2plus": ("mocov2plus", _QUEUE),
@@ -48,7 +44,6 @@ BASES: dict[str, tuple[str, ...]] = {
     "folders": ("mocov2_banded", _QUEUE, *_FOLDERS),
     "linear": ("linear", "pretrained_feature_extractor=${oc.env:FUZZ_CHECKPOINT}"),
 }
-METHODS = tuple(name for name in BASES if name != "linear")
 _SMALL = (
     "optimizer.batch_size=8",
     "max_epochs=1",
@@ -93,7 +88,7 @@ def composed(name: str) -> Any:
     config, *own = BASES[name]
     small = ["data=digits", *_SMALL, *(() if config == "linear" else _HEADS), *own]
     with initialize_config_module("solo_hardneg.configs", version_base="1.2"):
-        cfg = compose(config, [key for key in small if key])
+        cfg = compose(config, small)
     OmegaConf.set_struct(cfg, False)
     for key, value in _OPTIONAL.items():
         if not (name == "linear" and key == "optimizer.kwargs.momentum"):
@@ -108,30 +103,26 @@ def edited(config: Any, edits: list[Edit]) -> Any:
     """A copy of plain values after some edits; those whose path is gone by then do nothing."""
     config = copy.deepcopy(config)
     for kind, path, *rest in edits:
-        *above, last = _parts(path) or [None]
-        place = _at(config, above) if path else config
-        if kind == "add":
-            place = _at(config, _parts(path))
-            if isinstance(place, dict):
+        parts = [int(part) if part.isdigit() else part for part in path.split(".") if part]
+        if kind in ("add", "reverse"):
+            place = _at(config, parts)
+            if kind == "add" and isinstance(place, dict):
                 place[rest[0]] = copy.deepcopy(rest[1])
-        elif kind == "reverse":
-            place = _at(config, _parts(path))
-            if isinstance(place, dict):
+            elif kind == "reverse" and isinstance(place, list):
+                place.reverse()
+            elif kind == "reverse" and isinstance(place, dict):
                 items = list(place.items())
                 place.clear()
                 place.update(reversed(items))
-            elif isinstance(place, list):
-                place.reverse()
-        elif _has(place, last):
-            if kind == "delete":
-                del place[last]
-            else:
-                place[last] = copy.deepcopy(rest[0])
+            continue
+        place = _at(config, parts[:-1])
+        if not _has(place, parts[-1]):
+            continue
+        if kind == "delete":
+            del place[parts[-1]]
+        else:
+            place[parts[-1]] = copy.deepcopy(rest[0])
     return config
-
-
-def _parts(path: str) -> list[Any]:
-    return [int(part) if part.isdigit() else part for part in path.split(".") if part]
 
 
 def _has(place: Any, key: Any) -> bool:
@@ -252,8 +243,7 @@ policies = st.lists(
 def _value_for(path: str, old: Any) -> st.SearchStrategy[Any]:
     """Mostly of the kind that stands there, sometimes anything."""
     if "backbone.kwargs" in path:  # timm's own: nobody bounds a depth of a billion
-        small = st.sampled_from([*_EDGES, math.nan, *_WORDS, *_ODD])
-        return small
+        return st.sampled_from([*_EDGES, math.nan, *_WORDS, *_ODD])
     if isinstance(old, bool):
         return st.one_of(st.just(not old), _any_value)
     if isinstance(old, int | float):
