@@ -28,20 +28,13 @@ def answer(*packages: dict[str, object]) -> str:
     return json.dumps({"dependencies": packages, "fixes": []})
 
 
-OLD = {
-    "name": "pyarrow",
-    "version": "14.0.0",
-    "vulns": [
-        {"id": "PYSEC-2023-238", "aliases": ["CVE-2023-47248"], "fix_versions": ["14.0.1"]},
-        {"id": "X-1", "aliases": [], "fix_versions": []},
-    ],
-}
-
-
 def test_advisories_are_warnings(audit: ModuleType) -> None:
+    known = {"id": "PYSEC-2023-238", "aliases": ["CVE-2023-47248"], "fix_versions": ["14.0.1"]}
+    unfixed = {"id": "X-1", "aliases": [], "fix_versions": []}
+    old = {"name": "pyarrow", "version": "14.0.0", "vulns": [known, unfixed]}
     fine = {"name": "rich", "version": "13.0", "vulns": []}
     skipped = {"name": "torch", "skip_reason": "Dependency not found on PyPI"}
-    assert audit.advisory_lines(answer(OLD, fine, skipped)) == [
+    assert audit.advisory_lines(answer(old, fine, skipped)) == [
         "WARNING: pyarrow 14.0.0: PYSEC-2023-238, CVE-2023-47248; fixed in 14.0.1",
         "WARNING: pyarrow 14.0.0: X-1; fixed in no version yet",
         "WARNING: not in the database: torch",
@@ -49,12 +42,9 @@ def test_advisories_are_warnings(audit: ModuleType) -> None:
     ]
     with pytest.raises(RuntimeError, match="none of the packages is known"):
         audit.advisory_lines(answer(skipped))
-
-
-@pytest.mark.parametrize("text", ["", "Traceback", "[]", "{}", '{"dependencies": [3]}'])
-def test_what_is_no_answer(audit: ModuleType, text: str) -> None:
-    with pytest.raises(RuntimeError, match="can't be read"):
-        audit.advisory_lines(text)
+    for text in ("", "[]", '{"dependencies": [3]}'):
+        with pytest.raises(RuntimeError, match="can't be read"):
+            audit.advisory_lines(text)
 
 
 @pytest.mark.parametrize(
@@ -64,51 +54,37 @@ def test_what_is_no_answer(audit: ModuleType, text: str) -> None:
             "import sys; sys.stderr.write('x\\nno route to host\\n'); sys.exit(1)",
             "no route to host",
         ),
-        ("import time; time.sleep(60)", "no answer within 1 seconds"),
-        (f"print({answer(OLD)!r})", "CVE-2023-47248"),
-        ("print('<html>')", "can't be read"),
+        ("import time; time.sleep(60)", "no answer within 0.2 seconds"),
+        (None, "pip-audit isn't installed"),
     ],
 )
 def test_whatever_happens_it_is_a_warning(
     audit: ModuleType,
-    script: str,
+    script: str | None,
     message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Another program in the place of pip-audit, so that nothing is asked for."""
-    (tmp_path / "pip_audit.py").write_text(script)
+    (tmp_path / "pip_audit.py").write_text(script or "")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(audit, "SECONDS", 1 if "sleep" in script else 60)
-    monkeypatch.setattr(audit.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(audit, "SECONDS", 0.2 if "sleep" in str(script) else 60)
+    monkeypatch.setattr(audit.importlib.util, "find_spec", lambda name: script)
     assert audit.main() == 0
-    out = capsys.readouterr().out
-    assert message in out
-    assert "WARNING" in out.partition("== advisories")[2]
-
-
-def test_without_pip_audit(audit: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(audit.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(RuntimeError, match="pip-audit isn't installed"):
-        audit.ask([])
+    out = capsys.readouterr().out.partition("== advisories")[2]
+    assert f"WARNING: advisories were not looked up: {message}" in out
 
 
 @pytest.mark.parametrize(
     ("name", "text", "verdict"),
     [
-        ("a", "MIT", "allowed"),
         ("a", "BSD-3-Clause AND 0BSD AND MIT AND Zlib AND CC0-1.0", "allowed"),
         ("a", "Apache-2.0 WITH LLVM-exception", "allowed"),
         ("a", "Apache Software License; BSD License", "allowed"),
-        ("a", "LGPL-2.1-or-later", "allowed"),
         ("a", "GNU Lesser General Public License v3 (LGPLv3)", "allowed"),
-        ("a", "Mozilla Public License 2.0 (MPL 2.0)", "allowed"),
         ("a", "GPL-3.0-only OR MIT", "allowed"),
-        ("a", "GPL-3.0-only", "copyleft"),
-        ("a", "AGPL-3.0", "copyleft"),
         ("a", "MIT AND GPL-2.0-only", "copyleft"),
-        ("a", "GNU General Public License v3 (GPLv3)", "copyleft"),
         ("a", "GNU Affero General Public License v3", "copyleft"),
         ("a", "", "unknown"),
         ("a", "Other/Proprietary License", "unknown"),
@@ -129,14 +105,8 @@ def test_where_a_licence_stands(audit: ModuleType) -> None:
     assert audit.licence_text(about) == "MIT License"
     about["License-Expression"] = "BSD-3-Clause"
     assert audit.licence_text(about) == "BSD-3-Clause"
-
-
-def test_those_to_look_at_are_warned_of(audit: ModuleType) -> None:
-    found = [audit.Licence("a", "1", "MIT", "allowed"), audit.Licence("b", "2", "", "unknown")]
-    assert audit.licence_lines(found)[-1] == (
-        "WARNING: licence of b is unknown: its metadata say nothing"
-    )
-    assert len(audit.licence_lines(found)) == 3
+    unknown = audit.Licence("b", "2", "", "unknown")
+    assert "licence of b is unknown" in audit.licence_lines([unknown])[-1]
 
 
 def test_dependencies_of_dependencies_are_listed(audit: ModuleType) -> None:
