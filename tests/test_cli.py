@@ -17,47 +17,37 @@ from integration_helpers import (
 from typer.testing import CliRunner, Result
 
 from solo_hardneg.cli import app
+from solo_hardneg.negatives import available
 
 
-@pytest.fixture
-def listing(monkeypatch: pytest.MonkeyPatch) -> str:
-    # Wide, so that no cell of the tables is broken.
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No cell of a table is broken."""
     monkeypatch.setenv("COLUMNS", "300")
-    result: Result = CliRunner().invoke(app, ["policies"], catch_exceptions=False)
-    assert result.exit_code == 0
-    return result.stdout
 
 
-def row(listing: str, name: str) -> str:
-    rows = [line for line in listing.splitlines() if line[1:].strip().startswith(f"{name} ")]
-    assert len(rows) == 1, f"{name} stands in {len(rows)} rows of\n{listing}"
-    return rows[0]
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(app, arguments)
 
 
-@pytest.mark.parametrize(
-    ("verb", "parts"),
-    [
-        ("keep", ["band, label, image", "all negatives but those", "labels", "Cai et al. 2020"]),
-        ("drop", ["band, label, image", "takes away the negatives", "labels", "Cai et al. 2020"]),
-        ("fill", ["kind, reserve", "older keys of the queue", "queue", "Cai et al. 2020"]),
-    ],
-)
-def test_policies_lists_the_verbs(listing: str, verb: str, parts: list[str]) -> None:
-    for part in parts:
-        assert part in row(listing, verb)
+def test_policies_lists_every_verb_and_preset_with_what_it_does() -> None:
+    verbs, _, presets = invoke("policies").stdout.partition("Presets")
 
+    def row(listing: str, name: str) -> str:
+        (found,) = [x for x in listing.splitlines() if x[1:].strip().startswith(f"{name} ")]
+        return found
 
-def test_policies_lists_every_preset_with_what_it_does(listing: str) -> None:
-    presets = sorted(file.stem for file in (PROJECT / "configs" / "negatives").glob("*.yaml"))
-    assert "hardest_5" in presets
-    for preset in presets:
-        row(listing.partition("Presets")[2], preset)
-    assert "Only the hardest 5 % of the negatives" in row(listing, "hardest_5")
-    assert "that are of the query's class" in row(listing, "drop_hardest_0.1_same_class")
+    for verb, info in available().items():
+        for part in (*info.arguments, *info.needs, info.source):
+            assert part in row(verbs, verb)
+    assert "older keys of the queue" in row(verbs, "fill")
+    for file in (PROJECT / "configs" / "negatives").glob("*.yaml"):
+        row(presets, file.stem)
+    assert "Only the hardest 5 % of the negatives" in row(presets, "hardest_5")
 
 
 def test_run_names_the_script_that_is_not_there() -> None:
-    result = CliRunner().invoke(app, ["run", "nosuch.py", "--dataset", "custom"])
+    result = invoke("run", "nosuch.py", "--dataset", "custom")
     assert str(result.exception) == (
         "run nosuch.py: no such file. Give the path of a script of solo-learn."
     )
@@ -66,29 +56,25 @@ def test_run_names_the_script_that_is_not_there() -> None:
 DIGITS = ["--config-name", "mocov2_banded", "data=digits"]
 
 
-@pytest.mark.full
 @pytest.mark.parametrize(
-    ("arguments", "env", "message"),
+    ("arguments", "message"),
     [
-        (
-            [*DIGITS, "negatives.keep.band=[0.5,1.2]"],
-            {},
-            "ConfigError: negatives.keep.band=[0.5, 1.2]: ",
-        ),
-        (DIGITS, {"SOLO_HARDNEG_HOST": "nonsense"}, "HostError: SOLO_HARDNEG_HOST=nonsense: "),
-        ([], {}, "ConfigError: --config-name: none is given. Known: byol, linear, mocov2_banded, "),
+        ([*DIGITS, "negatives.keep.band=[0.5,1.2]"], "ConfigError: negatives.keep.band=[0.5, 1.2]"),
+        ([], "ConfigError: --config-name: none is given. Known: byol, linear, mocov2_banded, "),
     ],
 )
 def test_a_mistake_ends_in_one_clean_line(
-    tmp_path: Path, arguments: list[str], env: dict[str, str], message: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
-    env = {"SOLO_HARDNEG_HOST": "standalone", **env}
-    result = run_python("-m", "solo_hardneg", "pretrain", *arguments, cwd=tmp_path, env=env)
-    assert result.code != 0
-    assert "Traceback" not in result.text
-    errors = [line for line in result.err.splitlines() if "Error" in line]
-    assert len(errors) == 1
-    assert errors[0].startswith(message)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", sys.argv)
+    monkeypatch.setattr("solo_hardneg.runner._command", None)
+    quiet = ["hydra/job_logging=none", "hydra/hydra_logging=none"]
+    result = invoke("pretrain", *arguments, *quiet)
+    assert result.exit_code == 1
+    assert str(result.exception).startswith(message)
+    assert "\n" not in str(result.exception)
+    assert "Traceback" not in result.output
     assert not (tmp_path / "trained_models").exists()
 
 
@@ -121,33 +107,6 @@ def test_both_programs_start_more_processes(tmp_path: Path) -> None:
     assert load_checkpoint(only_checkpoint(tmp_path / "linear"))["global_step"] == 2
 
 
-@pytest.mark.full
-def test_an_unreadable_image_is_named_in_one_line(tmp_path: Path) -> None:
-    images = write_images(tmp_path / "images", PER_CLASS)
-    broken = images / "class2" / "1.png"
-    broken.write_bytes(broken.read_bytes()[:500])
-    earlier = tmp_path / "trained_models" / "mocov2_banded" / "offline-earlier" / "earlier.ckpt"
-    earlier.parent.mkdir(parents=True)
-    earlier.write_bytes(b"weights")
-    result = run_python(
-        *("-m", "solo_hardneg", "pretrain", "--config-name", "mocov2_banded", *SMALL),
-        *("data=custom", f"data.train_path={images}", "data.val_path=null", "data.num_workers=1"),
-        *("data.suggest.crop_size=32", "optimizer.batch_size=8", "method_kwargs.queue_size=16"),
-        "checkpoint.dir=trained_models",
-        cwd=tmp_path,
-        env=ALONE,
-    )
-    assert result.code != 0
-    assert "Traceback" not in result.text
-    errors = [line for line in result.err.splitlines() if "Error" in line]
-    assert len(errors) == 1
-    assert errors[0].startswith(f"DataError: {broken}: this image can't be read (")
-    assert errors[0].endswith("). Replace or remove the file.")
-    assert only_checkpoint(tmp_path / "trained_models") == earlier
-    assert earlier.read_bytes() == b"weights"
-    assert list(earlier.parent.iterdir()) == [earlier]
-
-
 def test_folders_checks_and_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from solo_hardneg.folders import EXPECTED, Expected
 
@@ -156,24 +115,22 @@ def test_folders_checks_and_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         write_images(tmp_path / "tiny" / part, PER_CLASS)
     arguments = ["folders", "tinyimagenet", str(tmp_path / "tiny"), "--split", str(tmp_path / "s")]
     arguments += ["--held-out", "9", "--seed", "1"]
-    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    result = invoke(*arguments)
     assert result.exit_code == 0
     assert "6 classes, 24 training and 24 validation images" in result.stdout
     assert "15 training and 9 validation images" in result.stdout
     assert len(list((tmp_path / "s" / "val").glob("*/*.png"))) == 9
-    again = CliRunner().invoke(app, arguments, catch_exceptions=False)
-    assert "is there already" in again.stdout
-    wrong = CliRunner().invoke(app, ["folders", "tinyimagenet", str(tmp_path / "nothing")])
+    assert "is there already" in invoke(*arguments).stdout
+    wrong = invoke("folders", "tinyimagenet", str(tmp_path / "nothing"))
     assert wrong.exit_code == 1
     assert "there is no such folder" in str(wrong.exception)
 
 
-def test_reproduce_lists_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
-    listed = CliRunner().invoke(app, ["reproduce"], catch_exceptions=False)
+def test_reproduce_lists_what_there_is() -> None:
+    listed = invoke("reproduce")
     assert listed.exit_code == 0
     for name in ("cai_figure2", "sscl_table3", "Dong et al. 2023, Table 5", "minute"):
         assert name in listed.stdout
-    unknown = CliRunner().invoke(app, ["reproduce", "cai_tabel1"])
+    unknown = invoke("reproduce", "cai_tabel1")
     assert unknown.exit_code == 1
     assert "unknown experiment 'cai_tabel1'. Did you mean 'cai_table1'?" in str(unknown.exception)
