@@ -1,10 +1,12 @@
-"""Runs that are killed and resumed, and what each of their steps must equal.
+"""Hosts' programs in processes of their own, which are killed or stopped and then resumed.
 
 ``SOLO_HARDNEG_TEST_SEED=...`` repeats the choices of a run of the tests; without it they are new.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import os
 import random
@@ -12,8 +14,9 @@ import secrets
 import signal
 import subprocess
 import sys
+import termios
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,83 +34,125 @@ def draw(what: str, choices: Sequence[int]) -> int:
 
 
 class LossRecorder(Callback):
-    """In the program of a host: writes a line for each step's loss of our methods."""
+    """In the program of a host: each rank writes its process id, and a line for each step."""
 
-    def __init__(self, file: str) -> None:
-        self.file = file
+    def __init__(self, folder: str) -> None:
+        self.file = Path(folder) / f"rank{os.environ.get('LOCAL_RANK', '0')}.losses"
 
     def on_job_start(self, config: Any, **kwargs: Any) -> None:
-        from solo_hardneg.methods import OUR_METHODS
+        from solo_hardneg.host import METHODS
 
-        cls: Any = OUR_METHODS[config.method]
+        cls: Any = METHODS[config.method]
         step = cls.training_step
+        self.file.with_suffix(".pid").write_text(str(os.getpid()))
 
         @functools.wraps(step)
         def training_step(method: Any, batch: Any, batch_idx: int) -> Any:
             loss = step(method, batch, batch_idx)
-            with open(self.file, "a") as file:
+            with self.file.open("a") as file:
                 file.write(f"{method.trainer.global_step} {loss.item()!r}\n")
             return loss
 
         cls.training_step = training_step
 
 
-class Program:
-    """A pretraining run in a process and a folder of its own."""
+def _as_in_a_terminal() -> None:
+    """In a new process: Ctrl-C ends it, and its stdout is its terminal, if it is one."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored, where the tests run in the background
+    with contextlib.suppress(OSError):
+        fcntl.ioctl(1, termios.TIOCSCTTY, 0)
 
-    def __init__(self, folder: Path, command: Sequence[object], env: dict[str, str]) -> None:
+
+class Program:
+    """A pretraining run in a process, a session and a folder of its own.
+
+    Args:
+        folder: its working directory, which is made.
+        command: what follows ``python``.
+        env: additional environment variables.
+        checkpoints: where they go, if not into its folder.
+        terminal: what it writes to, if not to files in its folder.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        command: Sequence[object],
+        env: Mapping[str, str],
+        checkpoints: Path | None = None,
+        terminal: int | None = None,
+    ) -> None:
         folder.mkdir()
-        self.folder, self.log = folder, folder / "losses.txt"
+        self.folder = folder
         recorder = "+hydra.callbacks.losses"
         settings = [
-            f"checkpoint.dir={folder / 'checkpoints'}",
+            f"checkpoint.dir={checkpoints or folder / 'checkpoints'}",
             f"{recorder}._target_=killing.LossRecorder",
-            f"{recorder}.file={self.log}",
+            f"{recorder}.folder={folder}",
         ]
-        with (folder / "errors.txt").open("w") as errors:
+        with (folder / "out.txt").open("w") as out, (folder / "err.txt").open("w") as err:
             self.process = subprocess.Popen(
                 [sys.executable, *map(str, command), *settings],
                 cwd=folder,
                 env=environment(PYTHONPATH=str(Path(__file__).parent), **env),
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=errors,
+                stdout=out if terminal is None else terminal,
+                stderr=err if terminal is None else terminal,
                 start_new_session=True,
+                preexec_fn=_as_in_a_terminal,
             )
 
-    def losses(self) -> dict[int, str]:
+    def losses(self, rank: int = 0) -> dict[int, str]:
         """The loss of each step so far, as it was written; a line that is not whole is none."""
-        text = self.log.read_text() if self.log.exists() else ""
-        lines = text.rpartition("\n")[0].splitlines()
-        return {int(step): loss for step, loss in (line.split() for line in lines)}
+        log = self.folder / f"rank{rank}.losses"
+        text = log.read_text() if log.exists() else ""
+        pairs = [line.split() for line in text.rpartition("\n")[0].splitlines()]
+        found = {int(step): loss for step, loss in pairs}
+        assert len(found) == len(pairs), f"a step was taken twice: {pairs}"
+        return found
+
+    def steps(self, rank: int = 0) -> list[int]:
+        """The steps that a rank has taken, in their order."""
+        return list(self.losses(rank))
+
+    def wait_for_step(self, number: int) -> None:
+        """Waits until it has taken so many steps; pytest's timeout ends that."""
+        while len(self.losses()) < number:
+            assert self.process.poll() is None, self.errors
+            time.sleep(0.002)
 
     def kill(self) -> None:
-        """Ends it at once, if it has not ended."""
-        if self.process.poll() is None:
+        """Ends at once what there is of it."""
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def kill_after(self, steps: int) -> None:
         """Ends it once it has taken so many steps."""
-        end = time.monotonic() + 240
-        while len(self.losses()) < steps:
-            assert self.process.poll() is None, self.errors
-            assert time.monotonic() < end, self.errors
-            time.sleep(0.002)
+        self.wait_for_step(steps)
         self.kill()
         assert self.process.returncode == -signal.SIGKILL, self.errors
 
-    def finish(self) -> None:
-        """Waits for its end, which must be a good one."""
-        assert self.process.wait(timeout=240) == 0, self.errors
+    def finish(self, status: int = 0) -> None:
+        """Waits for the end of all of its processes, with this exit status of the first one."""
+        assert self.process.wait() == status, self.errors
+        with contextlib.suppress(ProcessLookupError):
+            while True:
+                os.killpg(self.process.pid, 0)
+                time.sleep(0.05)
+
+    @property
+    def said(self) -> str:
+        """What it has written to stdout and stderr."""
+        return "\n".join((self.folder / name).read_text() for name in ("out.txt", "err.txt"))
 
     @property
     def errors(self) -> str:
-        """The end of what it wrote to stderr, and how to repeat the test."""
-        return f"{VARIABLE}={SEED}\n{(self.folder / 'errors.txt').read_text()[-3000:]}"
+        """The end of what it wrote, and how to repeat the test."""
+        return f"{VARIABLE}={SEED}\n{self.said[-5000:]}"
 
     def checkpoints(self) -> list[Path]:
-        """All that there are, the newest last."""
+        """All that there are in its folder, the newest last."""
         return sorted(self.folder.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
 
 
@@ -154,6 +199,4 @@ def check_resumed(
     ends = [load_checkpoint(program.checkpoints()[-1]) for program in (whole, resumed)]
     assert [end["global_step"] for end in ends] == [total, total], where
     states = [end["state_dict"] for end in ends]
-    assert states[0].keys() == states[1].keys(), where
-    differing = [name for name in states[0] if not torch.equal(states[0][name], states[1][name])]
-    assert not differing, where
+    torch.testing.assert_close(states[0], states[1], rtol=0, atol=0, msg=lambda m: f"{where}\n{m}")

@@ -8,89 +8,49 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import yaml
-from integration_helpers import (
-    PROJECT,
-    Result,
-    environment,
-    load_checkpoint,
-    only_checkpoint,
-    run_python,
-)
+from hydra import compose, initialize_config_module
+from integration_helpers import PROJECT, environment, load_checkpoint, only_checkpoint
 from many_processes import free_port
+from omegaconf import DictConfig, OmegaConf
 
 SCRIPT = PROJECT / "scripts" / "slurm" / "pretrain.sbatch"
 GUIDE = PROJECT / "docs" / "slurm.md"
-# Of sbatch's long options, those that a job like ours may have.
-KNOWN = {
-    *("account", "array", "comment", "constraint", "cpus-per-gpu", "cpus-per-task", "dependency"),
-    *("error", "exclude", "exclusive", "export", "gpus", "gpus-per-node", "gpus-per-task", "gres"),
-    *("job-name", "mail-type", "mail-user", "mem", "mem-per-cpu", "mem-per-gpu", "nodelist"),
-    *("nodes", "ntasks", "ntasks-per-node", "open-mode", "output", "partition", "qos", "requeue"),
-    *("reservation", "signal", "time"),
-}
-SRUN = """#!/usr/bin/env bash
+SRUN = f"""#!/usr/bin/env bash
 # Runs the command once for each task, all at a time; its status is the highest of theirs.
 printf '%s\\n' "$@" > srun.txt
-[ -z "${SRUN_STATUS:-}" ] || exit "$SRUN_STATUS"
-while [[ "$1" == --* ]]; do shift; done
+[ -z "${{SRUN_STATUS:-}}" ] || exit "$SRUN_STATUS"
+while [[ "$1" != python ]]; do shift; done
+shift
 pids=() status=0
-for ((task = 0; task < ${SRUN_TASKS:-$SLURM_NTASKS}; task++)); do
-  SLURM_PROCID=$task SLURM_LOCALID=$task SLURM_NODEID=0 "$@" > "task$task.txt" 2>&1 &
+for ((task = 0; task < SLURM_NTASKS; task++)); do
+  SLURM_PROCID=$task SLURM_LOCALID=$task SLURM_NODEID=0 \\
+    {sys.executable} "$@" > "task$task.txt" 2>&1 &
   pids+=($!)
 done
-echo "${pids[@]}" > pids.txt
-for pid in "${pids[@]}"; do
+echo "${{pids[@]}}" > pids.txt
+for pid in "${{pids[@]}}"; do
   code=0
   wait "$pid" || code=$?
   ((code <= status)) || status=$code
 done
 exit "$status"
 """
-SCONTROL = """#!/usr/bin/env bash
-echo "$@" >> scontrol.txt
-"""
-PYTHON = f"""#!/usr/bin/env bash
-exec {sys.executable} "$@"
-"""
-# What makes the job's command line one for two processes on a CPU, and small.
-TINY = [
-    *("accelerator=cpu", "devices=2", "sync_batchnorm=False", "precision=32", "data=digits"),
-    *("max_epochs=1", "scheduler.warmup_epochs=0", "+limit_train_batches=2", "+data.fraction=0.1"),
-    *("+limit_val_batches=1", "+enable_progress_bar=False", "optimizer.batch_size=16"),
-    *("method_kwargs.queue_size=32", "method_kwargs.proj_hidden_dim=32"),
-]
+SCONTROL = '#!/usr/bin/env bash\necho "$@" >> scontrol.txt\n'
 
 
 def asked() -> dict[str, str]:
     """What the script asks SLURM for."""
     lines = re.findall(r"^#SBATCH --([a-z-]+)(?:=(\S+))?$", SCRIPT.read_text(), re.MULTILINE)
-    assert len(lines) == SCRIPT.read_text().count("#SBATCH")
-    assert len(dict(lines)) == len(lines), "an option is there twice"
+    assert len(dict(lines)) == len(lines) == SCRIPT.read_text().count("#SBATCH")
     return dict(lines)
-
-
-def of_slurm(nodes: int, tasks: int) -> dict[str, str]:
-    """The variables that SLURM sets in a job of so many nodes, and tasks on each."""
-    return {
-        "SLURM_JOB_ID": "4711",
-        "SLURM_JOB_NAME": "moco-hardest_5-seed5",
-        "SLURM_NNODES": str(nodes),
-        "SLURM_NTASKS": str(nodes * tasks),
-        "SLURM_NTASKS_PER_NODE": str(tasks),
-        "SLURM_CPUS_PER_TASK": "1",
-        "SLURM_NODELIST": "127.0.0.1",
-    }
 
 
 @dataclass(frozen=True)
@@ -99,49 +59,39 @@ class Cluster:
 
     folder: Path
 
-    def command(self, *arguments: object) -> list[str]:
-        return ["bash", str(SCRIPT), *map(str, arguments)]
-
-    def env(self, slurm: Mapping[str, str], **more: str) -> dict[str, str]:
-        return environment(
-            PATH=f"{self.folder / 'bin'}:{os.environ['PATH']}",
-            MAIN=str(PROJECT / "scripts" / "main_pretrain.py"),
-            SOLO_HARDNEG_HOST="standalone",
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=str(free_port()),
-            **slurm,
-            **more,
-        )
-
     def start(
-        self, *arguments: object, slurm: Mapping[str, str], **more: str
-    ) -> subprocess.Popen[str]:
+        self, *arguments: str, nodes: int, tasks: int, **more: str
+    ) -> subprocess.Popen[bytes]:
         """Runs the job script with these arguments, as SLURM would on the job's first node."""
         for file in self.folder.glob("task*.txt"):
             file.unlink()
-        return subprocess.Popen(
-            self.command(*arguments),
-            cwd=self.folder,
-            env=self.env(slurm, **more),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        slurm = {
+            "SLURM_JOB_ID": "4711",
+            "SLURM_JOB_NAME": "moco-hardest_5-seed5",
+            "SLURM_NNODES": str(nodes),
+            "SLURM_NTASKS": str(nodes * tasks),
+            "SLURM_NTASKS_PER_NODE": str(tasks),
+            "SLURM_CPUS_PER_TASK": "2",
+            "SLURM_NODELIST": "127.0.0.1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+            "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
+            "MAIN": str(PROJECT / "scripts" / "main_pretrain.py"),
+            "SOLO_HARDNEG_HOST": "standalone",
+        }
+        with (self.folder / "job.txt").open("w") as log:
+            return subprocess.Popen(
+                ["bash", str(SCRIPT), *arguments],
+                cwd=self.folder,
+                env=environment(**slurm, **more),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
 
-    def finish(self, job: subprocess.Popen[str]) -> Result:
-        """Waits for the end of a job."""
-        try:
-            out, err = job.communicate(timeout=300)
-        except BaseException:
-            os.killpg(job.pid, signal.SIGKILL)
-            raise
-        return Result(job.returncode, out, "\n".join([err, *self.tasks()]))
-
-    def run(self, *arguments: object, slurm: Mapping[str, str], **more: str) -> Result:
-        """The same, and waits for its end."""
-        return self.finish(self.start(*arguments, slurm=slurm, **more))
+    def run(self, *arguments: str, nodes: int = 2, tasks: int = 4, **more: str) -> int:
+        """The same, and waits for its end: its status."""
+        return self.start(*arguments, nodes=nodes, tasks=tasks, **more).wait()
 
     def tasks(self) -> list[str]:
         """What each task has written."""
@@ -156,18 +106,25 @@ class Cluster:
 @pytest.fixture
 def cluster(tmp_path: Path) -> Cluster:
     (tmp_path / "bin").mkdir()
-    for name, text in {"srun": SRUN, "scontrol": SCONTROL, "python": PYTHON}.items():
+    for name, text in {"srun": SRUN, "scontrol": SCONTROL}.items():
         (tmp_path / "bin" / name).write_text(text)
         (tmp_path / "bin" / name).chmod(0o755)
     return Cluster(tmp_path)
 
 
-# ---------------------------------------------------------------- what is written in it
+def composed(arguments: list[str]) -> DictConfig:
+    """The config of ``main_pretrain.py ARGUMENTS``, without what is Hydra's own."""
+    name = arguments.index("--config-name")
+    overrides = [word for word in arguments[name + 2 :] if not word.startswith("hydra")]
+    with initialize_config_module("solo_hardneg.configs", version_base="1.2"):
+        return compose(arguments[name + 1], [*overrides, "data.train_path=there"])
+
+
+# ---------------------------------------------------------------- what the script does
 
 
 def test_what_it_asks_for_fits_together() -> None:
     options = asked()
-    assert set(options) <= KNOWN
     assert options["ntasks-per-node"] == options["gpus-per-node"]
     assert "gpus-per-task" not in options  # each process would see one GPU, and Lightning all
     assert "requeue" in options
@@ -179,98 +136,70 @@ def test_what_it_asks_for_fits_together() -> None:
     assert options["job-name"] not in ("bash", "interactive")
 
 
-def test_its_syntax() -> None:
-    subprocess.run(["bash", "-n", SCRIPT], check=True)
-    if shutil.which("shellcheck"):
-        subprocess.run(["shellcheck", SCRIPT], check=True)
-
-
-# ---------------------------------------------------------------- what it does
-
-
-@pytest.mark.parametrize(("status", "again"), [(0, False), (1, False), (137, False), (143, True)])
-def test_only_a_run_that_was_asked_to_end_is_queued_again(
-    cluster: Cluster, status: int, again: bool
+@pytest.mark.parametrize(
+    ("status", "restarts", "again"),
+    [(0, 0, False), (1, 0, False), (137, 0, False), (143, 99, True), (143, 100, False)],
+)
+def test_only_a_run_that_was_asked_to_end_is_queued_again_and_not_for_ever(
+    cluster: Cluster, status: int, restarts: int, again: bool
 ) -> None:
-    result = cluster.run("mocov2_banded", slurm=of_slurm(2, 4), SRUN_STATUS=str(status))
-    assert result.code == status
+    more = {"SRUN_STATUS": str(status), "SLURM_RESTART_COUNT": str(restarts)}
+    assert cluster.run("mocov2_banded", **more) == status
     assert cluster.read("scontrol.txt") == ["requeue 4711"] * again
 
 
 def test_without_a_config_it_says_what_is_missing(cluster: Cluster) -> None:
-    result = cluster.run(slurm=of_slurm(2, 4))
-    assert result.code != 0
-    assert "the name of a config" in result.text
+    assert cluster.run() != 0
+    assert "the name of a config" in "".join(cluster.read("job.txt"))
     assert not cluster.read("srun.txt")
 
 
 def test_a_job_of_its_size_gets_a_config_of_its_size(cluster: Cluster) -> None:
-    options = asked()
-    nodes, tasks = int(options["nodes"]), int(options["ntasks-per-node"])
-    more = ["negatives=hardest_10", "data=imagenet100", "data.train_path=there", "--cfg", "job"]
-    slurm = of_slurm(nodes, tasks) | {"SLURM_CPUS_PER_TASK": options["cpus-per-task"]}
-    result = cluster.run("mocov2_banded", *more, slurm=slurm, SRUN_TASKS="1").ok()
-    (text,) = cluster.tasks()
-    cfg = yaml.safe_load(text[text.index("knn_eval:") :])
-    assert cfg["devices"] == [*range(tasks)], result.text
-    assert cfg["num_nodes"] == nodes
-    assert (cfg["accelerator"], cfg["strategy"]) == ("gpu", "ddp")
-    assert cfg["name"] == slurm["SLURM_JOB_NAME"]
-    assert cfg["auto_resume"] == {"enabled": True, "max_hours": 720}
-    assert cfg["data"]["num_workers"] == int(options["cpus-per-task"]) - 1
-    assert cfg["negatives"] == {"keep": {"band": [0.9, 1.0]}}
-    assert {f"--cpus-per-task={options['cpus-per-task']}", "--kill-on-bad-exit=0"} <= {
-        *cluster.read("srun.txt")
-    }
-
-
-@pytest.mark.full
-def test_its_command_line_trains_on_a_node_of_two_tasks(cluster: Cluster) -> None:
-    result = cluster.run("mocov2_banded", "negatives=all", *TINY, slurm=of_slurm(1, 2)).ok()
-    first, second = cluster.tasks()
-    assert "Backend of the loss:" in first
-    assert "Backend of the loss:" not in second
-    checkpoint = load_checkpoint(only_checkpoint(cluster.folder / "trained_models"))
-    assert checkpoint["global_step"] == 2
-    assert len(checkpoint["solo_hardneg_rng"]) == 2
-    assert checkpoint["state_dict"]["queue_filled"].item() == 32
-    assert "srun` command is available on your system but is not used" not in result.text
+    nodes, tasks = int(asked()["nodes"]), int(asked()["ntasks-per-node"])
+    more = ["negatives=hardest_10", "data=imagenet100"]
+    assert cluster.run("mocov2_banded", *more, nodes=nodes, tasks=tasks, SRUN_STATUS="0") == 0
+    words = cluster.read("srun.txt")
+    assert {"--cpus-per-task=2", "--kill-on-bad-exit=0", "--wait=120"} <= set(words)
+    cfg = composed(words)
+    assert cfg.devices == [*range(tasks)]
+    assert cfg.num_nodes == nodes
+    assert (cfg.accelerator, cfg.strategy) == ("gpu", "ddp")
+    assert cfg.name == "moco-hardest_5-seed5"
+    assert cfg.auto_resume == {"enabled": True, "max_hours": 720}
+    assert cfg.data.num_workers == 1
+    assert OmegaConf.to_container(cfg.negatives) == {"keep": {"band": [0.9, 1.0]}}
 
 
 @pytest.mark.full
 def test_at_its_time_limit_it_saves_and_is_queued_again_and_goes_on(cluster: Cluster) -> None:
     epochs = 8
-    arguments = ["mocov2_banded", "negatives=all", *TINY, f"max_epochs={epochs}"]
-    job = cluster.start(*arguments, slurm=of_slurm(1, 2))
-    end = time.monotonic() + 300
+    arguments = [  # what makes the job's command line one for two processes on a CPU, and small
+        *("mocov2_banded", "negatives=all", "data=digits", "+data.fraction=0.1"),
+        *("accelerator=cpu", "devices=2", "sync_batchnorm=False", "precision=32"),
+        *(f"max_epochs={epochs}", "scheduler.warmup_epochs=0", "+limit_train_batches=2"),
+        *("+limit_val_batches=1", "+enable_progress_bar=False", "optimizer.batch_size=16"),
+        *("method_kwargs.queue_size=32", "method_kwargs.proj_hidden_dim=32"),
+    ]
+    job = cluster.start(*arguments, nodes=1, tasks=2)
     while job.poll() is None and not any("Backend of" in text for text in cluster.tasks()):
-        assert time.monotonic() < end, cluster.tasks()
         time.sleep(0.02)
     for pid in cluster.read("pids.txt")[0].split():
         os.kill(int(pid), signal.SIGTERM)  # which SLURM sends to all tasks, not to the script
-    result = cluster.finish(job)
-    assert result.code == 143, result.text[-3000:]
-    assert "SIGTERM: the run ends after step" in result.text
+    assert job.wait() == 143, cluster.tasks()
+    first, second = cluster.tasks()
+    assert "Backend of the loss:" not in second
+    assert "SIGTERM: the run ends after step" in first
     assert cluster.read("scontrol.txt") == ["requeue 4711"]
     saved = load_checkpoint(only_checkpoint(cluster.folder))["global_step"]
     assert 0 < saved < 2 * epochs
 
-    again = cluster.run(*arguments, slurm=of_slurm(1, 2)).ok()
-    assert "Resuming " in again.text
-    steps = [load_checkpoint(file)["global_step"] for file in cluster.folder.rglob("*.ckpt")]
-    assert sorted(steps) == [saved, 2 * epochs]
+    assert cluster.run(*arguments, nodes=1, tasks=2) == 0, cluster.tasks()
+    assert "Resuming " in cluster.tasks()[0]
+    last = max(cluster.folder.rglob("*.ckpt"), key=lambda file: file.stat().st_mtime_ns)
+    checkpoint = load_checkpoint(last)
+    assert checkpoint["global_step"] == 2 * epochs
+    assert len(checkpoint["solo_hardneg_rng"]) == 2
     assert cluster.read("scontrol.txt") == ["requeue 4711"]
-
-
-@pytest.mark.full
-def test_a_number_of_devices_that_slurm_does_not_give_is_refused(cluster: Cluster) -> None:
-    result = cluster.run(
-        *("mocov2_banded", "negatives=all", *TINY, "devices=3"),
-        slurm=of_slurm(1, 2),
-        SRUN_TASKS="1",
-    )
-    assert result.code == 1
-    assert "You set `devices=3` in Lightning, but the number of tasks per node" in result.text
 
 
 # ---------------------------------------------------------------- the guide
@@ -284,34 +213,16 @@ def commands(program: str) -> list[list[str]]:
     return [line[line.index(program) + 1 :] for line in words if program in line]
 
 
-def test_the_guides_commands_compose(tmp_path: Path) -> None:
-    script = PROJECT / "scripts" / "main_pretrain.py"
+def test_the_guides_commands_compose() -> None:
+    (job,) = commands("sbatch")
+    assert job[1].endswith("scripts/slurm/pretrain.sbatch")
     one_node, sweep, torchrun = commands("main_pretrain.py")
     assert sweep[0] == "--multirun"
-    launcher = dict(
-        word.removeprefix("hydra.launcher.").split("=") for word in sweep if "launcher." in word
-    )
-    single = [w.split(",")[0] if w.startswith("negatives=") else w for w in sweep[1:]]
-    single = [word for word in single if "launcher" not in word]
-    for arguments, nodes in ((one_node, None), (single, 2), (torchrun, 2)):
-        plain = [word for word in arguments if word != "…"]
-        result = run_python(
-            *(script, *plain, "data.train_path=there", "--cfg", "job"),
-            cwd=tmp_path,
-            env={"SOLO_HARDNEG_HOST": "standalone"},
-        ).ok()
-        cfg = yaml.safe_load(result.out[result.out.index("knn_eval:") :])
-        assert cfg["devices"] == [0, 1, 2, 3]
+    for arguments, nodes in ((one_node, None), (sweep, 2), (torchrun, 2)):
+        one_job = [re.sub("^(negatives=[^,]*).*", r"\1", word) for word in arguments]
+        cfg = composed([word for word in one_job if word != "…"])
+        assert cfg.devices == [0, 1, 2, 3]
         assert cfg.get("num_nodes") == nodes
-        assert cfg["strategy"] == "ddp"
-    assert launcher["nodes"] == "2"
-    assert launcher["tasks_per_node"] == launcher["gpus_per_node"] == "4"
-
-
-def test_the_guide_says_what_the_script_does() -> None:
-    (job,) = commands("sbatch")[:1]
-    assert job[1].endswith("scripts/slurm/pretrain.sbatch")
-    assert [word.partition("=")[0] for word in job if word.startswith("--")] == ["--job-name"]
-    for word in ("--wait=120", "auto_resume.enabled=True", "++auto_resume.max_hours=720"):
-        assert word in SCRIPT.read_text()
-    assert "`srun --wait=120`" in GUIDE.read_text()
+        assert cfg.strategy == "ddp"
+    launcher = {word.removeprefix("hydra.launcher.") for word in sweep}
+    assert {"nodes=2", "tasks_per_node=4", "gpus_per_node=4"} <= launcher

@@ -62,43 +62,55 @@ def after_one_epoch(result: Any) -> str:
 
 
 WARM = "scheduler.warmup_epochs=2"
+BY_EPOCH = "+scheduler.interval=epoch"
 STEP = ("scheduler.name=step", "+scheduler.lr_decay_steps=[1,2]")
-LARS = ("optimizer.name=lars",)
+NONE = "scheduler.name=none"
+LR = "optimizer.lr=0.5"
+LR_SAID = "optimizer.lr: 0.001875 there, 0.03125 here"
+ADAMW, LARS = "optimizer.name=adamw", "optimizer.name=lars"
+GROUPS = (
+    "optimizer.classifier_lr=8",
+    "optimizer.weight_decay=0.5",
+    "+optimizer.kwargs.momentum=0.5",
+)
 
 
 @pytest.mark.parametrize(
     ("before", "now", "said"),
     [
-        ([], ["optimizer.lr=0.5"], "optimizer.lr: 0.001875 there, 0.03125 here"),
-        ([WARM], [WARM, "optimizer.lr=0.5"], "optimizer.lr: 0.001875 there, 0.03125 here"),
-        ([], ["optimizer.classifier_lr=8"], "optimizer.classifier_lr: 0.01875 there, 0.5 here"),
-        ([], ["optimizer.weight_decay=0.5"], "optimizer.weight_decay: 0.0001 there, 0.5 here"),
-        ([], ["+optimizer.kwargs.momentum=0.5"], "optimizer.kwargs.momentum: 0.9 there, 0.5 here"),
-        ([], [WARM], "scheduler.warmup_epochs: 0 there, 2 here"),
-        ([], ["+scheduler.min_lr=0.001"], "scheduler.min_lr: 0.0 there, 0.001 here"),
-        ([], ["max_epochs=5"], "max_epochs: 3 there, 5 here"),
-        ([], ["+scheduler.interval=epoch"], "scheduler.interval: step there, epoch here"),
-        ([], STEP, "scheduler.name: warmup_cosine there, step here"),
-        (STEP, [], "scheduler.lr_decay_steps: [1, 2] there, None here"),
-        (STEP, [STEP[0], "+scheduler.lr_decay_steps=[2]"], "lr_decay_steps: [1, 2] there"),
-        (["scheduler.name=none"], [], "scheduler.name: none there, warmup_cosine here"),
-        ([], ["scheduler.name=none"], "scheduler.name: warmup_cosine there, none here"),
         (
-            ["scheduler.name=none"],
-            ["scheduler.name=none", "optimizer.lr=0.5"],
-            "optimizer.lr: 0.001875 there, 0.03125 here",
+            [],
+            [LR, *GROUPS],
+            [
+                *(LR_SAID, "optimizer.classifier_lr: 0.01875 there, 0.5 here"),
+                "optimizer.weight_decay: 0.0001 there, 0.5 here",
+                "optimizer.kwargs.momentum: 0.9 there, 0.5 here",
+            ],
         ),
-        (LARS, [*LARS, "+optimizer.kwargs.eta=0.5"], "optimizer.kwargs.eta: 0.001 there, 0.5 here"),
-        (["optimizer.name=adamw"], ["optimizer.name=adamw", "optimizer.lr=0.5"], "optimizer.lr:"),
-        ([], ["optimizer.batch_size=32"], "optimizer.batch_size: 16 there, 32 here"),
+        ([WARM], [WARM, LR], [LR_SAID]),  # the checkpoint is of the midst of the warm-up
+        (
+            [],
+            [WARM, "+scheduler.min_lr=0.001", "max_epochs=5"],
+            [
+                *("scheduler.warmup_epochs: 0 there, 2 here", "max_epochs: 3 there, 5 here"),
+                "scheduler.min_lr: 0.0 there, 0.001 here",
+            ],
+        ),
+        ([], [BY_EPOCH], ["scheduler.interval: step there, epoch here"]),
+        ([], STEP, ["scheduler.name: warmup_cosine there, step here"]),
+        (STEP, [NONE], ["scheduler.name: step there, none here"]),
+        (STEP, [STEP[0], "+scheduler.lr_decay_steps=[2]"], ["lr_decay_steps: [1, 2] there, [2]"]),
+        ([NONE], [], ["scheduler.name: none there, warmup_cosine here"]),
+        ([NONE], [NONE, LR], [LR_SAID]),
+        ([LARS], [LARS, "+optimizer.kwargs.eta=0.5"], ["optimizer.kwargs.eta: 0.001 there, 0.5 h"]),
+        ([ADAMW], [ADAMW, "optimizer.batch_size=32"], ["optimizer.batch_size: 16 there, 32 here"]),
         # What the checkpoint has stays as it is, and nothing is said.
-        ([], [], ""),
-        (["+scheduler.interval=epoch"], ["+scheduler.interval=epoch"], ""),
-        (STEP, STEP, ""),
+        ([], ["seed=77"], []),
+        ([*STEP, BY_EPOCH], [*STEP, BY_EPOCH], []),
     ],
-)  # fmt: skip
+)
 def test_the_rates_are_those_of_the_run_that_had_them_all_along(
-    train: Callable[..., Any], capsys: Any, before: list[str], now: list[str], said: str
+    train: Callable[..., Any], capsys: Any, before: list[str], now: list[str], said: list[str]
 ) -> None:
     _, expected = train("mocov2_banded", *now)
     first, _ = train("mocov2_banded", *before)
@@ -106,19 +118,19 @@ def test_the_rates_are_those_of_the_run_that_had_them_all_along(
     resumed, found = train("mocov2_banded", *now, after_one_epoch(first))
     assert found == {step: rates for step, rates in expected.items() if step >= STEPS}
     out = capsys.readouterr().out
-    assert said in out
+    assert [text for text in said if text not in out] == []
     assert ("other settings" in out) == bool(said)
+    assert ("seed=77 has no effect" in out) == ("seed=77" in now)
     args = json.loads((resumed.folder / "args.json").read_text())
     stored = json.loads(load_checkpoint(resumed.checkpoint)[settings.KEY])
     assert stored["optimizer.lr"] == args["optimizer"]["lr"]
 
 
-@pytest.mark.parametrize("method", ["simclr_banded", "mocov2plus", "simclr"])
-def test_the_hosts_own_methods_too(train: Callable[..., Any], capsys: Any, method: str) -> None:
+def test_the_hosts_own_methods_too(train: Callable[..., Any], capsys: Any) -> None:
     now = ["optimizer.lr=0.7", "optimizer.weight_decay=0.25"]
-    _, expected = train(method, *now)
-    first, _ = train(method)
-    _, found = train(method, *now, after_one_epoch(first))
+    _, expected = train("simclr", *now)
+    first, _ = train("simclr")
+    _, found = train("simclr", *now, after_one_epoch(first))
     assert found == {step: rates for step, rates in expected.items() if step >= STEPS}
     assert "optimizer.weight_decay: " in capsys.readouterr().out
 
@@ -149,24 +161,26 @@ def test_epochs_of_fewer_steps(train: Callable[..., Any], capsys: Any) -> None:
     assert "steps of an epoch: 4 there, 2 here" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("stored", [True, False])
-@pytest.mark.parametrize("method", ["mocov2_banded", "simclr"])
-def test_another_optimizer_is_refused(train: Callable[..., Any], stored: bool, method: str) -> None:
+@pytest.mark.parametrize(
+    ("stored", "method", "now", "said"),
+    [
+        (True, "mocov2_banded", ADAMW, "optimizer.name: sgd there, adamw here"),
+        (False, "simclr", ADAMW, "optimizer.name: sgd there, adam here"),
+        (
+            *(True, "simclr", "+optimizer.exclude_bias_n_norm_wd=true"),
+            "optimizer.exclude_bias_n_norm_wd: False there, True here",
+        ),
+    ],
+)
+def test_another_optimizer_is_refused(
+    train: Callable[..., Any], stored: bool, method: str, now: str, said: str
+) -> None:
     first, _ = train(method, "max_epochs=1")
     path = first.checkpoint if stored else forget(first.checkpoint)
-    how = f"+resume_from_checkpoint='{path}'"
-    message = rf"{path}: .*\(optimizer\.name: sgd there, adamw? here\)\. Set it as"
-    with pytest.raises(CheckpointError, match=message) as refused:
-        train(method, "optimizer.name=adamw", how)
-    assert "name=" in str(refused.value)
-    assert "auto_resume.enabled=False" in str(refused.value)
-
-
-def test_groups_that_dont_fit_are_refused(train: Callable[..., Any]) -> None:
-    first, _ = train("simclr", "max_epochs=1")
-    how = f"+resume_from_checkpoint='{first.checkpoint}'"
-    with pytest.raises(CheckpointError, match=r"exclude_bias_n_norm_wd: False there, True here"):
-        train("simclr", "+optimizer.exclude_bias_n_norm_wd=true", how)
+    with pytest.raises(CheckpointError) as refused:
+        train(method, now, f"+resume_from_checkpoint='{path}'")
+    for text in (f"{path}: ", f"({said}", "Set it as", "name=", "auto_resume.enabled=False"):
+        assert text in str(refused.value)
 
 
 def forget(path: Path) -> Path:
@@ -180,25 +194,26 @@ def forget(path: Path) -> Path:
 
 COSINE = "one with lr_lambdas"
 MILESTONES = "one with gamma, milestones"
-NONE = ["scheduler.name=none"]
+OF_GROUPS = "of backbone: {} there, {} here".format
 
 
 @pytest.mark.parametrize(
     ("before", "now", "said"),
     [
-        ([], ["optimizer.lr=0.5"], "lr of backbone: 0.001875 there, 0.03125 here"),
-        ([], ["optimizer.weight_decay=0.5"], "weight_decay of backbone: 0.0001 there, 0.5 here"),
-        ([], STEP, f"scheduler.name: {COSINE} there, {MILESTONES} here"),
-        (STEP, [], f"scheduler.name: {MILESTONES} there, {COSINE} here"),
-        (NONE, [], f"scheduler.name: none there, {COSINE} here"),
-        ([], NONE, f"scheduler.name: {COSINE} there, none here"),
-        ([], [], ""),
-        (STEP, STEP, ""),
-        (NONE, NONE, ""),
+        (
+            [],
+            [LR, "optimizer.weight_decay=0.5"],
+            [f"lr {OF_GROUPS(0.001875, 0.03125)}", f"weight_decay {OF_GROUPS(0.0001, 0.5)}"],
+        ),
+        ([], STEP, [f"scheduler.name: {COSINE} there, {MILESTONES} here"]),
+        (STEP, [NONE], [f"scheduler.name: {MILESTONES} there, none here"]),
+        ([NONE], [], [f"scheduler.name: none there, {COSINE} here"]),
+        ([], [], []),
+        (STEP, STEP, []),
     ],
 )
 def test_checkpoints_of_older_versions(
-    train: Callable[..., Any], capsys: Any, before: list[str], now: list[str], said: str
+    train: Callable[..., Any], capsys: Any, before: list[str], now: list[str], said: list[str]
 ) -> None:
     _, expected = train("mocov2_banded", *now)
     first, _ = train("mocov2_banded", *before)
@@ -207,7 +222,7 @@ def test_checkpoints_of_older_versions(
     _, found = train("mocov2_banded", *now, f"+resume_from_checkpoint='{forget(path)}'")
     assert found == {step: rates for step, rates in expected.items() if step >= STEPS}
     out = capsys.readouterr().out
-    assert said in out
+    assert [text for text in said if text not in out] == []
     assert ("other settings" in out) == bool(said)
 
 
@@ -222,9 +237,7 @@ STEPS_AS_WORD = json.dumps(
 )
 
 
-@pytest.mark.parametrize(
-    "value", [3, "nonsense", "[1]", torch.zeros(2), "[" * 10**5, STEPS_AS_WORD]
-)
+@pytest.mark.parametrize("value", [torch.zeros(2), "[1]", "[" * 10**5, STEPS_AS_WORD])
 def test_what_somebody_else_wrote_there_does_no_harm(
     train: Callable[..., Any], value: object
 ) -> None:
@@ -233,11 +246,3 @@ def test_what_somebody_else_wrote_there_does_no_harm(
     torch.save({**load_checkpoint(path), settings.KEY: value}, path.with_name("other.ckpt"))
     how = f"+resume_from_checkpoint='{path.with_name('other.ckpt')}'"
     assert train("simclr", how)[1] == {s: r for s, r in train("simclr")[1].items() if s >= STEPS}
-
-
-def test_another_seed_is_said_to_have_no_effect(train: Callable[..., Any], capsys: Any) -> None:
-    first, _ = train("mocov2_banded")
-    train("mocov2_banded", "seed=77", after_one_epoch(first))
-    out = capsys.readouterr().out
-    assert "seed=77 has no effect" in out
-    assert "other settings" not in out
