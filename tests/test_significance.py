@@ -47,6 +47,7 @@ def test_the_interval_ends_where_p_is_five_percent(one: list[float], other: list
         assert welch(one, other, margin=-end) == pytest.approx(0.05, abs=1e-6)
 
 
+# 6 s, in which statsmodels is imported
 @given(st.lists(st.floats(0, 1) | st.just(math.nan), max_size=8))
 def test_holm_in_plain_loops(values: list[float]) -> None:
     known = sorted(p for p in values if not math.isnan(p))

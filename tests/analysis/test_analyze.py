@@ -337,14 +337,6 @@ def test_a_diverged_encoder_is_refused(run: Callable[..., Path]) -> None:
         analyze([path], SMALL)
 
 
-def test_a_folder_that_cannot_be_written_to_is_named(
-    run: Callable[..., Path], tmp_path: Path
-) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(DataError, match=r"file.*can't be written.*Set out=... to a folder"):
-        analyze([run("a")], [*SMALL, f"out={tmp_path}/file"])
-
-
 # ---------------------------------------------------------------------- the command
 
 
@@ -360,9 +352,3 @@ def test_the_command_prints_a_table_and_where_everything_lies(
     assert f"{hard:.1%} / {easy:.1%}" in done.output
     assert "- / -" in done.output  # depth
     assert f"Written: {path.parent}/analysis/summary.md" in done.output
-
-
-def test_the_command_ends_in_one_line_where_something_is_wrong(run: Callable[..., Path]) -> None:
-    done = CliRunner().invoke(app, ["analyze", str(run("a")), "queries=0"])
-    assert isinstance(done.exception, SystemExit)
-    assert done.exception.code == "ConfigError: queries=0: must be a whole number, at least 1."

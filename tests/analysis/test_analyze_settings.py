@@ -120,14 +120,6 @@ def test_views_are_those_of_a_config_with_references(tmp_path: Path, views: str)
         pipelines()
 
 
-def test_which_vectors_are_compared() -> None:
-    assert results._compared({"projector": False}) == "features of the backbone"
-    assert results._compared({"projector": True}) == "outputs of the projector"
-    assert results._compared({"projector": True, "predicted": "queries"}) == (
-        "outputs of the projector, the queries through the predictor"
-    )
-
-
 # ---------------------------------------------------------------------- words
 
 

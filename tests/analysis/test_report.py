@@ -31,7 +31,7 @@ from made_up_runs import (
 from typer.testing import CliRunner
 
 from solo_hardneg.analysis import report as module
-from solo_hardneg.analysis.report import write
+from solo_hardneg.analysis.report import report, write
 from solo_hardneg.cli import app
 from solo_hardneg.errors import ConfigError, DataError
 
@@ -80,7 +80,7 @@ class Page(HTMLParser):
         return [dict(zip(names, row, strict=True)) for row in rows]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module")  # 6 s: the one report of these tests whose figures are drawn
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a report on eight runs in four groups, all of its figures drawn."""
     root = tmp_path_factory.mktemp("golden")
@@ -177,7 +177,7 @@ def test_each_test_is_named_where_it_stands(made: Path) -> None:
 
 def test_with_nothing_but_configs(tmp_path: Path) -> None:
     write_args(tmp_path / "a" / "b", changed(MOCO, data__dataset="digits"))
-    page = Page(write([tmp_path], tmp_path / "out").html)
+    page = Page(report([tmp_path], tmp_path / "out"))
     assert not page.all("img")
     assert [a["id"] for a in page.all("section")] == [
         *("accuracy", "runs", "words", "missing", "made")

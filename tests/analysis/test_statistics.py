@@ -295,23 +295,6 @@ def test_difficulty_is_ranked_before_the_policy():
         assert torch.equal(means[key], everything[key])
 
 
-def test_a_planted_class_structure_is_found():
-    """The hardest tenth of each query's negatives are of its class, and no others."""
-    negatives = torch.arange(200)
-    labels = negatives % 10
-    query_labels = torch.arange(10)
-    same = labels[None, :] == query_labels[:, None]
-    similarity = torch.rand(10, 200, generator=torch.Generator().manual_seed(6)) * 0.5
-    pool = full_pool(similarity + 0.5 * same, query_labels=query_labels, labels=labels)
-    depths = 3 + 4 * torch.eye(10)
-    means = means_of(summarize(pool, 0.1, 10, depths))
-    assert means["percentile", "same_class"].tolist() == [0] * 9 + [1]
-    assert means["percentile", "depth"].tolist() == [3] * 9 + [7]
-    assert float(means["scalar", "same_class/hardest_5"]) == 1
-    assert float(means["scalar", "same_class/easiest_95"]) == pytest.approx(10 / 190)
-    assert float(means["scalar", "depth/easiest_95"]) == pytest.approx(3 + 4 * 10 / 190)
-
-
 def test_unknown_classes_count_nowhere_and_no_labels_leave_them_out():
     similarity = torch.tensor([[0.1, 0.2, 0.3, 0.4]])
     known = {"query_labels": torch.tensor([2]), "labels": torch.tensor([2, -1, 2, 0])}

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -104,14 +105,8 @@ def test_the_table(eight: Summary) -> None:
 
 def test_p_values_are_corrected_for_the_groups_that_are_compared(tmp_path: Path) -> None:
     """Two groups against one: Holm doubles the smaller p, and the larger stays."""
-    seeds = {5: (60.0, 56.0, 59.0), 6: (61.0, 57.0, 62.0), 7: (60.5, 56.5, 58.5)}
-    policies = ({}, HARDEST, {"keep": {"band": [0.9, 1.0]}})
-    for seed, accuracies in seeds.items():
-        for number, (policy, accuracy) in enumerate(zip(policies, accuracies, strict=True)):
-            folder = tmp_path / f"{number}-{seed}"
-            write_args(folder, changed(MOCO, seed=seed, negatives=policy, max_epochs=1))
-            write_metrics(folder, [accuracy])
-    summary = summary_of(tmp_path)
+    seeds = ((60.0, 61.0, 60.5), (56.0, 57.0, 56.5), (59.0, 62.0, 58.5))
+    summary = write_seeds(tmp_path, *seeds)
     hard, ten = (row(summary, f"MoCo v2: hardest_{n}").differences["online"] for n in (5, 10))
     assert hard.p < 0.05 < ten.p
     assert hard.p_holm == pytest.approx(2 * hard.p)
@@ -168,8 +163,6 @@ def test_linear_evaluations_of_different_settings_are_noted(tmp_path: Path) -> N
 
 def test_sampling_noise_by_trial() -> None:
     """Two models of 90 %, on 360 images each: how far do 95 of 100 pairs lie apart?"""
-    import numpy as np
-
     history = pd.DataFrame({"epoch": [0], "metric": ["val_acc1"], "value": [90.0]})
     args = changed(MOCO, data__dataset="digits")
     (one,) = group([Run(Path("a/b"), args, history)], [])
@@ -199,6 +192,17 @@ def test_what_stands_out(eight: Summary) -> None:
     assert "Larger than that, for this seed: SimCLR: sscl (+3.0)." in text
 
 
+def write_seeds(root: Path, *accuracies: tuple[float, ...]) -> Summary:
+    """Groups on all negatives, the hardest 5 % and 10 %, with these accuracies of their seeds."""
+    policies = ({}, HARDEST, {"keep": {"band": [0.9, 1.0]}})
+    for number, values in enumerate(accuracies):
+        for seed, value in enumerate(values):
+            args = changed(MOCO, seed=seed, negatives=policies[number], max_epochs=1)
+            args = changed(args, data__dataset="cifar10")
+            write_metrics(write_args(root / "m" / f"{number}-{seed}", args), [value])
+    return summary_of(root)
+
+
 @pytest.mark.parametrize(
     ("accuracies", "expected"),
     [
@@ -210,12 +214,7 @@ def test_what_stands_out(eight: Summary) -> None:
 def test_no_more_is_said_than_the_numbers_bear(
     tmp_path: Path, accuracies: tuple[tuple[float, ...], ...], expected: str
 ) -> None:
-    for values, negatives in zip(accuracies, ({}, HARDEST), strict=True):
-        for seed, value in enumerate(values):
-            args = changed(MOCO, seed=seed, negatives=negatives, data__dataset="cifar10")
-            run = write_args(tmp_path / "mocov2" / f"{bool(negatives)}{seed}", args)
-            write_linear(tmp_path, run, value, "cifar10")
-    text = " ".join(findings.sentences(summary_of(tmp_path), {}))
+    text = " ".join(findings.sentences(write_seeds(tmp_path, *accuracies), {}))
     assert expected in text
     assert "p < 0.001" not in text
 
@@ -253,17 +252,20 @@ def test_runs_that_have_not_finished_make_no_headline(tmp_path: Path) -> None:
     assert numbers(summary)["unfinished"].tolist() == ["", "3 of 4 epochs"]
 
 
-def test_nothing_is_compared_to_a_baseline_that_has_not_finished(tmp_path: Path) -> None:
-    said = findings.sentences(write_groups(tmp_path, {"all": 3, "hard": 4}), {})
-    assert "Nothing can be compared" in said[1]
-    assert "not compared here: MoCo v2: all (3 of 4 epochs)." in said[2]
-
-
-def test_an_unfinished_linear_evaluation_leaves_the_online_accuracy(tmp_path: Path) -> None:
-    summary = write_groups(tmp_path, {"all": 4, "hard": 4}, linear_epochs=1)
-    text = " ".join(findings.sentences(summary, {}))
-    assert "The highest online accuracy" in text
-    assert "MoCo v2: hardest_5 (linear evaluation: 1 of 2 epochs)." in text
+@pytest.mark.parametrize(
+    ("epochs", "linear_epochs", "expected"),
+    [
+        ({"all": 3, "hard": 4}, 2, "not compared here: MoCo v2: all (3 of 4 epochs)."),
+        ({"all": 4, "hard": 4}, 1, "MoCo v2: hardest_5 (linear evaluation: 1 of 2 epochs)."),
+        ({"all": 4, "hard": 4}, 1, "The highest online accuracy"),
+        ({"hard": 3}, 2, "No accuracy is known of a finished run."),
+    ],
+)
+def test_nothing_is_compared_to_what_has_not_finished(
+    tmp_path: Path, epochs: dict[str, int], linear_epochs: int, expected: str
+) -> None:
+    summary = write_groups(tmp_path, epochs, linear_epochs)
+    assert expected in " ".join(findings.sentences(summary, {}))
 
 
 def test_seeds_that_have_finished_count_alone(tmp_path: Path) -> None:
@@ -274,11 +276,6 @@ def test_seeds_that_have_finished_count_alone(tmp_path: Path) -> None:
     (note,) = summary.notes
     assert note.where == "mocov2/hard2"
     assert note.text.startswith("not counted beside seeds that have finished: linear, ")
-
-
-def test_no_finished_run_at_all(tmp_path: Path) -> None:
-    said = findings.sentences(write_groups(tmp_path, {"hard": 3}), {})
-    assert said[1] == "No accuracy is known of a finished run."
 
 
 def test_the_end_of_training_is_that_of_finished_runs(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from made_up_runs import MOCO, changed, write_args, write_metrics, write_records
 
-from solo_hardneg.analysis import distributions, plots, timelines, words
+from solo_hardneg.analysis import distributions, plots, timelines
 from solo_hardneg.analysis.courses import EDGES, Course, course, over_epochs, unlike
 from solo_hardneg.analysis.records import Rows
 from solo_hardneg.analysis.runs import find
@@ -219,13 +219,7 @@ def test_images_in_a_queue_are_not_told_from_their_ages(one: Course, tmp_path: P
     for name, mine, other in (("images", "SimCLR", "MoCo"), ("images_in_queue", "MoCo", "SimCLR")):
         assert f"{mine}: 60 images" in made[name].alt
         assert other not in made[name].alt
-    queued = made["images_in_queue"]
-    assert "chance" not in queued.alt
-    assert "(if all images and ages were alike: " in queued.alt
-    mixed = "ages and images mixed"
-    assert mixed in " ".join(queued.figure.get_suptitle().split())
-    assert queued.alt.startswith(f"How often images in the queue are hard ({mixed})")
-    assert "figure 6 of solo-hardneg analyze" in words.CAPTIONS["images_in_queue"]
+    assert "chance" not in made["images_in_queue"].alt
     assert "(by chance: " in made["images"].alt
     lines = [made[name].figure.axes[0].patches[0] for name in ("images", "images_in_queue")]
     colours = [line.get_edgecolor() for line in lines]
