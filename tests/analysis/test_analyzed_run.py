@@ -10,6 +10,7 @@ from solo_hardneg.analysis.analyze import analyze
 from solo_hardneg.standalone.run import pretrain
 
 
+# 4 s: a run is trained, and its images embedded.
 def test_an_untrained_network_finds_like_digits_alike(tmp_path: Path) -> None:
     small = [
         *("data=digits", "max_epochs=1", "++limit_train_batches=2", "++limit_val_batches=1"),

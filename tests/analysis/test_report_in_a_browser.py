@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module")  # 9 s: a browser loads real pictures only
+@pytest.fixture(scope="module")  # 11 s: a browser loads real pictures only
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report on usual runs, on one with long names, and on hostile ones."""
     root = tmp_path_factory.mktemp("report")

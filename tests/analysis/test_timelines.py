@@ -133,6 +133,7 @@ def test_every_figure_says_in_numbers_what_it_shows(one: Course, tmp_path: Path)
         assert text in made[name].alt
 
 
+# 4 s: the warnings come when a figure is drawn.
 def test_figures_are_drawn_without_a_warning_on_both_grounds(one: Course) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

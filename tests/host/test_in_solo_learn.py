@@ -108,7 +108,7 @@ def dali(hardest: list[str], folder: Path) -> list[str]:
     ]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module")  # 40 s: fifteen programs, and solo-learn's imports
 def programs(
     solo_learn: Path, small: list[str], hardest: list[str], images: Images, outputs: Path
 ) -> dict[str, Result]:

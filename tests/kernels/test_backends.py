@@ -213,7 +213,7 @@ def test_the_chunked_backend_gathers_only_what_is_little(
 
 
 def test_nothing_is_imported_before_it_is_chosen() -> None:
-    """Needs a process of its own, which imports PyTorch and, if no run before has, compiles."""
+    """8 s: a process of its own, which imports PyTorch and, if no run before has, compiles."""
     code = (
         "import sys, torch, solo_hardneg.losses, solo_hardneg.methods\n"
         "from solo_hardneg.losses import mocov2plus_loss_func as loss\n"

@@ -38,7 +38,7 @@ outside = pytest.mark.skipif(INTERPRETED, reason="not in the interpreter")
 @outside
 @NEW
 def test_in_the_interpreter(request: pytest.FixtureRequest) -> None:
-    """Takes its seconds in another process; the interpreter is slow, so most of it is full."""
+    """12 s in another process: nothing else runs Triton's kernels without a GPU; most are full."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     if request.config.getoption("--all"):
         command.append("--all")

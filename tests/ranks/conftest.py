@@ -12,7 +12,7 @@ from gloo_pool import GlooPool
 def pool(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[GlooPool]:
-    """Two ranks; with ``--all`` four, too."""
+    """Two ranks; with ``--all`` four, too. They take 5 s to start, of which most are imports."""
     made = GlooPool(request.param, tmp_path_factory.mktemp("ranks"))
     yield made
     made.close()

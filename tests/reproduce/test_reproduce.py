@@ -77,7 +77,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
         time.sleep(0.1)
 
 
-# Two rows are trained and evaluated: the way from the command to the page, in one process.
+# 7 s, two rows trained and evaluated: the way from the command to the page, in one process.
 def test_a_grid_in_this_process_to_its_table_and_page(
     mine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

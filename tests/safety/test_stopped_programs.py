@@ -70,7 +70,7 @@ def standalone(*more: object) -> list[object]:
     ]
 
 
-# Seven seconds, most of them imports: only a process of its own has an exit status, and a loader's
+# 11 s, most of them imports: only a process of its own has an exit status, and a loader's
 # worker that the signal reaches.
 def test_all_processes_of_a_job_get_it_as_from_a_cluster(tmp_path: Path, start: Start) -> None:
     steps, quick = 89, "{img_size: 8, patch_size: 4, depth: 1, embed_dim: 8, num_heads: 2}"
