@@ -4,7 +4,6 @@
     nox -s "tests(pinned)" -- FILES      the tests on solo-learn's pinned stack; FILES go to pytest
     nox -s "install(wheel)"              the wheel in an empty environment
     nox -s table                         only the table, of the results that there are
-    REUSE=1 nox ...                      takes .venv-test and .venv-pinned as they are
 
 The environments of the tests are those of scripts/test. Those of the installations are made anew,
 take 6 GB each, and are removed when they are done with; KEEP=1 keeps them.
@@ -64,13 +63,9 @@ def tests(session: nox.Session, stack: str) -> None:
     report.unlink(missing_ok=True)
     arguments = [*(session.posargs or ["--all"]), f"--junitxml={report}"]
     python = PROJECT / STACKS[stack] / "bin" / "python"
-    if os.environ.get("REUSE") and python.is_file():
-        command = [str(python), "-m", "pytest", "-n", "2", "--dist", "loadfile", *arguments]
-        session.run(*command, external=True, success_codes=range(256))
-    else:
-        env = {"STACK": stack}
-        command = "scripts/test"
-        session.run(command, *arguments, env=env, external=True, success_codes=range(256))
+    session.run(
+        "scripts/test", *arguments, env={"STACK": stack}, external=True, success_codes=range(256)
+    )
     if not report.is_file():
         session.error(f"{report} wasn't written: the tests didn't get to their end")
     found = counts(report.read_text(encoding="utf-8"))
