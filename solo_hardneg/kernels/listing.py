@@ -38,7 +38,7 @@ def listing_of(problem: Problem) -> Listing | None:
     if problem.hardest:
         if hole.past < width:
             return None
-        first = max(0, hole.first - problem.hardest)
+        first = hole.first - problem.hardest
     return Listing(first, hole.past, hole, True) if hole.past - first <= _most(width) else None
 
 

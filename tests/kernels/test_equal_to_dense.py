@@ -14,7 +14,7 @@ from torch import Tensor
 
 from solo_hardneg.errors import ConfigError
 from solo_hardneg.losses import mocov2plus_loss_func
-from solo_hardneg.negatives import build
+from solo_hardneg.negatives import TooFewNegativesError, build
 from solo_hardneg.negatives.pool import Pool
 from solo_hardneg.negatives.weigh import Reweight
 
@@ -54,6 +54,13 @@ def test_bands_of_many_shapes_ties_and_layouts(backend: str, config: dict[str, A
         found = moco_loss(backend, config, tensors, scale=scale)
         found.same_as(moco_loss("dense", config, tensors, scale=scale))
         assert found.kept.backend == backend
+
+
+@EACH_BACKEND
+def test_a_band_that_leaves_too_few_to_mix(backend: str) -> None:
+    config = {"keep": {"band": [0.5, 1.0]}, "mix": {"hardest": 51, "pairs": 4}}
+    with pytest.raises(TooFewNegativesError, match="hardest=51: there are only M=50 "):
+        moco_loss(backend, config, moco(3, 100, 4))
 
 
 @EACH_BACKEND

@@ -41,6 +41,14 @@ def test_many_tiles_and_a_sample(
     assert torch.get_num_threads() == 2
 
 
+@named({k: BANDS[k] for k in ("all", "middle", "without the hardest")})
+def test_many_blocks_of_many_parts(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numba_cpu, "_KEPT", 1)  # 512 queries in a block
+    monkeypatch.setattr(numba_cpu, "_AT_ONCE", 1)  # 32 of them in a part
+    tensors = moco(1100, 80, 4)
+    moco_loss("numba", config, tensors).same_as(moco_loss("dense", config, tensors))
+
+
 @named({k: BANDS[k] for k in ("middle", "without the hardest")})
 @pytest.mark.parametrize("kind", ["misleading", "too high", "too low", "all equal"])
 def test_a_bracket_that_fails_changes_nothing(

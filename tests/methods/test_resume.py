@@ -230,6 +230,19 @@ def test_a_default_that_has_changed_is_named(monkeypatch: pytest.MonkeyPatch) ->
     assert "there" not in text.partition(")")[0]
 
 
+@pytest.mark.parametrize("set_there", [True, False])
+def test_what_was_set_is_not_called_a_default(
+    set_there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = {"share": 0.5, "label": "same"} | ({"power": 3.0} if set_there else {})
+    here = {"share": 0.5} | ({} if set_there else {"power": 3.0})
+    checkpoint = written(FirstRelease, monkeypatch, there)
+    now = identity(OtherDefaults, monkeypatch, here)
+    with pytest.raises(CheckpointError, match=r"\(negatives: .* there, .* here\)") as refused:
+        fingerprint.verify(checkpoint, *now)
+    assert "its default was" not in str(refused.value)
+
+
 @pytest.mark.parametrize(("wants", "same"), [({}, True), ({"count": 3}, False)])
 def test_a_checkpoint_without_defaults_and_a_verb_that_has_gained_arguments(
     monkeypatch: pytest.MonkeyPatch, wants: Any, same: bool
