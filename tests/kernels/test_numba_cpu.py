@@ -190,6 +190,42 @@ def test_the_hardest_in_order_ties_by_column(values: list[float], data: st.DataO
     assert places[0].tolist() == expected[:number]
 
 
+@given(st.data())
+def test_what_is_kept_of_a_list(data: st.DataObject) -> None:
+    """A list holds ranks [before, before + size), at least [first, past), in the order of columns.
+
+    The ranks [start, end) among [first, past) are kept, or all others of the list.
+    """
+    width = data.draw(st.integers(1, 90), "candidates")
+    similarity = data.draw(st.permutations(range(width)), "ranks by column")
+    bounds = st.integers(0, width)
+    before, first, start, end, past, until = sorted(data.draw(bounds) for _ in range(6))
+    inside = data.draw(st.booleans(), "inside")
+    values = np.array(similarity, np.float32)
+    bits = values.view(np.uint32)
+    listed = [c for c in range(width) if before <= similarity[c] < until]
+    keys = np.zeros((1, width), np.uint64)
+    keys[0, : len(listed)] = [numba_loops.key_of(bits[c], np.uint32(c)) for c in listed]
+    found_columns, found = np.empty((1, width), np.int32), np.empty((1, width), np.float32)
+    sizes, below = np.array([len(listed)]), np.array([before])
+    ranks = first, past, start, end, inside
+    assert numba_loops.kept(keys, sizes, below, *ranks, found_columns, found) == 0
+    kept = [c for c in listed if (start <= similarity[c] < end) == inside]
+    assert found_columns[0, : len(kept)].tolist() == kept
+    assert found[0, : len(kept)].tolist() == [similarity[c] for c in kept]
+    assert (found[0, len(kept) :] == -np.inf).all()
+    assert (found_columns[0, len(kept) :] > width).all()
+
+
+def test_synthetic_ones_of_vectors_of_any_length() -> None:
+    query, key, queue = moco(9, 200, 6)
+    tensors = 0.3 * query, key, queue * torch.linspace(0.5, 3, 200)
+    config = {"mix": {"hardest": 50, "pairs": 30, "queries": 20}}
+    moco_loss("numba", config, tensors, tau=2.0).same_as(
+        moco_loss("dense", config, tensors, tau=2.0)
+    )
+
+
 def test_pairs_that_nearly_cancel(threads: None) -> None:
     """‖α·nₐ + (1-α)·n_b‖ near 0 has as many digits as the dense way's."""
     direction = unit(1, 24)
