@@ -40,11 +40,6 @@ class Candidates(ABC):
     query_indexes: Tensor | None = None
     indexes: Tensor | None = None
 
-    @property
-    @abstractmethod
-    def all_are_negatives(self) -> bool:
-        """Whether every candidate is a negative of every query, before any policy."""
-
     @abstractmethod
     def pool(self, similarity: Tensor, rows: slice = ALL) -> Pool:
         """The pool of some queries (n,), from their similarities (n, M), before any policy."""
@@ -97,6 +92,7 @@ class QueueCandidates(Candidates):
 
     @property
     def all_are_negatives(self) -> bool:
+        """Whether every key is a negative of every query, before any policy."""
         return self.queue_size is None or self.queue_size >= len(self.vectors)
 
     def pool(self, similarity: Tensor, rows: slice = ALL) -> Pool:
@@ -129,10 +125,6 @@ class BatchCandidates(Candidates):
     all_images: Tensor
     sizes: Tensor
     count: int | None
-
-    @property
-    def all_are_negatives(self) -> bool:
-        return False
 
     def same(self, rows: slice = ALL) -> Tensor:
         """(n, M) bool, which candidates are of the query's image, itself included."""

@@ -84,6 +84,8 @@ def test_lengths_that_do_not_go_together() -> None:
     query, key, queue = moco()
     with pytest.raises(ConfigError, match=r"queue \(37, 7\): must be"):
         mocov2plus_loss_func(query, key, queue.T)
+    with pytest.raises(ConfigError, match=r"query \(1, 5, 7\), key \(1, 5, 7\)"):
+        mocov2plus_loss_func(query[None], key[None], torch.cat([queue, queue])[:5])
     for name, count in (("query_labels", 5), ("queue_labels", 37), ("queue_age", 37)):
         wrong = torch.zeros(count + 1).long()
         with pytest.raises(ConfigError, match=rf"^{name} \({count + 1},\): must be \({count},\)"):

@@ -179,7 +179,9 @@ def test_minus_zero_is_zero() -> None:
 
 
 @given(
-    st.lists(st.sampled_from([-2.0, -0.5, -0.0, 0.0, 1e-30, 0.25, 0.5, 7.0]), min_size=1), st.data()
+    st.lists(st.sampled_from([-2.0, -0.5, -0.0, 0.0, 1e-30, 0.25, 0.5, 7.0]), min_size=1)
+    | st.lists(st.integers(0, 999).map(lambda i: 0.5 + i * 2.0**-24), min_size=1, max_size=60),
+    st.data(),
 )
 def test_the_hardest_in_order_ties_by_column(values: list[float], data: st.DataObject) -> None:
     number = data.draw(st.integers(1, len(values)))
@@ -196,7 +198,7 @@ def test_what_is_kept_of_a_list(data: st.DataObject) -> None:
 
     The ranks [start, end) among [first, past) are kept, or all others of the list.
     """
-    width = data.draw(st.integers(1, 90), "candidates")
+    width = data.draw(st.integers(1, 9) | st.integers(1, 90), "candidates")
     similarity = data.draw(st.permutations(range(width)), "ranks by column")
     bounds = st.integers(0, width)
     before, first, start, end, past, until = sorted(data.draw(bounds) for _ in range(6))
