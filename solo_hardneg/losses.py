@@ -76,7 +76,7 @@ def mocov2plus_loss_func(
             the backend can't be had.
     """
     _check_temperature(temperature)
-    if query.ndim != 2 or query.shape != key.shape or queue.shape[:1] != query.shape[1:]:
+    if query.shape != key.shape or queue.shape[:1] != query.shape[1:]:
         raise ConfigError(
             f"query {tuple(query.shape)}, key {tuple(key.shape)}, queue {tuple(queue.shape)}: "
             "must be (N, D), (N, D) and (D, M). The queue holds one key per column."

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch import LightningModule
 
-from solo_hardneg.methods.queue import QueueOfKeys
+from solo_hardneg.methods.queue import QueueOfKeys, digest
 from solo_hardneg.negatives.retain import Retain
 
 Maker = Callable[..., Any]
@@ -326,3 +326,17 @@ def test_a_queue_can_be_pickled() -> None:
     assert (again.filled, again.numbers) == (5, queue.numbers)
     again.load_state_dict({**queue.state_dict(), "queue_filled": torch.tensor([3])})
     assert again.filled == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
+def test_a_digest_knows_each_bit_and_its_slot(dtype: torch.dtype) -> None:
+    queue = torch.randn(7, 300).mul(1e3).to(dtype)
+    before = digest(queue)
+    assert before == digest(queue.clone()) == digest(queue.flip(0))  # of slots, not of dimensions
+    for slot in (0, 150, 298):
+        swapped = queue.clone()
+        swapped[:, [slot, slot + 1]] = queue[:, [slot + 1, slot]]
+        assert digest(swapped) != before
+        changed = queue.clone()
+        changed.view(torch.int16)[3, slot * queue.element_size() // 2] ^= 1
+        assert digest(changed) != before
