@@ -214,10 +214,8 @@ def kept(keys, sizes, below, listed, past_listed, named, past_named, inside, col
         elif low > 0:
             part(scratch, 0, size, low)
             lower = scratch[low]
-        if high <= 0:
-            upper = uint64(0)
-        elif high < size:
-            part(scratch, max(low, 0), size, high)
+        if high < size:
+            part(scratch, low, size, high)
             upper = scratch[high]
         number = 0
         for i in range(size):

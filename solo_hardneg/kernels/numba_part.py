@@ -154,15 +154,17 @@ def add_weighted(vectors: Tensor, summed: Sequence[tuple[Tensor, Tensor]], pulle
     ``summed`` are pairs of columns (n, k), in ascending order, and weights (n, k).
     """
     summed = [(columns, weights) for columns, weights in summed if columns.shape[1]]
-    by_key = vectors.is_contiguous()
-    dimensions = None if by_key else vectors.T.contiguous()  # nothing to do in a host's layout
-    room = None if by_key else np.empty((_CANDIDATES, vectors.shape[1]), np.float32)
+    turned = None
+    if not vectors.is_contiguous():
+        room = np.empty((_CANDIDATES, vectors.shape[1]), np.float32)
+        turned = vectors.T.contiguous(), room  # nothing to do in a host's layout
     cursors = [np.zeros(len(pulled), np.int64) for _ in summed]
     for start in range(0, len(vectors) if summed else 0, _CANDIDATES):
         end = min(start + _CANDIDATES, len(vectors))
-        if dimensions is None or room is None:
+        if turned is None:
             tile = vectors[start:end].numpy()
         else:
+            dimensions, room = turned
             tile = room[: end - start]
             summing.turn(dimensions[:, start:end].numpy(), tile)
         for (columns, weights), cursor in zip(summed, cursors, strict=True):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations_with_replacement
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -186,37 +188,49 @@ def test_minus_zero_is_zero() -> None:
 def test_the_hardest_in_order_ties_by_column(values: list[float], data: st.DataObject) -> None:
     number = data.draw(st.integers(1, len(values)))
     row = np.array([values], np.float32) + np.float32(0)  # -0 is 0
-    places = np.empty((1, number), np.int32)
-    numba_loops.order(row, places)
     expected = sorted(range(len(values)), key=lambda i: (row[0, i], i), reverse=True)
-    assert places[0].tolist() == expected[:number]
+    # Not compiled, what lies outside an array is an error.
+    for order in (numba_loops.order, numba_loops.order.py_func):
+        places = np.empty((1, number), np.int32)
+        order(row, places)
+        assert places[0].tolist() == expected[:number]
 
 
-@given(st.data())
-def test_what_is_kept_of_a_list(data: st.DataObject) -> None:
-    """A list holds ranks [before, before + size), at least [first, past), in the order of columns.
+def anything(shape: Any, dtype: Any) -> np.ndarray:
+    """What fresh memory may hold."""
+    array = np.empty(shape, dtype)
+    array.view(np.uint8).fill(0xFF)
+    return array
 
-    The ranks [start, end) among [first, past) are kept, or all others of the list.
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_what_is_kept_of_a_list(inside: bool) -> None:
+    """A list holds ranks [before, until), at least [first, past), in the order of columns.
+
+    The ranks [start, end) among [first, past) are kept, or all others of the list. Not compiled,
+    as there what lies outside an array is an error.
     """
-    width = data.draw(st.integers(1, 9) | st.integers(1, 90), "candidates")
-    similarity = data.draw(st.permutations(range(width)), "ranks by column")
-    bounds = st.integers(0, width)
-    before, first, start, end, past, until = sorted(data.draw(bounds) for _ in range(6))
-    inside = data.draw(st.booleans(), "inside")
-    values = np.array(similarity, np.float32)
-    bits = values.view(np.uint32)
-    listed = [c for c in range(width) if before <= similarity[c] < until]
-    keys = np.zeros((1, width), np.uint64)
-    keys[0, : len(listed)] = [numba_loops.key_of(bits[c], np.uint32(c)) for c in listed]
-    found_columns, found = np.empty((1, width), np.int32), np.empty((1, width), np.float32)
-    sizes, below = np.array([len(listed)]), np.array([before])
-    ranks = first, past, start, end, inside
-    assert numba_loops.kept(keys, sizes, below, *ranks, found_columns, found) == 0
-    kept = [c for c in listed if (start <= similarity[c] < end) == inside]
-    assert found_columns[0, : len(kept)].tolist() == kept
-    assert found[0, : len(kept)].tolist() == [similarity[c] for c in kept]
-    assert (found[0, len(kept) :] == -np.inf).all()
-    assert (found_columns[0, len(kept) :] > width).all()
+    width = 5
+    similarity = [3, 0, 4, 1, 2]  # by column; their ranks, too
+    bits = np.array(similarity, np.float32).view(np.uint32)
+    python = numba_loops.kept.py_func
+    names = {**python.__globals__, "np": SimpleNamespace(**vars(np) | {"empty": anything})}
+    not_compiled = FunctionType(python.__code__, names)
+    bounds = combinations_with_replacement(range(width + 1), 6)
+    for before, first, start, end, past, until in bounds:
+        listed = [c for c in range(width) if before <= similarity[c] < until]
+        keys = anything((1, width), np.uint64)
+        keys[0, : len(listed)] = [numba_loops.key_of(bits[c], np.uint32(c)) for c in listed]
+        columns, values = anything((1, width), np.int32), anything((1, width), np.float32)
+        lists = keys, np.array([len(listed)]), np.array([before])
+        ranks = first, past, start, end, inside
+        for kept in (numba_loops.kept, not_compiled):
+            assert kept(*lists, *ranks, columns, values) == 0
+            expected = [c for c in listed if (start <= similarity[c] < end) == inside]
+            assert columns[0, : len(expected)].tolist() == expected
+            assert values[0, : len(expected)].tolist() == [similarity[c] for c in expected]
+            assert (values[0, len(expected) :] == -np.inf).all()
+            assert (columns[0, len(expected) :] > width).all()
 
 
 def test_synthetic_ones_of_vectors_of_any_length() -> None:
