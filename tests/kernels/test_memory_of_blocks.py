@@ -9,7 +9,7 @@ from solo_hardneg.kernels import chunked, numba_cpu
 from solo_hardneg.kernels.listing import Listing
 from solo_hardneg.kernels.problem import Problem, Ranks
 
-QUERIES, CANDIDATES = 8192, 50_000
+QUERIES, CANDIDATES = 8192, 10_000
 
 
 def problem(device: str = "cpu") -> Problem:
