@@ -197,7 +197,7 @@ def kept(keys, sizes, below, listed, past_listed, named, past_named, inside, col
     """
     capacity, width = keys.shape[1], columns.shape[1]
     scratch = np.empty(capacity, np.uint64)
-    found_columns, found_bits = np.empty(capacity + 1, np.int32), np.empty(capacity + 1, np.uint32)
+    found_columns, found_bits = np.empty(capacity, np.int32), np.empty(capacity, np.uint32)
     bits = values.view(np.uint32)
     missed = 0
     for query in range(len(keys)):
@@ -241,7 +241,7 @@ def order(values, places):
     width, number = values.shape[1], places.shape[1]
     bits = values.view(np.uint32)
     keys, scratch = np.empty(width, np.uint64), np.empty(width, np.uint64)
-    one, other = np.empty(width + 1, np.uint64), np.empty(width + 1, np.uint64)
+    one, other = np.empty(width, np.uint64), np.empty(width, np.uint64)
     starts = np.empty(256, np.int64)
     for query in range(len(values)):
         for i in range(width):
