@@ -16,6 +16,7 @@ from integration_helpers import GUARD, NO_CHECKOUT, solo_learn_checkout
 # How long an example takes says more of the machine than of the code.
 settings.register_profile("ci", max_examples=25, deadline=None, derandomize=True)
 settings.register_profile("full", max_examples=100, deadline=None, print_blob=True)
+settings.register_profile("long", max_examples=3000, deadline=None, print_blob=True)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

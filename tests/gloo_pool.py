@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing import connection
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +27,30 @@ class WorkerError(Exception):
 class GlooPool:
     """``world`` processes that start once; a piece of work that fails ends them.
 
+    They start anew with the next piece of work.
+
     Args:
         world: how many ranks.
         folder: where they meet, and write where they hang.
     """
 
     def __init__(self, world: int, folder: Path) -> None:
-        self.world, self.folder = world, folder
+        self.world, self.folder, self._starts = world, folder, 0
+        self._pipes: list[connection.Connection] = []
+        self._processes: list[ForkServerProcess] = []
+
+    def _start(self) -> None:
         context = multiprocessing.get_context("forkserver")
         # Imported once for all processes.
         context.set_forkserver_preload(["solo_hardneg.methods", "lightning.pytorch.strategies"])
-        self._pipes: list[connection.Connection] = []
-        self._processes = []
-        for rank in range(world):
+        self._starts += 1
+        store = self.folder / f"store{self._starts}"
+        for rank in range(self.world):
             mine, its = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, world, folder, its), daemon=True)
+            process = context.Process(target=_serve, args=(rank, self.world, store, its))
+            process.daemon = True
             process.start()
+            its.close()  # so that the pipe ends when the process does
             self._pipes.append(mine)
             self._processes.append(process)
 
@@ -51,6 +60,8 @@ class GlooPool:
         Raises:
             WorkerError: one failed, or some are not done after ``seconds``.
         """
+        if not self._processes:
+            self._start()
         for pipe in self._pipes:
             pipe.send((work, arguments))
         end = time.monotonic() + seconds
@@ -63,7 +74,10 @@ class GlooPool:
             if not ready:
                 break
             for rank in map(self._pipes.index, ready):
-                done, content = self._pipes[rank].recv()
+                try:
+                    done, content = self._pipes[rank].recv()
+                except EOFError:
+                    done, content = False, "it died"
                 if done:
                     results[rank] = torch.load(io.BytesIO(content), weights_only=True)
                 else:
@@ -80,6 +94,7 @@ class GlooPool:
         for process in self._processes:
             process.kill()
             process.join()
+        self._processes, self._pipes = [], []
 
     def _stacks(self, rank: int) -> str:
         """Where a rank hangs."""
@@ -88,14 +103,14 @@ class GlooPool:
         return (self.folder / f"rank{rank}.stacks").read_text()
 
 
-def _serve(rank: int, world: int, folder: Path, pipe: connection.Connection) -> None:
+def _serve(rank: int, world: int, store: Path, pipe: connection.Connection) -> None:
     torch.set_num_threads(1)
     os.environ.update(LOCAL_RANK=str(rank), NODE_RANK="0")  # started from outside, to Lightning
-    with (folder / f"rank{rank}.stacks").open("w") as stacks:
+    with (store.parent / f"rank{rank}.stacks").open("w") as stacks:
         faulthandler.register(signal.SIGUSR1, file=stacks)
         dist.init_process_group(
             "gloo",
-            init_method=f"file://{folder / 'store'}",
+            init_method=f"file://{store}",
             rank=rank,
             world_size=world,
             timeout=timedelta(seconds=600),

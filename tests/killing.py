@@ -136,10 +136,12 @@ class Program:
     def finish(self, status: int = 0) -> None:
         """Waits for the end of all of its processes, with this exit status of the first one."""
         assert self.process.wait() == status, self.errors
+        end = time.monotonic() + 60
         with contextlib.suppress(ProcessLookupError):
-            while True:
+            while time.monotonic() < end:
                 os.killpg(self.process.pid, 0)
                 time.sleep(0.05)
+            raise AssertionError(f"some of its processes go on\n{self.errors}")
 
     @property
     def said(self) -> str:

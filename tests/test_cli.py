@@ -78,6 +78,15 @@ def test_a_mistake_ends_in_one_clean_line(
     assert not (tmp_path / "trained_models").exists()
 
 
+@pytest.mark.full
+def test_a_host_that_there_is_not_is_one_line(tmp_path: Path) -> None:
+    nonsense = {"SOLO_HARDNEG_HOST": "nonsense"}
+    ended = run_python("-m", "solo_hardneg", "pretrain", *DIGITS, cwd=tmp_path, env=nonsense)
+    assert ended.code == 1
+    assert "Traceback" not in ended.text
+    assert ended.err.splitlines()[-1].startswith("HostError: SOLO_HARDNEG_HOST=nonsense: must be ")
+
+
 SMALL = ["method_kwargs.proj_hidden_dim=8", "method_kwargs.proj_output_dim=4", "max_epochs=1"]
 ALONE = {"SOLO_HARDNEG_HOST": "standalone"}
 

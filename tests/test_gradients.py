@@ -27,7 +27,6 @@ from solo_hardneg.negatives import Pool, build
 
 TWICE = torch.arange(4).repeat(2)
 THROUGH = {"mix": {"hardest": 4, "pairs": 3, "queries": 2, "detach": False}}
-CONSTANT = {"mix": {"hardest": 4, "pairs": 3}}  # by default
 
 
 def leaves(*tensors: Tensor) -> list[Tensor]:

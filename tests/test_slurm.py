@@ -5,6 +5,7 @@ No SLURM is needed: ``srun`` and ``scontrol`` are stand-ins, first in PATH.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -12,7 +13,8 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -55,9 +57,10 @@ def asked() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Cluster:
-    """A folder in which jobs run, with stand-ins for SLURM's programs."""
+    """A folder in which jobs run, with stand-ins for SLURM's programs; and the jobs."""
 
     folder: Path
+    jobs: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def start(
         self, *arguments: str, nodes: int, tasks: int, **more: str
@@ -80,18 +83,21 @@ class Cluster:
             "SOLO_HARDNEG_HOST": "standalone",
         }
         with (self.folder / "job.txt").open("w") as log:
-            return subprocess.Popen(
+            job = subprocess.Popen(
                 ["bash", str(SCRIPT), *arguments],
                 cwd=self.folder,
                 env=environment(**slurm, **more),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                start_new_session=True,
             )
+        self.jobs.append(job)
+        return job
 
     def run(self, *arguments: str, nodes: int = 2, tasks: int = 4, **more: str) -> int:
         """The same, and waits for its end: its status."""
-        return self.start(*arguments, nodes=nodes, tasks=tasks, **more).wait()
+        return self.start(*arguments, nodes=nodes, tasks=tasks, **more).wait(200)
 
     def tasks(self) -> list[str]:
         """What each task has written."""
@@ -104,12 +110,17 @@ class Cluster:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Cluster:
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
     (tmp_path / "bin").mkdir()
     for name, text in {"srun": SRUN, "scontrol": SCONTROL}.items():
         (tmp_path / "bin" / name).write_text(text)
         (tmp_path / "bin" / name).chmod(0o755)
-    return Cluster(tmp_path)
+    cluster = Cluster(tmp_path)
+    yield cluster
+    for job in cluster.jobs:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(job.pid, signal.SIGKILL)
+        job.wait()
 
 
 def composed(arguments: list[str]) -> DictConfig:
@@ -185,7 +196,7 @@ def test_at_its_time_limit_it_saves_and_is_queued_again_and_goes_on(cluster: Clu
         time.sleep(0.02)
     for pid in cluster.read("pids.txt")[0].split():
         os.kill(int(pid), signal.SIGTERM)  # which SLURM sends to all tasks, not to the script
-    assert job.wait() == 143, cluster.tasks()
+    assert job.wait(200) == 143, cluster.tasks()
     first, second = cluster.tasks()
     assert "Backend of the loss:" not in second
     assert "SIGTERM: the run ends after step" in first

@@ -91,6 +91,12 @@ def test_every_colour_can_be_seen_on_either_ground() -> None:
             assert contrast(matplotlib.rcParams["text.color"], ground) >= 7
 
 
+def test_lines_differ_in_more_than_their_colour_once_colours_run_out() -> None:
+    looks = [tuple(look.values()) for look in plots.looks(32)]
+    assert len(set(looks)) == 32
+    assert len(plots.looks(40)) == 40
+
+
 def test_style_is_ours_inside_and_gone_outside() -> None:
     before = dict(matplotlib.rcParams)
     with matplotlib.rc_context({"lines.linewidth": 99, "font.family": "serif"}):

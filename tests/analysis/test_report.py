@@ -187,6 +187,14 @@ def test_with_nothing_but_configs(tmp_path: Path) -> None:
     assert "a/b: its negatives were not recorded; hardness.enabled=true" in page.sections["missing"]
 
 
+@pytest.mark.full
+@pytest.mark.usefixtures("undrawn")
+def test_the_same_runs_give_the_same_page(tmp_path: Path) -> None:
+    make_runs(tmp_path / "runs")
+    texts = [report([tmp_path / "runs"], tmp_path / "out").read_bytes() for _ in range(2)]
+    assert texts[0] == texts[1]
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_studies_that_are_damaged_or_odd_or_of_several_seeds(tmp_path: Path) -> None:
     """Damaged parts are named, odd studies left out, and classes paired over all seeds."""

@@ -145,6 +145,20 @@ def test_without_labels_there_is_no_accuracy(tmp_path: Path) -> None:
     assert "simclr/one: its images have no labels (data.no_labels), so there is no" in texts(found)
 
 
+def test_references_in_the_config_are_filled_in_but_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """solo-learn writes its config with the references as they stand."""
+    args = changed(SIMCLR, optimizer__lr="${oc.select:data.lr,0.4}", data__lr=0.3)
+    run = write_args(tmp_path / "simclr" / "one", args)
+    assert only(find([run])).args["optimizer"]["lr"] == 0.3
+    monkeypatch.setenv("SECRET_OF_MINE", "abc")
+    write_args(run, args | {"name": "${oc.env:SECRET_OF_MINE}"})
+    assert only(find([run])).args["name"] == "${oc.env:SECRET_OF_MINE}"
+    write_args(run, args | {"name": "${no.such.key}"})
+    assert only(find([run])).args["name"] == "${no.such.key}"
+
+
 def test_what_is_missing_is_noted(tmp_path: Path) -> None:
     run = write_args(tmp_path / "simclr" / "one", SIMCLR)
     said = texts(find([run]))

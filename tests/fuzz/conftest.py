@@ -9,11 +9,8 @@ from __future__ import annotations
 import pytest
 from fuzz_harness import harmless
 from fuzz_strategies import composed
-from hypothesis import settings
 from integration_helpers import write_images
 from omegaconf import OmegaConf
-
-settings.register_profile("long", max_examples=3000, deadline=None, print_blob=True)
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ from solo_hardneg.dali import is_installed
 sys.path.insert(0, str(PROJECT / "tests" / "dali"))  # where these images are made and read
 import marked_images
 
-# A dozen programs of the real host, which everything else stands for.
+# Needs the real host; elsewhere the standalone one stands for it.
 pytestmark = [pytest.mark.host, pytest.mark.timeout(900)]
 
 HARDEST_5 = {"keep": {"band": [0.95, 1.0]}}

@@ -15,7 +15,6 @@ from solo_hardneg.analysis import records
 pytestmark = [pytest.mark.full, pytest.mark.host, pytest.mark.timeout(900)]
 
 ON = ["hardness.enabled=true", "hardness.every_n_steps=1", "max_epochs=4"]
-PREDICTOR = "+method_kwargs.pred_hidden_dim=16"
 # The config, and what differs from it.
 BASELINES = {
     "simclr": ("simclr", []),

@@ -1,4 +1,4 @@
-"""Composes and parses, in one process of solo-learn, every config, dataset and preset once.
+"""Composes and parses, in one process of solo-learn, every config, dataset and preset.
 
 Run in its checkout as a script: ``python walk_configs.py FOLDER``; the folder stands for all
 datasets. Prints one JSON mapping of what it tried to an error, or to ``null``.

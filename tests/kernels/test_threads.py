@@ -35,8 +35,10 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 
 def test_each_thread_takes_parts_and_keeps_no_gradient(threads: int) -> None:
+    all_at_once = threading.Barrier(threads, timeout=60)  # so that no thread takes two
+
     def seen(part: int) -> tuple[int, bool, int]:
-        time.sleep(0.05)  # so that no thread takes two
+        all_at_once.wait()
         return part, torch.is_grad_enabled(), threading.get_ident()
 
     parts = list(range(threads))

@@ -1,4 +1,4 @@
-"""One pool of ranks for all tests of this folder."""
+"""The ranks of all tests of this folder, which start once."""
 
 from __future__ import annotations
 
@@ -8,11 +8,22 @@ import pytest
 from gloo_pool import GlooPool
 
 
-@pytest.fixture(scope="session", params=[2, pytest.param(4, marks=pytest.mark.full)])
+@pytest.fixture(scope="session")
+def pools() -> Iterator[dict[int, GlooPool]]:
+    """The pools so far, by their number of ranks."""
+    pools: dict[int, GlooPool] = {}
+    yield pools
+    for pool in pools.values():
+        pool.close()
+
+
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.full)])
 def pool(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[GlooPool]:
+    request: pytest.FixtureRequest,
+    pools: dict[int, GlooPool],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> GlooPool:
     """Two ranks; with ``--all`` four, too. They take 5 s to start, of which most are imports."""
-    made = GlooPool(request.param, tmp_path_factory.mktemp("ranks"))
-    yield made
-    made.close()
+    if request.param not in pools:
+        pools[request.param] = GlooPool(request.param, tmp_path_factory.mktemp("ranks"))
+    return pools[request.param]

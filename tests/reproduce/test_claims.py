@@ -119,3 +119,15 @@ def test_verdicts_are_sound(a: list[float], b: list[float], margin: float) -> No
     if equal[0].verdict == CONFIRMED:
         assert equal[1].verdict == CONFIRMED
     assert equal[0].verdict == judge([claim("equal", margin, "b", "a")], values)[0].verdict
+
+
+def test_of_equal_rows_hardly_any_claim_is_confirmed() -> None:
+    rng = np.random.default_rng(1)
+    claims = [claim(first=x, second=y) for x, y in ("ab", "bc", "cd", "da")]
+    wrong = 0
+    for _ in range(200):
+        rows = {name: list(rng.normal(50, 1, 3)) for name in "abcd"}
+        wrong += any(v.verdict == CONFIRMED for v in judge(claims, rows))
+    assert wrong <= 16  # 5 % of 200 is 10; beyond 16 is a chance of 2 %
+    lifted = {name: list(rng.normal(50 + 10 * i, 1, 3)) for i, name in enumerate("dcba")}
+    assert all(v.verdict == CONFIRMED for v in judge(claims[:3], lifted))

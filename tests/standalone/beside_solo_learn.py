@@ -12,18 +12,25 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from hydra import compose, initialize_config_module
 from integration_helpers import write_images
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 from solo.args.pretrain import parse_cfg
+from solo.data.pretrain_dataloader import build_transform_pipeline
 from solo.methods import METHODS as THEIRS
 from solo.utils.auto_resumer import AutoResumer
+from solo.utils.lars import LARS
+from solo.utils.lr_scheduler import LinearWarmupCosineAnnealingLR
 
 import solo_hardneg.host as seam
 from solo_hardneg.standalone import METHODS as OURS
 from solo_hardneg.standalone.config import parse_pretrain
 from solo_hardneg.standalone.run import linear, pretrain
+from solo_hardneg.standalone.training import build_optimizer, warmup_cosine
+from solo_hardneg.standalone.transforms import view_pipeline
 
 ROOT = Path(sys.argv[1])
 # Keys that one of the hosts leaves out of its parsed config.
@@ -108,6 +115,53 @@ def compare_methods(name: str) -> dict[str, Any]:
     return found
 
 
+def compare_schedules() -> float:
+    """The largest difference of the learning rate in 12 steps, the first 4 of which warm up."""
+    parameter = torch.nn.Parameter(torch.ones(2, 2))
+    optimizer = torch.optim.SGD([parameter], lr=0.5)
+    schedule = LinearWarmupCosineAnnealingLR(optimizer, 4, 12, 0.01, 0.001)
+    differences = []
+    for step in range(12):
+        ours = warmup_cosine(step, 0.5, 4, 12, 0.01, 0.001)
+        differences.append(abs(schedule.get_last_lr()[0] - ours))
+        optimizer.step()
+        schedule.step()
+    return max(differences)
+
+
+def compare_lars(exclude: bool) -> float:
+    """The largest difference of a layer's parameters after three steps of LARS."""
+    how = {"momentum": 0.9, "eta": 0.02, "clip_lr": True, "exclude_bias_n_norm": exclude}
+    theirs, ours = (torch.nn.Linear(3, 2) for _ in range(2))
+    ours.load_state_dict(theirs.state_dict())
+    optimizers = [
+        LARS(theirs.parameters(), lr=0.3, weight_decay=0.1, **how),
+        build_optimizer("lars", [{"params": ours.parameters()}], 0.3, 0.1, how),
+    ]
+    for _ in range(3):
+        x = torch.randn(5, 3)
+        for layer, optimizer in zip((theirs, ours), optimizers, strict=True):
+            optimizer.zero_grad()
+            layer(x).square().mean().backward()
+            optimizer.step()
+    return largest(theirs.parameters(), ours.parameters())
+
+
+def compare_views(dataset: str) -> float:
+    """The largest difference between two views of an image, in which nothing is random."""
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    cfg = config("simclr", "data=cifar10").augmentations
+    view = OmegaConf.to_container(cfg, resolve=True)[0]
+    view["rrc"]["enabled"], view["crop_size"] = False, 32
+    for key in ("color_jitter", "gaussian_blur"):
+        view[key]["prob"] = 0.0
+    for key in ("grayscale", "solarization", "equalization", "horizontal_flip"):
+        view[key]["prob"] = 1.0
+    image = Image.fromarray(pixels)
+    theirs = build_transform_pipeline(dataset, OmegaConf.create(view))(image)
+    return (theirs - view_pipeline(dataset, view, "")(image)).abs().max().item()
+
+
 def args_of(run: Any) -> DictConfig:
     return OmegaConf.create(json.loads((run.folder / "args.json").read_text()))
 
@@ -145,6 +199,10 @@ def move_checkpoints() -> dict[str, Any]:
 def main() -> None:
     found: dict[str, Any] = {"host": seam.NAME, "checkpoints": move_checkpoints()}
     found |= {name: compare_methods(name) for name in ("byol", "mocov2plus", "simclr")}
+    found["schedule"] = compare_schedules()
+    found |= {f"LARS, {exclude}": compare_lars(exclude) for exclude in (False, True)}
+    datasets = ("cifar10", "cifar100", "imagenet", "custom")
+    found |= {f"view of {dataset}": compare_views(dataset) for dataset in datasets}
     (ROOT / "found.json").write_text(json.dumps(found))
 
 

@@ -1,7 +1,5 @@
 """The standalone host beside solo-learn: equal weights and batches give equal results.
 
-LARS, the schedule and the views have oracles of their own, which need no solo-learn.
-
 Both run in one process of their own (``beside_solo_learn.py``), so that solo-learn doesn't become
 importable for the other tests.
 """
@@ -41,6 +39,13 @@ def test_methods_are_equal(found: dict[str, Any], method: str) -> None:
     assert of["gradient"] < 1e-4
     assert of["state"] < 1e-5
     assert of.get("momentum", 0) <= 1e-6
+
+
+def test_schedule_lars_and_views_are_equal(found: dict[str, Any]) -> None:
+    assert found["schedule"] < 1e-9
+    apart = {key: v for key, v in found.items() if key.startswith(("LARS", "view"))}
+    assert len(apart) == 6
+    assert max(apart.values()) < 1e-6, apart
 
 
 @pytest.mark.parametrize(
