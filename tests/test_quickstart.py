@@ -11,13 +11,15 @@ import typer
 from integration_helpers import PROJECT, run_python
 from typer.testing import CliRunner
 
+pytestmark = pytest.mark.timeout(900)
 SCRIPT = PROJECT / "scripts" / "quickstart.py"
 
 
 def quickstart(folder: Path, *arguments: str) -> str:
     small = ("--out", "runs", "--epochs", "1", "--linear-epochs", "1")
     as_users_have_it = {"HF_HUB_OFFLINE": "0", "NLTK_DATA": "nowhere"}
-    return run_python(SCRIPT, *small, *arguments, cwd=folder, env=as_users_have_it).ok().out
+    how = {"cwd": folder, "env": as_users_have_it, "timeout": 600}
+    return run_python(SCRIPT, *small, *arguments, **how).ok().out
 
 
 def rows_of(table: Path) -> dict[str, list[str]]:

@@ -245,11 +245,12 @@ def test_linear_evaluation_is_stopped_goes_on_and_says_its_end_too(
 
 def test_signals_for_the_loaders_workers_are_held_back(config: Config, watched: Watched) -> None:
     watch, workers = watched("step", 1, times=0), []
+    others = multiprocessing.active_children()  # the ranks of other tests
     note = watch.on_train_batch_end
 
     def kill(*arguments: Any) -> None:
         note(*arguments)
-        for worker in multiprocessing.active_children():
+        for worker in set(multiprocessing.active_children()).difference(others):
             workers.append(worker)
             for signum in SIGNALS:
                 os.kill(worker.pid or 0, signum)
