@@ -69,7 +69,8 @@ def tests(session: nox.Session, stack: str) -> None:
     if not report.is_file():
         session.error(f"{report} wasn't written: the tests didn't get to their end")
     found = counts(report.read_text(encoding="utf-8"))
-    versions = json.loads(session.run(str(python), "-c", _VERSIONS, external=True, silent=True))
+    printed = session.run(str(python), "-c", _VERSIONS, external=True, silent=True)
+    versions = json.loads(printed.splitlines()[-1])  # warnings come first
     record(f"tests({stack})", {**versions, **found}, bool(session.posargs))
     if found["failed"]:
         session.error(f"{found['failed']} tests failed")

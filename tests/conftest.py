@@ -34,8 +34,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out the full tier, and begins with solo-learn, whose files take longest."""
-    items.sort(key=lambda item: item.path.parent.name != "host")
+    """Leaves out the full tier, and begins with the files that take longest."""
+    longest = ("host", "test_quickstart.py")  # else one process would wait for the other
+    items.sort(key=lambda item: not {item.path.parent.name, item.path.name} & {*longest})
     if not config.getoption("--all"):
         full = [item for item in items if item.get_closest_marker("full")]
         config.hook.pytest_deselected(items=full)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import resource
+import select
 import shutil
 import signal
 import threading
@@ -87,22 +87,27 @@ def test_all_processes_of_a_job_get_it_as_from_a_cluster(tmp_path: Path, start: 
 @pytest.mark.full
 def test_a_closed_terminal_that_the_progress_bar_writes_to(tmp_path: Path, start: Start) -> None:
     ours, its = os.openpty()
+    closing = threading.Event()
 
     def drain() -> None:
-        with contextlib.suppress(OSError):  # it is closed
-            while os.read(ours, 1000):
-                pass
+        while not closing.is_set():  # a read that waits would put off the hang-up
+            if select.select([ours], [], [], 0.002)[0]:
+                os.read(ours, 1000)
 
-    command = standalone("data.num_workers=2", "enable_progress_bar=true")
-    program = start("first", *command, terminal=its, env=STANDALONE)
+    steps = 89
+    more = ("data.num_workers=2", "enable_progress_bar=true", f"++limit_train_batches={steps}")
+    program = start("first", *standalone(*more), terminal=its, env=STANDALONE)
     os.close(its)
-    threading.Thread(target=drain).start()
+    drainer = threading.Thread(target=drain)
+    drainer.start()
     program.wait_for_step(3)
+    closing.set()
+    drainer.join()
     os.close(ours)  # the kernel sends SIGHUP
     program.finish(129)
     done = load_checkpoint(only_checkpoint(tmp_path / "checkpoints"))["global_step"]
     assert program.steps() == list(range(done))
-    assert 3 <= done < STEPS
+    assert 3 <= done < steps
 
 
 @pytest.mark.full
