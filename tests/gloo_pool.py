@@ -25,9 +25,7 @@ class WorkerError(Exception):
 
 
 class GlooPool:
-    """``world`` processes that start once; a piece of work that fails ends them.
-
-    They start anew with the next piece of work.
+    """``world`` processes that start with the first piece of work, and anew after one that fails.
 
     Args:
         world: how many ranks.
@@ -47,8 +45,9 @@ class GlooPool:
         store = self.folder / f"store{self._starts}"
         for rank in range(self.world):
             mine, its = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, self.world, store, its))
-            process.daemon = True
+            process = context.Process(
+                target=_serve, args=(rank, self.world, store, its), daemon=True
+            )
             process.start()
             its.close()  # so that the pipe ends when the process does
             self._pipes.append(mine)

@@ -189,7 +189,7 @@ def test_the_hardest_in_order_ties_by_column(values: list[float], data: st.DataO
     number = data.draw(st.integers(1, len(values)))
     row = np.array([values], np.float32) + np.float32(0)  # -0 is 0
     expected = sorted(range(len(values)), key=lambda i: (row[0, i], i), reverse=True)
-    # Not compiled, what lies outside an array is an error.
+    # In Python, a wrong index is an error.
     for order in (numba_loops.order, numba_loops.order.py_func):
         places = np.empty((1, number), np.int32)
         order(row, places)
@@ -207,8 +207,8 @@ def anything(shape: Any, dtype: Any) -> np.ndarray:
 def test_what_is_kept_of_a_list(inside: bool) -> None:
     """A list holds ranks [before, until), at least [first, past), in the order of columns.
 
-    The ranks [start, end) among [first, past) are kept, or all others of the list. Not compiled,
-    as there what lies outside an array is an error.
+    The ranks [start, end) among [first, past) are kept, or all others of the list. In Python, a
+    wrong index is an error.
     """
     width = 5
     similarity = [3, 0, 4, 1, 2]  # by column; their ranks, too

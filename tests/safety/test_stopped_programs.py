@@ -98,7 +98,7 @@ def test_a_closed_terminal_that_the_progress_bar_writes_to(tmp_path: Path, start
     more = ("data.num_workers=2", "enable_progress_bar=true", f"++limit_train_batches={steps}")
     program = start("first", *standalone(*more), terminal=its, env=STANDALONE)
     os.close(its)
-    drainer = threading.Thread(target=drain)
+    drainer = threading.Thread(target=drain, daemon=True)
     drainer.start()
     program.wait_for_step(3)
     closing.set()
