@@ -1,12 +1,12 @@
-"""The version matrix: ``nox`` runs all of it, and writes the table in CONTRIBUTING.md.
+"""The version matrix: ``nox`` runs it and writes the table in CONTRIBUTING.md.
 
     nox                                  everything, then the table
     nox -s "tests(pinned)" -- FILES      the tests on solo-learn's pinned stack; FILES go to pytest
     nox -s "install(wheel)"              the wheel in an empty environment
-    nox -s table                         only the table, of the results that there are
+    nox -s table                         the table of the results so far
 
-The environments of the tests are those of scripts/test. Those of the installations are made anew,
-take 6 GB each, and are removed when they are done with; KEEP=1 keeps them.
+Tests run in the environments of scripts/test. Installations get new ones of 6 GB each, which are
+removed afterwards; KEEP=1 keeps them.
 """
 
 from __future__ import annotations
@@ -31,9 +31,8 @@ KINDS = {"wheel": "*.whl", "sdist": "*.tar.gz"}
 ALL = [*(f"tests({stack})" for stack in STACKS), *(f"install({kind})" for kind in KINDS)]
 COLUMNS = ("stack", "python", "torch", "lightning", "passed", "skipped", "failed", "date", "commit")
 BEGIN, END = "<!-- versions: written by nox -->", "<!-- versions: end -->"
-# solo-learn imports these, and we don't need them
-OF_SOLO_LEARN = ("einops", "tqdm", "wandb", "setuptools<81")
-_VERSIONS = (
+SOLO_LEARNS_IMPORTS = ("einops", "tqdm", "wandb", "setuptools<81")  # beyond our own dependencies
+PRINT_VERSIONS = (
     "import json, lightning, platform, torch; print(json.dumps(dict(python="
     "platform.python_version(), torch=torch.__version__, lightning=lightning.__version__)))"
 )
@@ -43,21 +42,23 @@ nox.options.sessions = ["matrix"]
 nox.options.default_venv_backend = "venv"
 
 
-# ---------------------------------------------------------------------- the sessions
+# ---------------------------------------------------------------------- sessions
 
 
 @nox.session(venv_backend="none")
 def matrix(session: nox.Session) -> None:
     """Everything, then the table."""
     shutil.rmtree(RESULTS, ignore_errors=True)
-    for name in (*ALL, "table"):
+    stacks, installations = ALL[: len(STACKS)], ALL[len(STACKS) :]
+    # nox runs what a session requires only if that session is named on the command line.
+    for name in (*stacks, "build", *installations, "table"):
         session.notify(name)
 
 
 @nox.session(venv_backend="none")
 @nox.parametrize("stack", list(STACKS), ids=list(STACKS))
 def tests(session: nox.Session, stack: str) -> None:
-    """All tests on one stack, those inside solo-learn among them."""
+    """All tests on one stack, including those inside solo-learn."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     report = RESULTS / f"tests-{stack}.xml"
     report.unlink(missing_ok=True)
@@ -67,25 +68,24 @@ def tests(session: nox.Session, stack: str) -> None:
         "scripts/test", *arguments, env={"STACK": stack}, external=True, success_codes=range(256)
     )
     if not report.is_file():
-        session.error(f"{report} wasn't written: the tests didn't get to their end")
-    found = counts(report.read_text(encoding="utf-8"))
-    printed = session.run(str(python), "-c", _VERSIONS, external=True, silent=True)
+        session.error(f"the tests did not finish: {report} is missing")
+    counts = count_tests(report.read_text(encoding="utf-8"))
+    printed = session.run(str(python), "-c", PRINT_VERSIONS, external=True, silent=True)
     versions = json.loads(printed.splitlines()[-1])  # warnings come first
-    record(f"tests({stack})", {**versions, **found}, bool(session.posargs))
-    if found["failed"]:
-        session.error(f"{found['failed']} tests failed")
+    if not session.posargs:  # some chosen tests are not a row
+        save_row(f"tests({stack})", {**versions, **counts})
+    if counts["failed"]:
+        session.error(f"{counts['failed']} tests failed")
 
 
 @nox.session
 def build(session: nox.Session) -> None:
-    """The wheel and the sdist, of the files that git knows and doesn't ignore."""
+    """The wheel and the sdist of the files that git doesn't ignore."""
     session.install("build")
     shutil.rmtree(DIST, ignore_errors=True)
     source = Path(session.create_tmp()) / "source"
     shutil.rmtree(source, ignore_errors=True)
-    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(listed, cwd=PROJECT, capture_output=True, text=True, check=True)
-    for name in names.stdout.splitlines():
+    for name in git("ls-files", "--cached", "--others", "--exclude-standard").splitlines():
         if (PROJECT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(PROJECT / name, source / name)
@@ -95,119 +95,109 @@ def build(session: nox.Session) -> None:
 @nox.session(reuse_venv=False, requires=["build"])
 @nox.parametrize("kind", list(KINDS), ids=list(KINDS))
 def install(session: nox.Session, kind: str) -> None:
-    """The wheel or the sdist in an empty environment, far from the source tree."""
+    """The wheel or the sdist in an empty environment, far from the source."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    packed = next(DIST.glob(KINDS[kind]))
-    work = Path(session.create_tmp()) / "work"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    out = RESULTS / f"install-{kind}.json"
-    script = str(PROJECT / "scripts" / "check_install.py")
-    arguments = [script, str(out)]
+    result = RESULTS / f"install-{kind}.json"
+    result.unlink(missing_ok=True)
+    folder = Path(session.create_tmp()) / "work"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    arguments = [str(PROJECT / "scripts" / "check_install.py"), str(result)]
     try:
-        session.install(str(packed))
-        checkout = solo_learn()
+        session.install(str(next(DIST.glob(KINDS[kind]))))
+        checkout = find_solo_learn()
         if checkout is not None:
-            session.install(*OF_SOLO_LEARN)
+            session.install(*SOLO_LEARNS_IMPORTS)
             arguments += ["--solo-learn", str(checkout)]
-        session.chdir(work)
-        out.unlink(missing_ok=True)
+        session.chdir(folder)
         session.run("python", *arguments, success_codes=range(256))
     finally:
         session.chdir(PROJECT)
         if not os.environ.get("KEEP"):
             shutil.rmtree(session.virtualenv.location, ignore_errors=True)
-            shutil.rmtree(work, ignore_errors=True)
-    if not out.is_file():
-        session.error("the checks didn't get to their end")
-    found = json.loads(out.read_text(encoding="utf-8"))
-    record(f"install({kind})", found, False)
-    if found["failed"]:
-        session.error(f"{found['failed']} checks failed")
+            shutil.rmtree(folder, ignore_errors=True)
+    if not result.is_file():
+        session.error(f"the checks did not finish: {result} is missing")
+    row = json.loads(result.read_text(encoding="utf-8"))
+    save_row(f"install({kind})", row)
+    if row["failed"]:
+        session.error(f"{row['failed']} checks failed")
 
 
 @nox.session(venv_backend="none")
 def table(session: nox.Session) -> None:
-    """Writes the results that there are into CONTRIBUTING.md, and prints them."""
-    results = {}
-    for name in ALL:
-        file = result_file(name)
-        if file.is_file():
-            results[name] = json.loads(file.read_text(encoding="utf-8"))
-    text = markdown(ALL, results)
+    """Writes the results so far into CONTRIBUTING.md, and prints them."""
+    files = {name: row_file(name) for name in ALL}
+    rows = {n: json.loads(f.read_text(encoding="utf-8")) for n, f in files.items() if f.is_file()}
+    text = format_table(ALL, rows)
     print(text)
     page = PROJECT / "CONTRIBUTING.md"
-    page.write_text(between(page.read_text(encoding="utf-8"), text), encoding="utf-8")
+    page.write_text(replace_table(page.read_text(encoding="utf-8"), text), encoding="utf-8")
 
 
 # ---------------------------------------------------------------------- results
 
 
-def solo_learn() -> Path | None:
-    """The checkout to run in: the tests look for it in the same places."""
-    asked = os.environ.get("SOLO_LEARN_DIR")
-    places = [Path(asked)] if asked else []
+def find_solo_learn() -> Path | None:
+    """The checkout of solo-learn, looked for where the tests look for it."""
+    given = os.environ.get("SOLO_LEARN_DIR")
+    places = [Path(given)] if given else []
     for place in (*places, PROJECT.parent / "solo-learn", Path.home() / "solo-learn"):
         if (place / "main_pretrain.py").is_file():
             return place.resolve()
     return None
 
 
-def result_file(name: str) -> Path:
-    """Where a session keeps its row of the table."""
+def git(*arguments: str) -> str:
+    """Returns what git prints in this project."""
+    command = ["git", *arguments]
+    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True).stdout.strip()
+
+
+def row_file(name: str) -> Path:
+    """The file of a session's row of the table."""
     return RESULTS / f"{name.replace('(', '-').rstrip(')')}.row.json"
 
 
-def record(name: str, found: Mapping[str, Any], partly: bool) -> None:
-    """Keeps a session's row; not that of a few chosen tests, which tell nothing of the rest."""
-    if partly:
-        return
-    content = {**found, "date": datetime.date.today().isoformat(), "commit": commit()}
-    result_file(name).write_text(json.dumps(content), encoding="utf-8")
+def save_row(name: str, row: Mapping[str, Any]) -> None:
+    """Saves a session's row with date and commit, a ``+`` for changes since the commit."""
+    commit = git("rev-parse", "--short", "HEAD") or "unknown"
+    commit += "+" * bool(git("status", "--porcelain"))
+    content = {**row, "date": datetime.date.today().isoformat(), "commit": commit}
+    row_file(name).write_text(json.dumps(content), encoding="utf-8")
 
 
-def commit() -> str:
-    """What is checked out; with a + if it was changed since."""
+def count_tests(report: str) -> dict[str, int]:
+    """Counts passed, skipped and failed tests in pytest's JUnit report (XML).
 
-    def git(*arguments: str) -> str:
-        command = ["git", *arguments]
-        return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True).stdout.strip()
-
-    return (git("rev-parse", "--short", "HEAD") or "unknown") + "+" * bool(
-        git("status", "--porcelain")
-    )
-
-
-def counts(report: str) -> dict[str, int]:
-    """How many tests passed, were skipped, and failed, of pytest's JUnit report.
-
-    One that is expected to fail and does counts as skipped, as pytest writes it.
+    An expected failure counts as skipped, as in the report.
     """
     suites = list(ET.fromstring(report).iter("testsuite"))
-    total = {key: sum(int(s.get(key, 0)) for s in suites) for key in ("tests", "skipped")}
-    failed = sum(int(s.get(key, 0)) for s in suites for key in ("failures", "errors"))
+    keys = ("tests", "skipped", "failures", "errors")
+    total = {key: sum(int(suite.get(key, 0)) for suite in suites) for key in keys}
+    failed = total["failures"] + total["errors"]
+    # A test that fails and whose tear-down fails too counts twice as failed.
     passed = max(total["tests"] - total["skipped"] - failed, 0)
     return {"passed": passed, "skipped": total["skipped"], "failed": failed}
 
 
-def markdown(names: Iterable[str], results: Mapping[str, Mapping[str, Any]]) -> str:
-    """The table; what has no result stands there, too."""
+def format_table(names: Iterable[str], rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Formats the table in Markdown; a session without a row "did not run"."""
     lines = [COLUMNS, tuple("---" for _ in COLUMNS)]
     for name in names:
-        found = results.get(name)
-        cells = ["did not run"] if found is None else [str(found.get(c, "")) for c in COLUMNS[1:]]
-        lines.append((name, *cells, *[""] * (len(COLUMNS) - 1 - len(cells))))
+        row = rows.get(name, {"python": "did not run"})
+        lines.append((name, *(str(row.get(column, "")) for column in COLUMNS[1:])))
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def between(text: str, new: str) -> str:
-    """A text with something new between the two marks.
+def replace_table(text: str, table: str) -> str:
+    """Replaces what is between the two marks.
 
     Raises:
-        ValueError: the marks are not there, once each and in this order.
+        ValueError: The marks are not there, once each and in order.
     """
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end) or text.count(BEGIN) > 1 or text.count(END) > 1:
         raise ValueError(f"CONTRIBUTING.md needs the lines {BEGIN} and {END}, once each.")
-    return f"{before}{BEGIN}\n{new}{END}{after}"
+    return f"{before}{BEGIN}\n{table}{END}{after}"

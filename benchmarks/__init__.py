@@ -1,8 +1,7 @@
-"""What things cost: ``python -m benchmarks --help``.
+"""What solo-hardneg costs: ``python -m benchmarks --help``.
 
-Speeds are ratios to the host's loss (or step) in the same round of the same run, because machines
-are shared and noisy. Each command writes its rows, with machine, versions and commit, to a CSV
-beside this file; ``plots`` and ``table`` read those.
+Machines are shared and noisy, so times are ratios to solo-learn's loss or step in the same round of
+the same run. Each command writes rows with machine, versions and commit to a CSV beside this file.
 """
 
 import time

@@ -1,17 +1,18 @@
-"""The README's pictures and tables, from the CSVs."""
+"""The README's figures and tables, from the CSVs."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from benchmarks.provenance import HERE
-from solo_hardneg.analysis import plots
+from solo_hardneg.study import plots
 
 DOCS = HERE.parent / "docs"
-# What was aimed at: (K, policy, candidate) → time and memory, as ratios to the host's loss.
+# K, policy, candidate → targets of time and memory, as ratios to solo-learn's loss.
 TARGETS: list[tuple[int, str, str, float, float | None]] = [
     (65536, "hardest 5 %", "numba", 0.25, 0.12),
     (65536, "hardest 5 %", "numba, the host's queue", 0.35, 0.12),
@@ -26,37 +27,34 @@ TARGETS: list[tuple[int, str, str, float, float | None]] = [
 ]
 
 
-def loss_rows(queries: int = 256, dimensions: int = 128) -> pd.DataFrame:
-    """The rows of one N and D."""
+def read_losses(**sizes: int) -> pd.DataFrame:
+    """The rows of ``loss.csv`` with these values of N, K or D."""
     rows = pd.read_csv(HERE / "loss.csv")
-    return rows[(queries == rows.N) & (dimensions == rows.D)]
+    return rows[(rows[list(sizes)] == pd.Series(sizes)).all(axis=1)]
 
 
 def target_table() -> pd.DataFrame:
-    """What was aimed at, and what was measured."""
-    rows = loss_rows()
-    found = []
-    for keys, policy, candidate, time, memory in TARGETS:
-        same = (keys == rows.K) & (rows.policy == policy) & (rows.candidate == candidate)
-        for _, row in rows[same].iterrows():
-            spread = f"{row.ratio:.2f} ({row.ratio_p20:.2f}-{row.ratio_p80:.2f})"
-            found.append(
-                {
-                    **{"K": f"{keys:,}", "policy": policy, "backend": candidate},
-                    **{"time": spread, "aim": f"≤ {time}"},
-                    **{
-                        "memory": f"{row.memory_ratio:.2f}",
-                        "aim of memory": f"≤ {memory}" if memory else "",
-                    },
-                }
-            )
-    return pd.DataFrame(found)
+    """What was aimed at and what was measured, at N = 256 and D = 128."""
+    names = ["K", "policy", "candidate", "aim", "aim of memory"]
+    targets = pd.DataFrame(TARGETS, columns=names)
+    rows = targets.merge(read_losses(N=256, D=128), on=names[:3], how="inner")
+    memory_aim = rows["aim of memory"].map("≤ {}".format).where(rows["aim of memory"].notna(), "")
+    return pd.DataFrame(
+        {
+            "K": rows["K"].map("{:,}".format),
+            "policy": rows["policy"],
+            "backend": rows["candidate"],
+            "time": _with_spread(rows, "ratio", "{:.2f}"),
+            "aim": rows["aim"].map("≤ {}".format),
+            "memory": rows["memory_ratio"].map("{:.2f}".format),
+            "aim of memory": memory_aim,
+        }
+    )
 
 
 def main_table(keys: tuple[int, ...] = (4096, 16384, 65536)) -> pd.DataFrame:
-    """Time as a ratio to the host's loss, candidate by K; and memory at the largest."""
-    rows = loss_rows()
-    wide = rows.pivot_table(
+    """Ratio of time by candidate and K, and of memory at the largest K."""
+    wide = read_losses(N=256, D=128).pivot_table(
         index=["policy", "candidate"], columns="K", values=["ratio", "memory_ratio"], sort=False
     )
     wide = wide[wide["ratio"][list(keys)].notna().any(axis=1)]
@@ -66,86 +64,72 @@ def main_table(keys: tuple[int, ...] = (4096, 16384, 65536)) -> pd.DataFrame:
 
 
 def loader_table() -> pd.DataFrame:
-    """What makes the views of CIFAR-100: images per second, both views of an image as one."""
+    """Images of CIFAR-100 per second, both views of an image counted as one."""
     rows = pd.read_csv(HERE / "loader.csv").sort_values(["threads", "images_s"])
     names = {"standalone": "PIL", "kornia": "kornia, batched", "resident": "data.format=resident"}
-    spread = rows["images_s"].map("{:,.0f}".format)
-    spread += rows["images_s_p20"].map(" ({:,.0f}".format)
-    spread += rows["images_s_p80"].map("-{:,.0f})".format)
     return pd.DataFrame(
         {
             "views made by": rows["loader"].map(names),
             "workers": rows["workers"].where(rows["workers"] > 0, ""),
             "threads": rows["threads"],
-            "images per second": spread,
+            "images per second": _with_spread(rows, "images_s", "{:,.0f}"),
         }
     )
 
 
-def load_table() -> pd.DataFrame:
-    """Whole runs inside solo-learn: steps and images per second, and a step's time as a ratio."""
-    rows = pd.read_csv(HERE / "load.csv")
-    rows = rows[rows["device"] == rows["device"].iloc[-1]]
-    spread = rows["ratio"].map("{:.2f}".format)
-    spread += rows["ratio_p20"].map(" ({:.2f}".format) + rows["ratio_p80"].map("-{:.2f})".format)
-    return pd.DataFrame(
-        {
-            "data.format": rows["format"],
-            "run": rows["run"],
-            "steps per second": rows["steps_s"].map("{:.2f}".format),
-            "images per second": rows["images_s"].map("{:.0f}".format),
-            "a step's time": spread,
-        }
+def _with_spread(rows: pd.DataFrame, column: str, form: str) -> pd.Series:
+    """Formats medians, with the 20th and 80th percentile in brackets."""
+    low, middle, high = (
+        rows[f"{column}{suffix}"].map(form.format) for suffix in ("_p20", "", "_p80")
     )
+    return middle + " (" + low + "-" + high + ")"
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """A table in Markdown."""
+def as_markdown_table(table: pd.DataFrame) -> str:
+    """Formats a table in Markdown."""
     lines = [table.columns, ["---"] * len(table.columns), *table.astype(str).to_numpy()]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
-def _lines(
-    rows: pd.DataFrame, over: str, value: str, which: list[tuple[str, str]], title: str, up: str
-) -> plots.Plot:
-    """One line for each (candidate, policy), on logarithmic axes."""
-    figure, axes = plots.new(title, f"{over} (keys)" if over == "K" else over, up)
-    for (candidate, policy), look in zip(which, plots.looks(len(which)), strict=True):
-        same = rows[(rows.candidate == candidate) & (rows.policy == policy)].sort_values(over)
-        axes.plot(same[over], same[value], label=f"{candidate}: {policy}", **look)
+def _draw_lines(
+    rows: pd.DataFrame, x: str, y: str, lines: list[tuple[str, str]], title: str, label: str
+) -> Figure:
+    """Draws a line for each (candidate, policy) on logarithmic axes."""
+    figure, axes = plots.new_figure(title, "K (keys)" if x == "K" else x, label)
+    for (candidate, policy), look in zip(lines, plots.line_styles(len(lines)), strict=True):
+        same = rows[(rows.candidate == candidate) & (rows.policy == policy)].sort_values(x)
+        axes.plot(same[x], same[y], label=f"{candidate}: {policy}", **look)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
-    if value.endswith("ratio"):
+    if y.endswith("ratio"):
         axes.axhline(1.0, color=plots.NEUTRAL, linewidth=1)
-    plots.below(figure, axes, columns=1)
-    return plots.Plot(figure, title)
+    plots.legend_below(figure, axes)
+    return figure
 
 
 def save_plots(folder: Path = DOCS) -> list[Path]:
-    """Writes the pictures."""
-    rows = loss_rows()
-    host = rows[rows.policy == "plain"].candidate.iloc[0]
-    host = next((name for name in rows.candidate if "solo" in name or "host" in name), host)
+    """Writes the figures and returns their paths."""
+    over_keys, over_queries = read_losses(N=256, D=128), read_losses(K=65536, D=128)
     hardest = [(name, "hardest 5 %") for name in ("sort and mask", "topk", "chunked", "numba")]
-    ours = [*hardest, ("numba", "plain"), ("numba", "without the hardest 0.1 %")]
-    grow = [(host, "plain"), ("chunked", "hardest 5 %"), ("numba", "hardest 5 %")]
-    over_queries = pd.read_csv(HERE / "loss.csv")
-    over_queries = over_queries[(over_queries.K == 65536) & (over_queries.D == 128)]
-    made = {
-        "loss-time": (rows, "K", "ratio", ours, "Time, the host's loss = 1", "ratio"),
-        "loss-memory": (rows, "K", "memory_ratio", ours, "Peak memory, the host's = 1", "ratio"),
-        "scaling-keys": (rows, "K", "ms", grow, "Time, N = 256", "milliseconds"),
-        "scaling-queries": (over_queries, "N", "ms", grow, "Time, K = 65,536", "milliseconds"),
+    lines = [*hardest, ("numba", "plain"), ("numba", "without the hardest 0.1 %")]
+    reference = next(name for name in over_keys.candidate if name.startswith("solo-learn"))
+    growing = [(reference, "plain"), ("chunked", "hardest 5 %"), ("numba", "hardest 5 %")]
+    figures = {
+        "loss-time": (over_keys, "K", "ratio", lines, "Time, the host's loss = 1", "ratio"),
+        "loss-memory": (
+            *(over_keys, "K", "memory_ratio", lines),
+            *("Peak memory, the host's = 1", "ratio"),
+        ),
+        "scaling-keys": (over_keys, "K", "ms", growing, "Time, N = 256", "milliseconds"),
+        "scaling-queries": (over_queries, "N", "ms", growing, "Time, K = 65,536", "milliseconds"),
     }
     paths = []
-    for name, (of, over, value, which, title, up) in made.items():
-        if of[over].nunique() < 3:
-            continue
+    for name, content in figures.items():
         with plots.style():
-            plot = _lines(of, over, value, which, title, up)
+            figure = _draw_lines(*content)
         paths.append(folder / f"{name}.png")
-        plots.save_png(plot.figure, paths[-1])
+        plots.save_png(figure, paths[-1])
     return paths

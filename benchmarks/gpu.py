@@ -1,7 +1,7 @@
-"""All that a GPU should show, in minutes: tests, waits, loss, step, loader, accuracy.
+"""Runs everything that a GPU must show, within minutes: tests, waits, loss, step, loader, accuracy.
 
-Most important first, and each result is in a CSV as soon as it is there. Each part has a process
-of its own, so that one that hangs or crashes costs itself alone.
+Results are written to CSVs as they come. Each part runs in a separate process, so that a part that
+hangs or crashes takes no other with it.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from benchmarks import STARTED
 from benchmarks.parts import PARTS, Part, no_units
-from benchmarks.worker import PRELOADED, Job, work_off
+from benchmarks.worker import PRELOADED, Job, run_units
 
 _OVERVIEW = "parts"
 _PROBE_SECONDS = 120.0
@@ -34,10 +33,11 @@ class Run:
     """One call of the command.
 
     Attributes:
-        job: what was asked for.
-        end: when all must be over.
-        total: seconds, from the start to the end.
-        origin: device, versions and commit, for each row.
+        job: What was asked for.
+        end: When everything must be over.
+        total: Seconds from start to end.
+        origin: Provenance, the last columns of each CSV.
+        context: How processes are started.
     """
 
     job: Job
@@ -48,48 +48,47 @@ class Run:
 
     @property
     def grace(self) -> float:
-        """Seconds that a unit has between its time being up and being killed."""
+        """Seconds between a unit's end of time and its being killed."""
         return max(3.0, 0.03 * self.total)
 
-    def say(self, text: str) -> None:
-        """Prints a line with the time so far."""
+    def log(self, text: str) -> None:
+        """Prints a line with the elapsed time."""
         print(f"[{time.perf_counter() - (self.end - self.total):5.1f} s] {text}", flush=True)
 
     # ------------------------------------------------------------------ CSVs
 
-    def keep(self, name: str, new: pd.DataFrame, instead_of: pd.Series | None = None) -> None:
+    def add_rows(self, name: str, new: pd.DataFrame, replaced: pd.Series | None = None) -> None:
         """Adds rows to a CSV, which is whole at all times.
 
         Args:
-            name: of the file.
-            new: the rows; where they come from is added.
-            instead_of: which of the old rows go, by their columns' values.
+            name: Name of the file.
+            new: Rows without their provenance.
+            replaced: Values of columns; old rows that have them are removed.
         """
         file = self.job.out / f"{name}.csv"
         new = new.assign(**{key: value for key, value in self.origin.items() if key not in new})
         if file.exists():
             old = pd.read_csv(file, dtype=str, keep_default_na=False)  # a commit may look like 1e6
-            if instead_of is not None:
-                same = (old[list(instead_of.index)] == instead_of).all(axis=1)
-                old = old[~same]
+            if replaced is not None:
+                old = old[~(old[list(replaced.index)] == replaced).all(axis=1)]
             new = pd.concat([old, new]) if len(old) else new
         own = [column for column in new if column not in self.origin]
         new = new[[*own, *(column for column in new if column in self.origin)]]
-        beside = file.with_suffix(".part")
-        new.to_csv(beside, index=False)
-        beside.replace(file)
+        partial = file.with_suffix(".part")
+        new.to_csv(partial, index=False)
+        partial.replace(file)
 
-    def note(self, part: Part, unit: str, state: str, text: str, seconds: float) -> None:
-        """Writes down, and says, how a unit ended."""
+    def record(self, part: Part, unit: str, state: str, text: str, seconds: float) -> None:
+        """Writes and prints how a unit ended."""
         row = {"part": part.name, "unit": unit}
         table = pd.DataFrame([{**row, "state": state, "seconds": round(seconds, 2), "note": text}])
-        self.keep(_OVERVIEW, table, pd.Series(row))
-        self.say(f"{part.name}: {unit}: {state}" + (f" ({text})" if text else ""))
+        self.add_rows(_OVERVIEW, table, pd.Series(row))
+        self.log(f"{part.name}: {unit}: {state}" + (f" ({text})" if text else ""))
 
-    def done_before(self, part: Part) -> set[str]:
-        """Units that an earlier call has finished on this device and this commit."""
+    def finished_units(self, part: Part) -> set[str]:
+        """The units that an earlier call finished on this device and commit."""
         file = self.job.out / f"{_OVERVIEW}.csv"
-        if part.goes_on or not file.exists():
+        if part.resumes or not file.exists():
             return set()
         known = pd.read_csv(file, dtype=str, keep_default_na=False)
         same = (known.part == part.name) & (known.state == "done")
@@ -98,114 +97,110 @@ class Run:
 
 
 def run_gpu(job: Job, minutes: float, parts: tuple[str, ...]) -> None:
-    """Runs the parts within the time, counted from the start of the program.
+    """Runs parts within the time, counted from the start of the program.
 
     Raises:
-        RuntimeError: there is no GPU, and ``job`` wants one; or our configs aren't installed.
+        RuntimeError: ``job`` needs a GPU and none is usable, or our configs aren't installed.
     """
     if importlib.util.find_spec("solo_hardneg.configs") is None:
         raise RuntimeError(
-            "solo-hardneg isn't installed: its configs aren't importable. "
+            "solo-hardneg isn't installed: its configs can't be imported. "
             "pip install --no-deps --no-build-isolation -e . needs no network."
         )
-    job.out.mkdir(parents=True, exist_ok=True)
-    job.checkpoints.mkdir(parents=True, exist_ok=True)
+    for folder in (job.out, job.checkpoints):
+        folder.mkdir(parents=True, exist_ok=True)
     if not job.gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # or to ask for a GPU would forbid to fork
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # else looking for a GPU forbids forking
     run = Run(job, STARTED + 60 * minutes, 60 * minutes)
-    _look_at_the_device(run)
-    run.say(json.dumps(run.origin))
+    _probe_device(run)
+    run.log(json.dumps(run.origin))
     chosen = [part for part in PARTS if part.name in parts]
     for number, part in enumerate(chosen):
         start, last = time.perf_counter(), run.end - run.grace - 1
         share = part.share / sum(later.share for later in chosen[number:])
         _run_part(run, part, start + share * (last - start))
-    file = job.out / f"{_OVERVIEW}.csv"
-    for state, group in pd.read_csv(file).groupby("state"):
-        run.say(f"{len(group)} units {state}")
+    states = pd.read_csv(job.out / f"{_OVERVIEW}.csv").groupby("state").size()
+    for state, number in states.items():
+        run.log(f"{number} units {state}")
 
 
-def _look_at_the_device(run: Run) -> None:
-    """Finds how processes can be started here, and what the device is."""
+def _probe_device(run: Run) -> None:
+    """Finds a way to start processes, and the device's provenance."""
     why = ""
-    for method in ("forkserver", "spawn"):  # where a library calls CUDA on import, only the second
+    for method in ("forkserver", "spawn"):  # the second, if a library calls CUDA on import
         run.context = multiprocessing.get_context(method)
         run.context.set_forkserver_preload(PRELOADED)
         limit = min(time.perf_counter() + _PROBE_SECONDS, run.end)
         for kind, content in _messages(run, no_units, [], limit):
-            if kind == "from":
+            if kind == "provenance":
                 run.origin = content
             else:
                 why = f" ({content}; see {run.job.out / 'output.txt'})"
         if run.origin and (run.origin["cuda"] or not run.job.gpu):
             return
-    text = (
-        f"there is no GPU that PyTorch can use{why}" if run.job.gpu else f"no process starts{why}"
-    )
-    device = "cuda" if run.job.gpu else "cpu"
+    if run.job.gpu:
+        device, text = "cuda", f"PyTorch can use no GPU{why}"
+    else:
+        device, text = "cpu", f"no process starts{why}"
     raise RuntimeError(f"device={device}: {text}. Set --device cpu, which rehearses, or --minutes.")
 
 
 def _run_part(run: Run, part: Part, until: float) -> None:
-    """Works off a part's units, in a new process after each one that kills its own."""
-    todo = [name for name in part.units(run.job) if name not in run.done_before(part)]
-    if not todo:
-        run.say(f"{part.name}: done before")
-        return
+    """Runs a part's units, with a new process after each one that dies or fails."""
+    finished = run.finished_units(part)
+    remaining = [name for name in part.make_units(run.job) if name not in finished]
+    if not remaining:
+        run.log(f"{part.name}: done before")
     least = 0.5 if run.job.tiny else part.least
-    while todo:
+    while remaining:
         left = until - time.perf_counter()
         if left < least:
-            text = f"{max(0.0, left):.0f} s are left for it, and it takes at least {least:g} s"
-            for unit in todo:
-                run.note(part, unit, "skipped", text, 0)
+            text = f"{max(0.0, left):.0f} s are left, and the part needs at least {least:g} s"
+            for unit in remaining:
+                run.record(part, unit, "skipped", text, 0)
             return
-        todo = _work_off(run, part, todo, until)
+        remaining = _run_in_one_process(run, part, remaining, until)
 
 
-def _work_off(run: Run, part: Part, todo: list[str], until: float) -> list[str]:
-    """Runs units in one process; returns those that it didn't come to."""
-    unit, at, new, began = "", "", True, time.perf_counter()
-    todo, started = list(todo), False
+def _run_in_one_process(run: Run, part: Part, names: list[str], until: float) -> list[str]:
+    """Runs units up to one that fails or kills the process; returns the others."""
+    remaining, unit, item, is_new, began = list(names), names[0], "", True, time.perf_counter()
 
-    def rows(table: pd.DataFrame) -> None:
-        nonlocal new
+    def add_rows(table: pd.DataFrame) -> None:
+        nonlocal is_new
         table.insert(0, "unit", unit)
-        instead_of = pd.Series({"unit": unit}) if new and not part.goes_on else None
-        run.keep(part.name, table, instead_of)
-        new = False
+        replaced = is_new and not part.resumes
+        run.add_rows(part.name, table, pd.Series({"unit": unit}) if replaced else None)
+        is_new = False
 
-    def ended(state: str, text: str) -> None:
+    def end(state: str, text: str) -> None:
         if state == "failed":
-            rows(pd.DataFrame([{"error": text}]))
-        run.note(part, unit, state, text, time.perf_counter() - began)
-        todo.remove(unit)
+            add_rows(pd.DataFrame([{"error": text}]))
+        run.record(part, unit, state, text, time.perf_counter() - began)
+        remaining.remove(unit)
 
-    for kind, *content in _messages(run, part.units, todo, until):
+    for kind, *content in _messages(run, part.make_units, names, until):
         if kind == "start":
-            started = True
-            unit, at, new, began = content[0], "", True, time.perf_counter()
-        elif kind == "at":
-            at = content[0]
+            unit, item, is_new, began = content[0], "", True, time.perf_counter()
+        elif kind == "item":
+            item = content[0]
         elif kind == "rows":
-            rows(content[0])
+            add_rows(content[0])
         elif kind == "end":
-            ended(*content)
-            unit = ""
-        elif kind == "dead":
-            if not started:
-                unit = todo[0]
-            if unit:
-                ended("failed", content[0] + (f", in {at}" if at else ""))
-    return todo
+            end(*content)
+        elif kind == "dead" and unit in remaining:
+            end("failed", content[0] + (f", in {item}" if item else ""))
+    return remaining
 
 
-def _messages(run: Run, units: Any, names: list[str], until: float) -> Iterator[tuple[Any, ...]]:
-    """What a process that works off units sends; at last ``("dead", why)`` if it didn't finish."""
+def _messages(
+    run: Run, make_units: Any, names: list[str], until: float
+) -> Iterator[tuple[Any, ...]]:
+    """Yields the messages of a new process, and ``("dead", why)`` if it didn't end well."""
     receiving, sending = run.context.Pipe(duplex=False)
-    arguments = (units, run.job, list(names), until, sending)
-    process = run.context.Process(target=work_off, args=arguments)
+    arguments = (make_units, run.job, names, until, sending)
+    process = run.context.Process(target=run_units, args=arguments)
     process.start()
     sending.close()
     try:
@@ -219,17 +214,12 @@ def _messages(run: Run, units: Any, names: list[str], until: float) -> Iterator[
                 except EOFError:
                     process.join(5)
             if not ready:
-                yield "dead", f"took longer than its time and {run.grace:.0f} s more, so was ended"
+                yield "dead", f"killed {run.grace:.0f} s after its time was up"
             elif process.exitcode != 0:
                 yield "dead", f"its process ended with {process.exitcode}"
             return
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.kill()  # one that has no group of its own yet
+        process.kill()  # if it has no group yet
         process.join(5)
-
-
-def default_checkpoints(out: Path) -> Path:
-    """Where trained networks lie unless the user says it."""
-    return out / "checkpoints"

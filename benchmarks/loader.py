@@ -1,8 +1,7 @@
-"""Images per second of what makes the views: PIL in worker processes, and whole batches at once.
+"""Images per second of the loaders: PIL in worker processes, and whole batches on the device.
 
-All loaders take turns in each round, in an order of their own, so that whatever else the machine
-does falls on all of them alike. The first batches of a turn don't count: workers start, and fill
-their queues.
+The loaders take turns in each round, in random order, so that other work on the machine slows all
+of them alike. The first batches of a turn are not counted: workers start and fill their queues.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,15 +17,16 @@ import numpy as np
 import pandas as pd
 import torch
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from benchmarks import models
-from benchmarks.loss import write
-from benchmarks.provenance import HERE, provenance
+from benchmarks.provenance import HERE, package_version, provenance, update_csv
 from benchmarks.timing import now
 
 KEYS = ["loader", "dataset", "workers", "N", "threads", "device"]
-Source = Callable[[], Iterator[int]]  # what gives the number of images of each batch
+LIBRARIES = ("torchvision", "pillow", "kornia")
+Source = Callable[[], Iterator[int]]  # yields the number of images of each batch
 
 
 def run_loader(
@@ -41,43 +40,49 @@ def run_loader(
     crop: int = 32,
     until: float = math.inf,
 ) -> pd.DataFrame:
-    """All loaders; both views of an image count as one image.
+    """Compares all loaders; both views of an image count as one image.
 
     Args:
-        train_path: folder of the images.
-        batch: images of a batch.
-        workers: numbers of worker processes of the PIL pipeline; the others have none.
-        batches: how many count in each turn.
-        rounds: how many turns each loader has.
-        file: the CSV to write to, if any.
-        data: the dataset's config; folders of images are read by DALI, too, where it is installed.
-        crop: pixels of a side of the views.
-        until: no further round starts then, on the clock of :func:`benchmarks.timing.now`.
+        train_path: Folder of the images.
+        batch: Images of a batch.
+        workers: Numbers of worker processes of the PIL loader.
+        batches: Batches that count in a turn.
+        rounds: Turns of each loader.
+        file: CSV to update.
+        data: The dataset's config.
+        crop: Side of a view, pixels.
+        until: Time after which no round starts, see :func:`benchmarks.timing.now`.
     """
-    sources = all_sources(train_path, batch, workers, data, crop)
+    sources = make_sources(train_path, batch, workers, data, crop)
     speeds: dict[tuple[str, int], list[float]] = {key: [] for key in sources}
-    order, shuffle = list(sources), random.Random(0)
+    order, generator = list(sources), random.Random(0)
     for number in range(rounds):
         if number and now() >= until:
             break
-        shuffle.shuffle(order)
-        for key in order:
-            skipped = 1 + 2 * key[1]  # as many as workers prepare in advance
-            speeds[key].append(speed(sources[key], skipped, batches))
+        generator.shuffle(order)
+        for name, processes in order:
+            prefetched = 1 + 2 * processes
+            speed = measure_speed(sources[name, processes], prefetched, batches)
+            speeds[name, processes].append(speed)
     rows = []
-    for (name, number), found in speeds.items():
-        low, middle, high = np.percentile(found, [20, 50, 80]).round(1)
-        images = {"images_s_p20": low, "images_s": middle, "images_s_p80": high}
-        place = {"loader": name, "dataset": data, "workers": number, "N": batch}
-        rows.append({**place, **images, "batches": batches, "rounds": len(found), "pixels": crop})
-    table = pd.DataFrame(rows).assign(**versions(), **provenance())
+    for (name, processes), values in speeds.items():
+        low, middle, high = np.percentile(values, [20, 50, 80]).round(1)
+        rows.append(
+            {
+                **{"loader": name, "dataset": data, "workers": processes, "N": batch},
+                **{"images_s_p20": low, "images_s": middle, "images_s_p80": high},
+                **{"batches": batches, "rounds": len(values), "pixels": crop},
+            }
+        )
+    versions = {name: package_version(name) for name in LIBRARIES}
+    table = pd.DataFrame(rows).assign(**versions, **provenance())
     if file is not None:
-        write(file, table, KEYS)
+        update_csv(file, table, KEYS)
     return table
 
 
-def speed(source: Source, skipped: int, batches: int) -> float:
-    """Images per second of one turn."""
+def measure_speed(source: Source, skipped: int, batches: int) -> float:
+    """Returns images per second of one turn."""
     counts = source()
     for _ in islice(counts, skipped):
         pass
@@ -86,78 +91,70 @@ def speed(source: Source, skipped: int, batches: int) -> float:
     return number / (now() - start)
 
 
-def all_sources(
-    train_path: Path | str, batch: int, workers: list[int], data: str = "cifar100", crop: int = 32
+def make_sources(
+    train_path: Path | str, batch: int, workers: list[int], data: str, crop: int
 ) -> dict[tuple[str, int], Source]:
-    """What is compared, by name and number of workers; kornia and DALI where they are installed."""
-    from solo_hardneg.dali import is_installed
-    from solo_hardneg.standalone.data import FOLDERS, pretrain_loaders
+    """Returns the loaders by name and number of workers; kornia where it is installed."""
+    from solo_hardneg.standalone.loaders import pretrain_loaders
 
-    def loader(*overrides: str) -> tuple[DictConfig, Any]:
-        where = f"data.train_path={train_path}", "data.val_path=null"
-        size = f"data.suggest.crop_size={crop}"
-        method = "mocov2_banded", batch, 65536, "resnet18"
-        cfg = models.config(*method, *where, size, *overrides, data=data)
+    def load(override: str) -> tuple[DictConfig, Any]:
+        paths = f"data.train_path={train_path}", "data.val_path=null"
+        sizes = "mocov2_banded", batch, 65536, "resnet18"
+        crop_size = f"data.suggest.crop_size={crop}"
+        cfg = models.compose_config(*sizes, *paths, crop_size, override, data=data)
         return cfg, pretrain_loaders(cfg)[0]
 
     sources: dict[tuple[str, int], Source] = {}
     for number in workers:
-        _, pil = loader(f"data.num_workers={number}")
+        _, pil = load(f"data.num_workers={number}")
         sources["standalone", number] = lambda pil=pil: (len(indexes) for indexes, _, _ in pil)
-        if data in FOLDERS and is_installed():
-            device = "gpu" if torch.cuda.is_available() else "cpu"
-            _, dali = loader(
-                f"data.num_workers={number}", "data.format=dali", f"dali.device={device}"
-            )
-            sources["dali", number] = lambda dali=dali: (len(indexes) for indexes, _, _ in dali)
-    cfg, indexes_only = loader("data.format=resident")
-    views = resident(cfg, indexes_only.dataset)
-    sources["resident", 0] = lambda: _filled(indexes_only, views)
+    cfg, indexes_only = load("data.format=resident")
+    views = resident_views(cfg, indexes_only.dataset)
+    sources["resident", 0] = lambda: _count_views(indexes_only, views)
     try:
-        theirs = kornias(cfg, views.images)
+        others = kornia_views(cfg, views.images)
     except ImportError:
         return sources
-    sources["kornia", 0] = lambda: _filled(indexes_only, theirs)
+    sources["kornia", 0] = lambda: _count_views(indexes_only, others)
     return sources
 
 
-def _filled(loader: DataLoader, views: Callable[..., Any]) -> Iterator[int]:
+def _count_views(loader: DataLoader, views: Callable[..., Any]) -> Iterator[int]:
     for number, (indexes, _, _) in enumerate(loader):
-        made = views(indexes.to(_device()), 0, 0, number)
-        yield len(made[0])
+        yield len(views(indexes.to(_device()), 0, 0, number)[0])
 
 
 def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def resident(cfg: DictConfig, dataset: Any) -> Any:
+def resident_views(cfg: DictConfig, dataset: Any) -> Any:
     """Our views of a dataset, on the GPU if there is one."""
-    from solo_hardneg.resident.images import load_images
-    from solo_hardneg.resident.recipe import pretrain_recipes
-    from solo_hardneg.resident.views import ResidentViews
+    from solo_hardneg.data.resident.images import load_images
+    from solo_hardneg.data.resident.recipe import pretrain_recipes
+    from solo_hardneg.data.resident.views import ResidentViews
 
     entries: Any = OmegaConf.to_container(cfg.augmentations, resolve=True)
     recipes = pretrain_recipes(cfg.data.dataset, entries, cut=True)
     return ResidentViews(load_images(dataset, _device()), recipes, seed=0)
 
 
-def kornias(cfg: DictConfig, images: torch.Tensor) -> Callable[..., list[torch.Tensor]]:
-    """The same steps by kornia, on the same bytes.
+def kornia_views(cfg: DictConfig, images: torch.Tensor) -> Callable[..., list[torch.Tensor]]:
+    """kornia's nearest augmentations of the same images (N, 3, H, W).
 
-    They are not quite the same: kornia draws one order of the jitter's steps for all of a batch,
-    its crop has no antialiasing, and its blur is a kernel of fixed width.
+    They differ: kornia draws one order of the jitter's steps per batch, crops without antialiasing
+    and blurs by a kernel of fixed width.
     """
     import kornia.augmentation as K
 
-    from solo_hardneg.resident.recipe import pretrain_recipes
+    from solo_hardneg.data.resident.recipe import pretrain_recipes
 
     entries: Any = OmegaConf.to_container(cfg.augmentations, resolve=True)
     recipe = pretrain_recipes(cfg.data.dataset, entries, cut=True)[0]
     jitter = entries[0]["color_jitter"]
     amounts = [jitter[name] for name in ("brightness", "contrast", "saturation", "hue")]
     size = (recipe.size, recipe.size)
-    steps = K.AugmentationSequential(
+    augment = K.AugmentationSequential(
         K.RandomResizedCrop(
             size, recipe.scale or (1, 1), recipe.ratio, "bicubic", cropping_mode="resample"
         ),
@@ -169,20 +166,32 @@ def kornias(cfg: DictConfig, images: torch.Tensor) -> Callable[..., list[torch.T
         data_keys=["input"],
     ).to(images.device)
 
-    def views(indexes: torch.Tensor, *place: int) -> list[torch.Tensor]:
+    def views(indexes: torch.Tensor, *_: int) -> list[torch.Tensor]:
         chosen = images.index_select(0, indexes).float() / 255
         with torch.no_grad():
-            return [steps(chosen) for _ in range(2)]
+            return [augment(chosen) for _ in range(2)]
 
     return views
 
 
-def versions() -> dict[str, str]:
-    """Of what decodes and augments, beside what every row has."""
-    found = {}
-    for package in ("torchvision", "pillow", "kornia", "nvidia-dali-cuda130"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = ""
-    return found
+def make_jpegs(folder: Path, number: int, side: int, copies: int) -> Path:
+    """Writes JPEGs of smooth noise, about as hard to decode as photographs of their size.
+
+    Args:
+        folder: Gets ten folders of classes.
+        number: Number of images.
+        side: Pixels.
+        copies: Names of each image, which make an epoch longer.
+    """
+    generator = np.random.default_rng(0)
+    for index in range(number):
+        place = folder / f"class{index % 10}"
+        place.mkdir(parents=True, exist_ok=True)
+        coarse = Image.fromarray(generator.integers(0, 256, (28, 28, 3), dtype=np.uint8))
+        fine = np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC), dtype=np.int16)
+        noisy = fine + generator.integers(-12, 13, fine.shape)
+        file = place / f"{index:05}.jpg"
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(file, quality=90)
+        for copy in range(1, copies):
+            file.with_stem(f"{index:05}-{copy}").hardlink_to(file)
+    return folder

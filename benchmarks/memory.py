@@ -1,9 +1,9 @@
-"""Peak memory of one call, beyond what there was before it.
+"""Peak memory of one call, beyond what was in use before it.
 
-On a GPU PyTorch counts it. On a CPU it is the peak of the process' resident memory, which Linux
-keeps and can be told to start anew; so the memory of libraries that PyTorch knows nothing of counts
-too. For that, freed memory must go back to the system at once, which glibc is told before a process
-starts. Times are taken elsewhere, because it makes them longer.
+PyTorch counts a GPU's memory. On a CPU it is the peak of the process's resident memory, which Linux
+records and can reset; that includes libraries PyTorch does not track. glibc must then return freed
+memory at once, which it reads from the environment when a process starts, and which slows calls
+down: so memory is measured in a separate process.
 """
 
 from __future__ import annotations
@@ -11,48 +11,55 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
-_TOLD = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+RETURN_FREED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def elsewhere(arguments: list[str]) -> dict[str, float]:
-    """What ``python -m benchmarks ARGUMENTS`` prints last, in a process that returns memory."""
-    command = [sys.executable, "-m", "benchmarks", *arguments]
-    run = subprocess.run(command, env={**os.environ, **_TOLD}, capture_output=True, text=True)
+def run_in_fresh_process(*arguments: object) -> Any:
+    """Returns the JSON that ``python -m benchmarks ARGUMENTS`` prints last.
+
+    Raises:
+        RuntimeError: The command failed.
+    """
+    command = [sys.executable, "-m", "benchmarks", *map(str, arguments)]
+    env = {**os.environ, **RETURN_FREED}
+    run = subprocess.run(command, env=env, capture_output=True, text=True)
     if run.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{run.stderr[-2000:]}")
     return json.loads(run.stdout.splitlines()[-1])
 
 
-def peak(work: Callable[[], object]) -> float:
-    """Bytes at the peak of ``work()`` beyond those before; NaN where it can't be known."""
+def peak_memory(call: Callable[[], object]) -> float:
+    """Returns the bytes that ``call()`` needs at its peak; NaN on a CPU without Linux."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        work()
+        call()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    if not _CLEAR.exists():
-        return float("nan")
+    if not RESET.exists():
+        return math.nan
     ctypes.CDLL(None).malloc_trim(0)
-    _CLEAR.write_text("5")
-    before = _resident("VmRSS")
-    work()
-    return max(0, _resident("VmHWM") - before)
+    RESET.write_text("5")
+    before = _resident_bytes("VmRSS")
+    call()
+    return max(0, _resident_bytes("VmHWM") - before)
 
 
-def _resident(name: str) -> int:
-    for line in _STATUS.read_text().splitlines():
-        if line.startswith(name):
-            return 1024 * int(line.split()[1])
-    raise RuntimeError(f"{_STATUS} has no {name}")
+def _resident_bytes(field: str) -> int:
+    match = re.search(rf"^{field}:\s*(\d+) kB", STATUS.read_text(), re.MULTILINE)
+    assert match is not None
+    return 1024 * int(match[1])

@@ -1,6 +1,6 @@
-"""The parts of ``python -m benchmarks gpu``, most important first, and the sizes they run at.
+"""The parts of ``python -m benchmarks gpu`` and their sizes, most important first.
 
-Here are names and sizes; what measures is imported by the process that does it.
+Modules that measure are imported by the processes that run them.
 """
 
 from __future__ import annotations
@@ -13,10 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.worker import Job, NotPossible, Report
-
-Units = dict[str, Callable[[Report], None]]
-NO_DATA = "needs --data FOLDER, the folder that holds cifar-100-python"
+from benchmarks.precision import PRECISIONS, training_precision
+from benchmarks.worker import Job, NotPossible, Report, Units
 
 
 @dataclass(frozen=True)
@@ -24,44 +22,46 @@ class Part:
     """One CSV.
 
     Attributes:
-        name: of the CSV.
-        share: of the time, beside the shares of the other parts. Time that one leaves goes to the
-            later ones.
-        least: seconds that it takes at least.
-        units: what it does, by name.
-        goes_on: whether it is never done, and each call goes on with it.
+        name: Name of the CSV.
+        share: Share of the remaining time, relative to the later parts.
+        least: Seconds that the part needs at least.
+        make_units: Returns what to run, by name.
+        resumes: Whether another call goes on with finished units.
     """
 
     name: str
     share: float
     least: float
-    units: Callable[[Job], Units]
-    goes_on: bool = False
+    make_units: Callable[[Job], Units]
+    resumes: bool = False
 
 
 def no_units(job: Job) -> Units:
-    """Of a process that says only what the device is."""
+    """Nothing: the process only reports its provenance."""
     return {}
 
 
-def tests(job: Job) -> Units:
+# ---------------------------------------------------------------------- tests, waits
+
+
+def test_units(job: Job) -> Units:
     """The tests that need a GPU: all backends and policies against the dense one."""
     files = {"kernels": "kernels/test_on_a_gpu.py", "losses": "test_cuda.py"}
-    return {name: partial(_tests, job, file) for name, file in files.items()}
+    return {name: partial(_run_tests, job, file) for name, file in files.items()}
 
 
-def _tests(job: Job, file: str, report: Report) -> None:
+def _run_tests(job: Job, file: str, report: Report) -> None:
     from benchmarks.device_tests import run_tests
 
     run_tests(file, job.gpu, report)
 
 
-def waits(job: Job) -> Units:
-    """How often a training step waits for the device, ours and the host's."""
-    return {family: partial(_waits, job, family) for family in ("moco", "simclr")}
+def wait_units(job: Job) -> Units:
+    """How often a training step waits for the device, in our methods and the host's."""
+    return {family: partial(_run_waits, job, family) for family in ("moco", "simclr")}
 
 
-def _waits(job: Job, family: str, report: Report) -> None:
+def _run_waits(job: Job, family: str, report: Report) -> None:
     from benchmarks.waits import FAMILIES, run_waits
 
     methods = FAMILIES[family]
@@ -71,57 +71,69 @@ def _waits(job: Job, family: str, report: Report) -> None:
         run_waits(methods, 256, 65536, 32, steps=5, report=report)
 
 
-def loss(job: Job) -> Units:
-    """The loss alone: time and memory of all backends and the host's, beside the limit.
+# ---------------------------------------------------------------------- loss, step
 
-    What is compiled for the device has units of its own: a fault in it ends its process.
+
+def loss_units(job: Job) -> Units:
+    """The loss alone: time and memory of all backends and the host's, beside the roofline.
+
+    Triton has units apart, because a fault in a kernel ends the process.
     """
-    found: Units = {}
+    units: Units = {}
     for keys in (2048,) if job.tiny else (65536, 16384):
-        for precision in ("32-true", "bf16-mixed", "bf16-true"):
+        for precision in PRECISIONS:
             for backends in (("auto", "dense", "chunked"), ("triton",)):
                 name = f"K={keys}, {precision}, {' '.join(backends)}"
-                found[name] = partial(_loss, job, keys, precision, backends)
-    return found
+                units[name] = partial(_run_loss, job, keys, precision, backends)
+    return units
 
 
-def _loss(job: Job, keys: int, precision: str, backends: tuple[str, ...], report: Report) -> None:
-    from benchmarks import limits
-    from benchmarks import precision as formats
-    from benchmarks.loss import compare
+def _run_loss(
+    job: Job, keys: int, precision: str, backends: tuple[str, ...], report: Report
+) -> None:
+    from benchmarks.candidates import Refused
+    from benchmarks.loss import compare_losses
+    from benchmarks.precision import product_dtype, tensor_dtype
+    from benchmarks.roofline import add_roofline, measure_rates
 
-    queries, dimensions = (16, 16) if job.tiny else (256, 128)
-    refused: dict[tuple[str, str], str] = {}
-    table = compare(
-        *(queries, keys, dimensions, backends, 1 if job.tiny else 20, False, precision, refused),
-        **{"here": True, "until": report.until, "calls": 5 if job.gpu else 1},
+    queries, dimensions, rounds = (16, 16, 1) if job.tiny else (256, 128, 20)
+    refused: Refused = {}
+    table = compare_losses(
+        (queries, keys, dimensions),
+        backends,
+        rounds,
+        libraries=False,
+        precision=precision,
+        refused=refused,
+        in_process=True,
+        until=report.until,
+        repeats=5 if job.gpu else 1,
     )
-    rate = limits.rates(dimensions, formats.product_dtype(precision))
-    element = formats.dtype(precision).itemsize
-    report.rows(limits.beside_limits(table.assign(precision=precision), rate, element))
-    for (backend, policy), error in refused.items():
-        what = {"candidate": backend, "policy": policy, "backend": backend}
-        report.row(**what, N=queries, K=keys, D=dimensions, precision=precision, error=error)
+    rates = measure_rates(dimensions, product_dtype(precision))
+    element = tensor_dtype(precision).itemsize
+    report.add_rows(add_roofline(table.assign(precision=precision), rates, element))
+    sizes = {"N": queries, "K": keys, "D": dimensions, "precision": precision}
+    for candidate, error in refused.items():
+        report.add_row(**candidate._asdict(), **sizes, error=error)
 
 
-def step(job: Job) -> Units:
-    """The whole step against the host's MoCo v2+, at CIFAR's and at ImageNet's size."""
-    cifar = (
-        (8, 64, "resnet18", 8, "cifar100") if job.tiny else (256, 65536, "resnet18", 32, "cifar100")
-    )
-    imagenet = (
-        (4, 64, "resnet18", 32, "imagenet")
-        if job.tiny
-        else (256, 65536, "resnet50", 224, "imagenet")
-    )
+def step_units(job: Job) -> Units:
+    """Whole steps against the host's MoCo v2+, at the sizes of CIFAR and ImageNet."""
+    if job.tiny:
+        cifar = (8, 64, "resnet18", 8, "cifar100")
+        imagenet = (4, 64, "resnet18", 32, "imagenet")
+    else:
+        cifar = (256, 65536, "resnet18", 32, "cifar100")
+        imagenet = (256, 65536, "resnet50", 224, "imagenet")
+    usual = training_precision()
     return {
-        "CIFAR, bf16-mixed": partial(_step, job, *cifar, "bf16-mixed"),
-        "ImageNet, bf16-mixed": partial(_step, job, *imagenet, "bf16-mixed"),
-        "CIFAR, 32-true": partial(_step, job, *cifar, "32-true"),
+        f"CIFAR, {usual}": partial(_run_step, job, *cifar, usual),
+        f"ImageNet, {usual}": partial(_run_step, job, *imagenet, usual),
+        "CIFAR, 32-true": partial(_run_step, job, *cifar, "32-true"),
     }
 
 
-def _step(
+def _run_step(
     job: Job,
     batch: int,
     queue: int,
@@ -133,78 +145,100 @@ def _step(
 ) -> None:
     from benchmarks.step import run_step
 
-    rounds = 1 if job.tiny else 10
-    sizes = batch, queue, backbone, pixels, rounds
-    how: dict[str, Any] = {"file": None, "until": report.until, "here": True}
-    how["warm_up"] = 1 if job.tiny else 3
-    table = run_step(*sizes, precision=precision, data=data, **how)
-    report.rows(table.assign(data=data, precision=precision))
+    rounds, warm_up = (1, 1) if job.tiny else (10, 3)
+    table = run_step(
+        batch,
+        queue,
+        backbone,
+        pixels,
+        rounds,
+        file=None,
+        precision=precision,
+        data=data,
+        until=report.until,
+        warm_up=warm_up,
+        in_process=True,
+    )
+    report.add_rows(table.assign(data=data, precision=precision))
 
 
-def loader(job: Job) -> Units:
-    """Images per second: PIL, resident and, on files, DALI where it is installed."""
-    return {"small images": partial(_small_images, job), "JPEGs": partial(_jpegs, job)}
+# ---------------------------------------------------------------------- loader
 
 
-def _workers(job: Job) -> list[int]:
-    return [1] if job.tiny else [max(1, (os.cpu_count() or 1) - 1)]
+def loader_units(job: Job) -> Units:
+    """Images per second of PIL and resident data."""
+    return {"small images": partial(_run_small_images, job), "JPEGs": partial(_run_jpegs, job)}
 
 
-def _small_images(job: Job, report: Report) -> None:
-    from benchmarks.loader import run_loader
-
-    data, path, crop = dataset(job)
+def _run_small_images(job: Job, report: Report) -> None:
+    data, path, crop = _small_dataset(job)
     batch, batches, rounds = (32, 3, 1) if job.tiny else (256, 20, 3)
-    how: dict[str, Any] = {"file": None, "data": data, "crop": crop, "until": report.until}
-    report.rows(run_loader(path, batch, _workers(job), batches, rounds, **how))
+    _run_loader(job, path, batch, batches, rounds, report, data=data, crop=crop)
 
 
-def _jpegs(job: Job, report: Report) -> None:
-    from benchmarks.load import make_images
-    from benchmarks.loader import run_loader
-
-    images, copies, side, batch = (16, 4, 32, 8) if job.tiny else (512, 8, 224, 64)
-    batches, rounds = (3, 1) if job.tiny else (15, 3)
-    how: dict[str, Any] = {"file": None, "data": "custom", "crop": side, "until": report.until}
-    with tempfile.TemporaryDirectory() as place:
-        folder = make_images(Path(place), images, side, copies)
-        report.rows(run_loader(folder, batch, _workers(job), batches, rounds, **how))
-
-
-def dataset(job: Job) -> tuple[str, str, int]:
-    """The small images at hand: their config, their folder and the pixels of a side.
+def _small_dataset(job: Job) -> tuple[str, str, int]:
+    """Config, folder and side of a view of CIFAR-100; of scikit-learn's digits in a rehearsal.
 
     Raises:
-        NotPossible: no dataset was given. A rehearsal falls back on scikit-learn's digits.
+        NotPossible: CIFAR-100 isn't given.
     """
     if job.data is not None:
         return "cifar100", str(job.data), 8 if job.tiny else 32
     if job.tiny:
         return "digits", "builtin", 8
-    raise NotPossible(NO_DATA)
+    raise NotPossible("needs --data FOLDER, the folder that holds cifar-100-python")
 
 
-def accuracy(job: Job) -> Units:
-    """What SimCLR, DCL, HCL and SSCL learn in the time that is left."""
+def _run_jpegs(job: Job, report: Report) -> None:
+    from benchmarks.loader import make_jpegs
+
+    images, copies, side = (16, 4, 32) if job.tiny else (512, 8, 224)
+    batch, batches, rounds = (8, 3, 1) if job.tiny else (64, 15, 3)
+    with tempfile.TemporaryDirectory() as place:
+        folder = make_jpegs(Path(place), images, side, copies)
+        _run_loader(job, folder, batch, batches, rounds, report, data="custom", crop=side)
+
+
+def _run_loader(
+    job: Job,
+    path: Path | str,
+    batch: int,
+    batches: int,
+    rounds: int,
+    report: Report,
+    **images: Any,
+) -> None:
+    from benchmarks.loader import run_loader
+
+    workers = [1] if job.tiny else [max(1, (os.cpu_count() or 1) - 1)]
+    options = {"file": None, "until": report.until, **images}
+    report.add_rows(run_loader(path, batch, workers, batches, rounds, **options))
+
+
+# ---------------------------------------------------------------------- accuracy
+
+
+def accuracy_units(job: Job) -> Units:
+    """Linear accuracy of SimCLR, DCL, HCL and SSCL after as many epochs as fit."""
     names = ("plan", "simclr", "dcl", "hcl", "sscl")
-    return {name: partial(_accuracy, job, name) for name in names}
+    return {name: partial(_run_accuracy, job, name) for name in names}
 
 
-def _accuracy(job: Job, name: str, report: Report) -> None:
-    from benchmarks import accuracy as room
+def _run_accuracy(job: Job, name: str, report: Report) -> None:
+    from benchmarks import accuracy
 
-    place = dataset(job)
+    dataset = _small_dataset(job)
     if name == "plan":
-        room.plan(job, place, report)
+        accuracy.make_plan(job, dataset, report)
     else:
-        room.train_and_evaluate(job, place, name, report)
+        accuracy.train_and_evaluate(job, dataset, name, report)
 
 
 PARTS = (
-    Part("tests", 4, 20, tests),
-    Part("waits", 2, 15, waits),
-    Part("loss", 4, 15, loss),
-    Part("step", 4, 20, step),
-    Part("loader", 2, 10, loader),
-    Part("accuracy", 6, 30, accuracy, goes_on=True),
+    Part("tests", 4, 20, test_units),
+    Part("waits", 2, 15, wait_units),
+    Part("loss", 4, 15, loss_units),
+    Part("step", 4, 20, step_units),
+    Part("loader", 2, 10, loader_units),
+    Part("accuracy", 6, 30, accuracy_units, resumes=True),
 )

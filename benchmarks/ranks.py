@@ -1,10 +1,9 @@
-"""A step on two gloo ranks: with the queue in DDP's broadcast, without it, and the host's."""
+"""A step on two gloo ranks, with and without the queue in DDP's broadcast, against the host's."""
 
 from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks import models
-from benchmarks.loss import write
-from benchmarks.provenance import HERE, provenance
-from benchmarks.timing import interleaved, summary
+from benchmarks.provenance import HERE, provenance, update_csv
+from benchmarks.timing import Call, summarize_times, time_interleaved
 
-HOSTS, BROADCAST, OURS = "mocov2plus", "mocov2_banded, queue broadcast", "mocov2_banded"
+BASELINE, BROADCAST, OURS = "mocov2plus", "mocov2_banded, queue broadcast", "mocov2_banded"
 RANKS = 2
 
 
-class _Step(nn.Module):
-    """A method whose forward pass is its training step, as Lightning hands it to DDP."""
+class _TrainingStep(nn.Module):
+    """A method whose forward pass is its training step, as Lightning passes it to DDP."""
 
     def __init__(self, model: Any, broadcast_queue: bool) -> None:
         super().__init__()
@@ -45,60 +43,63 @@ def run_ranks(
     rounds: int,
     file: Path | None = HERE / "ranks.csv",
 ) -> pd.DataFrame:
-    """Interleaved steps on two processes of one thread; both directions, two queues."""
+    """Compares steps on two processes of one thread, with both directions and two queues."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = (folder, batch, queue, backbone, pixels, rounds)
-        processes.spawn(_rank, arguments, nprocs=RANKS)
+        processes.spawn(_run_rank, arguments, nprocs=RANKS)
         seconds = torch.load(Path(folder) / "seconds.pt", weights_only=True)
-    times = summary(seconds, HOSTS)
+    times = summarize_times(seconds, BASELINE)
+    given = {"ranks": RANKS, "N": batch, "K": queue, "backbone": backbone, "pixels": pixels}
     table = pd.DataFrame(
         {
-            **{"candidate": name, "ranks": RANKS, "N": batch, "K": queue, "backbone": backbone},
-            **{"pixels": pixels, "rounds": rounds},
-            **{key: round(value, 4) for key, value in times[name].items()},
+            "candidate": name,
+            **given,
+            "rounds": rounds,
+            **{column: round(value, 4) for column, value in times[name].items()},
         }
         for name in seconds
     ).assign(**{**provenance(), "threads": 1})
     if file is not None:
-        write(file, table, ["ranks", "N", "K", "backbone", "pixels", "device"])
+        update_csv(file, table, [*given, "device"])
     return table
 
 
-def _rank(
-    rank: int, folder: str, batch: int, queue: int, backbone: str, pixels: int, rounds: int
-) -> None:
+def _run_rank(rank: int, folder: str, *sizes: Any) -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     store = f"file://{Path(folder) / 'store'}"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=RANKS)
+    *sizes, rounds = sizes
     steps = {
-        HOSTS: _stepper(HOSTS, True, batch, queue, backbone, pixels),
-        BROADCAST: _stepper("mocov2_banded", True, batch, queue, backbone, pixels),
-        OURS: _stepper("mocov2_banded", False, batch, queue, backbone, pixels),
+        BASELINE: _make_step("mocov2plus", True, *sizes),
+        BROADCAST: _make_step("mocov2_banded", True, *sizes),
+        OURS: _make_step("mocov2_banded", False, *sizes),
     }
-    seconds = interleaved(steps, rounds)  # in the same order on both ranks
+    seconds = time_interleaved(steps, rounds)  # in the same order on both ranks
     if rank == 0:
         torch.save(seconds, Path(folder) / "seconds.pt")
     dist.barrier()
     dist.destroy_process_group()
 
 
-def _stepper(
+def _make_step(
     method: str, broadcast_queue: bool, batch: int, queue: int, backbone: str, pixels: int
-) -> Callable[[], None]:
-    ours = [] if method == HOSTS else ["negatives=hardest_5", "method_kwargs.symmetric=true"]
+) -> Call:
+    banded = ["negatives=hardest_5", "method_kwargs.symmetric=true"]
+    overrides = [] if method == BASELINE else banded
     torch.manual_seed(0)
-    model = models.build(models.config(method, batch, queue, backbone, *ours))
+    cfg = models.compose_config(method, batch, queue, backbone, *overrides)
+    model = models.build_method(cfg)
     models.fill_queue(model)
-    step = DistributedDataParallel(_Step(model, broadcast_queue))
+    training_step = DistributedDataParallel(_TrainingStep(model, broadcast_queue))
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=0.01)
     views = [torch.randn(batch, 3, pixels, pixels) for _ in range(2)]
-    images = torch.arange(batch)
+    indexes = torch.arange(batch)
 
-    def run() -> None:
+    def step() -> None:
         optimizer.zero_grad()
-        step([images, views, images % models.CLASSES]).backward()
+        training_step([indexes, views, indexes % models.CLASSES]).backward()
         optimizer.step()
 
-    return run
+    return step

@@ -1,13 +1,12 @@
-"""A whole training step: ours against the host's MoCo v2+, same everything, in one process.
+"""A whole training step of our methods against the host's MoCo v2+, in one process.
 
-The host's has the host's loss in any case; see :mod:`benchmarks.hosts`.
+The host's step uses solo-learn's loss on either host, see :mod:`benchmarks.reference`.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,13 @@ import pandas as pd
 import torch
 
 from benchmarks import models
-from benchmarks.hosts import hosts_loss, standalone_with_hosts_loss
-from benchmarks.loss import write
-from benchmarks.memory import elsewhere, peak
-from benchmarks.precision import autocast, label
-from benchmarks.provenance import HERE, provenance
-from benchmarks.timing import interleaved, summary
+from benchmarks.memory import peak_memory, run_in_fresh_process
+from benchmarks.precision import autocast, dtype_label
+from benchmarks.provenance import HERE, provenance, update_csv
+from benchmarks.reference import reference_in_standalone, reference_loss
+from benchmarks.timing import Call, summarize_times, time_interleaved
 
-HOSTS = "mocov2plus"
+BASELINE = "mocov2plus"
 OURS = {
     "mocov2_banded, all": ["negatives=all"],
     "mocov2_banded, hardest 5 %": ["negatives=hardest_5"],
@@ -33,20 +31,19 @@ OURS = {
 }
 
 
-def stepper(model: Any, batch: int, pixels: int, precision: str = "32-true") -> Callable[[], None]:
-    """One step: forward, backward, optimizer, momentum encoder, queue."""
+def make_step(model: Any, batch: int, pixels: int, precision: str = "32-true") -> Call:
+    """Returns a step: forward, backward, optimizer, momentum encoder, queue."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model.to(device, memory_format=torch.channels_last).train()  # as both hosts do
+    model.to(device, memory_format=torch.channels_last).train()  # as in both hosts
     models.fill_queue(model)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
     views = [torch.randn(batch, 3, pixels, pixels, device=device) for _ in range(2)]
-    targets = torch.arange(batch, device=device) % models.CLASSES
     indexes = torch.arange(batch, device=device)
 
     def step() -> None:
         optimizer.zero_grad()
         with autocast(precision):
-            loss = model.training_step([indexes, views, targets], 0)
+            loss = model.training_step([indexes, views, indexes % models.CLASSES], 0)
         loss.backward()
         optimizer.step()
         for online, momentum in model.momentum_pairs:
@@ -55,7 +52,7 @@ def stepper(model: Any, batch: int, pixels: int, precision: str = "32-true") -> 
     return step
 
 
-def all_steps(
+def make_steps(
     batch: int,
     queue: int,
     backbone: str,
@@ -63,43 +60,32 @@ def all_steps(
     backend: str,
     precision: str = "32-true",
     data: str = "cifar100",
-) -> dict[str, Callable[[], None]]:
-    """One step of each method; ``data`` decides the first layers of a ResNet."""
+) -> dict[str, Call]:
+    """Returns a step of each method, the host's first; ``data`` decides a ResNet's stem."""
+    from solo_hardneg import host
+
     steps = {}
-    for name, overrides in {HOSTS: [], **OURS}.items():
-        method = name.partition(",")[0]
-        ours = [] if name == HOSTS else ["method_kwargs.symmetric=true", f"backend={backend}"]
-        noise = "data.train_path=null", "data.val_path=null"
-        cfg = models.config(method, batch, queue, backbone, *overrides, *ours, *noise, data=data)
+    for name, overrides in {BASELINE: [], **OURS}.items():
+        common = ["data.train_path=null", "data.val_path=null"]
+        if name != BASELINE:
+            common += ["method_kwargs.symmetric=true", f"backend={backend}"]
+        sizes = name.partition(",")[0], batch, queue, backbone
+        cfg = models.compose_config(*sizes, *overrides, *common, data=data)
         torch.manual_seed(0)
-        step = stepper(models.build(cfg), batch, pixels, precision)
-        steps[name] = _hosts(step) if name == HOSTS else step
+        steps[name] = make_step(models.build_method(cfg), batch, pixels, precision)
+    if host.NAME == "standalone":
+        steps[BASELINE] = reference_in_standalone()(steps[BASELINE])
     return steps
 
 
-def _hosts(step: Callable[[], None]) -> Callable[[], None]:
-    from solo_hardneg import host
-
-    if host.NAME != "standalone":
-        return step
-
-    def with_hosts_loss() -> None:
-        with standalone_with_hosts_loss():
-            step()
-
-    return with_hosts_loss
-
-
-def step_peaks(
-    batch: int, queue: int, backbone: str, pixels: int, backend: str
-) -> dict[str, float]:
-    """The peak memory of the third step of each, bytes."""
-    found = {}
-    for name, step in all_steps(batch, queue, backbone, pixels, backend).items():
+def measure_step_peaks(*sizes: Any) -> list[float]:
+    """Returns the peak memory of each method's third step, bytes."""
+    peaks = []
+    for step in make_steps(*sizes).values():
         step()
         step()
-        found[name] = peak(step)
-    return found
+        peaks.append(peak_memory(step))
+    return peaks
 
 
 def run_step(
@@ -114,35 +100,50 @@ def run_step(
     data: str = "cifar100",
     until: float = math.inf,
     warm_up: int = 2,
-    here: bool | None = None,
+    in_process: bool = False,
 ) -> pd.DataFrame:
-    """Interleaved steps; both directions and two queues, as the host has them.
+    """Compares steps with both directions and two queues, as in solo-learn.
 
-    No further round starts at ``until``, on the clock of :func:`benchmarks.timing.now`. Peak memory
-    is measured in this process on a GPU, or if ``here`` says so.
+    Args:
+        batch: Images.
+        queue: Keys in a queue.
+        backbone: A timm name.
+        pixels: Side of a view.
+        rounds: Number of rounds.
+        backend: Ours.
+        file: CSV to update.
+        precision: See :mod:`benchmarks.precision`.
+        data: The dataset's config.
+        until: Time after which no round starts, see :func:`benchmarks.timing.time_interleaved`.
+        warm_up: Rounds that are not timed.
+        in_process: Whether to measure memory in this process on a CPU, too.
     """
     from solo_hardneg import host
 
     warnings.filterwarnings("ignore", message=".*self.trainer.*reference is not registered")
-    steps = all_steps(batch, queue, backbone, pixels, backend, precision, data)
-    seconds = interleaved(steps, rounds, warm_up, until=until)
-    times = summary(seconds, HOSTS)
-    if torch.cuda.is_available() if here is None else here:
-        memory = {name: peak(step) for name, step in steps.items()}
+    sizes = batch, queue, backbone, pixels, backend
+    steps = make_steps(*sizes, precision, data)
+    seconds = time_interleaved(steps, rounds, warm_up, until=until)
+    times = summarize_times(seconds, BASELINE)
+    if in_process or torch.cuda.is_available():
+        peaks = [peak_memory(step) for step in steps.values()]
     else:
-        memory = elsewhere(["step-peaks", str(batch), str(queue), backbone, str(pixels), backend])
-    whose = "solo-learn" if host.NAME == "solo" else hosts_loss()[0]
+        peaks = run_in_fresh_process("step-peaks", *sizes)
+    given = {"host": host.NAME, "N": batch, "K": queue, "backbone": backbone, "pixels": pixels}
     table = pd.DataFrame(
         {
-            **{"candidate": name, "host": host.NAME, "N": batch, "K": queue, "backbone": backbone},
-            **{"pixels": pixels, "backend": "" if name == HOSTS else backend},
-            **{"hosts_loss": whose, "rounds": len(seconds[name]), "dtype": label(precision)},
-            **{key: round(value, 4) for key, value in times[name].items()},
-            **{"peak_MB": round(memory[name] / 1e6, 1)},
-            **{"memory_ratio": round(memory[name] / memory[HOSTS], 4)},
+            "candidate": name,
+            **given,
+            "backend": "" if name == BASELINE else backend,
+            "hosts_loss": "solo-learn" if host.NAME == "solo" else reference_loss()[0],
+            "rounds": len(seconds[name]),
+            "dtype": dtype_label(precision),
+            **{column: round(value, 4) for column, value in times[name].items()},
+            "peak_MB": round(peak / 1e6, 1),
+            "memory_ratio": round(peak / peaks[0], 4),
         }
-        for name in steps
+        for name, peak in zip(steps, peaks, strict=True)
     ).assign(**provenance())
     if file is not None:
-        write(file, table, ["host", "N", "K", "backbone", "pixels", "device", "dtype"])
+        update_csv(file, table, ["host", "N", "K", "backbone", "pixels", "device", "dtype"])
     return table

@@ -1,4 +1,4 @@
-"""Interleaved runs: each round calls every candidate once, in an order of its own."""
+"""Interleaved timing: each round calls every candidate once, in random order."""
 
 from __future__ import annotations
 
@@ -6,67 +6,68 @@ import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
 
-Work = Callable[[], object]
+Call = Callable[[], object]
+Name = TypeVar("Name")
 
 
 def now() -> float:
-    """Seconds, once everything that was asked of the device is done."""
+    """Seconds, read once the device has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
-def interleaved(
-    works: Mapping[str, Work],
+def time_interleaved(
+    candidates: Mapping[Name, Call],
     rounds: int,
     warm_up: int = 2,
     clock: Callable[[], float] = now,
     seed: int = 0,
     until: float = math.inf,
-    calls: int = 1,
-) -> dict[str, list[float]]:
-    """The seconds of each round, for each candidate.
+    repeats: int = 1,
+) -> dict[Name, list[float]]:
+    """Returns the seconds of one call in each round, for each candidate.
 
     Args:
-        works: the candidates by name.
-        rounds: how many rounds are kept.
-        warm_up: how many come before, in which kernels are compiled and caches filled.
-        clock: what says the time.
-        seed: of the orders.
-        until: no further round starts once ``clock`` says so much; one round is kept in any case.
-        calls: how many calls are timed as one, so that a GPU's queue of work is never empty; what
-            is returned is the time of one of them.
+        candidates: What to call, by name.
+        rounds: Number of timed rounds.
+        warm_up: Number of rounds before these, for compilation and caches.
+        clock: Returns the time in seconds.
+        seed: Seed of the order within a round.
+        until: Time on ``clock`` after which no round starts; at least one round is timed.
+        repeats: Calls that are timed as one, so that a GPU's queue never runs empty.
     """
-    order, shuffle = list(works), random.Random(seed)
-    seconds: dict[str, list[float]] = {name: [] for name in works}
+    order, generator = list(candidates), random.Random(seed)
+    seconds: dict[Name, list[float]] = {name: [] for name in candidates}
     for number in range(warm_up + rounds):
         if number > warm_up and clock() >= until:
             break
-        shuffle.shuffle(order)
+        generator.shuffle(order)
         for name in order:
             start = clock()
-            for _ in range(calls):
-                works[name]()
-            taken = (clock() - start) / calls
+            for _ in range(repeats):
+                candidates[name]()
             if number >= warm_up:
-                seconds[name].append(taken)
+                seconds[name].append((clock() - start) / repeats)
     return seconds
 
 
-def summary(seconds: Mapping[str, Sequence[float]], reference: str) -> dict[str, dict[str, float]]:
-    """Medians with the 20th and 80th percentile: milliseconds, and ratios within one round."""
-    of_reference = np.array(seconds[reference])
-    found = {}
+def summarize_times(
+    seconds: Mapping[Name, Sequence[float]], reference: Name
+) -> dict[Name, dict[str, float]]:
+    """Returns milliseconds and ratios to ``reference`` within a round, as 20, 50 and 80 %."""
+    summary = {}
     for name, values in seconds.items():
         times = np.array(values)
         low, middle, high = np.percentile(1e3 * times, [20, 50, 80])
-        ratio_low, ratio, ratio_high = np.percentile(times / of_reference, [20, 50, 80])
-        found[name] = {
+        ratio_low, ratio, ratio_high = np.percentile(times / seconds[reference], [20, 50, 80])
+        summary[name] = {
             "ms_p20": low, "ms": middle, "ms_p80": high,
             "ratio_p20": ratio_low, "ratio": ratio, "ratio_p80": ratio_high,
         }  # fmt: skip
-    return found
+    return summary

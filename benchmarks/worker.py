@@ -1,4 +1,4 @@
-"""The process that works off the units of a part, and reports to the one that started it."""
+"""The process that runs the units of a part and reports to its parent."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ import pandas as pd
 
 from benchmarks.provenance import provenance
 
-# Imported once, by the server that the processes are forked from: seconds each.
+# Imported once, by the fork server: they take seconds.
 PRELOADED = [
     *("torch", "pandas", "lightning.pytorch", "torchvision", "solo_hardneg.methods"),
     *("solo_hardneg.standalone.run", "solo_hardneg.plugin", "pytest"),
-    *("benchmarks.accuracy", "benchmarks.limits", "benchmarks.load", "benchmarks.loader"),
-    *("benchmarks.loss", "benchmarks.step", "benchmarks.waits"),
+    *("benchmarks.loader", "benchmarks.loss", "benchmarks.roofline", "benchmarks.step"),
+    *("benchmarks.waits", "benchmarks.accuracy"),
 ]
 
 
 class OutOfTime(Exception):
-    """A unit has ended before all its work was done; its message says how far it came."""
+    """A unit stopped early; the message tells how far it came."""
 
 
 class NotPossible(Exception):
-    """A unit lacks something that the user may give; its message says what."""
+    """A unit needs something from the user; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class Job:
     """What the command was asked for.
 
     Attributes:
-        out: folder of the CSVs.
-        checkpoints: folder of the trained networks.
-        data: folder of ``cifar-100-python``, if there is one.
-        tiny: whether sizes are those of a rehearsal.
-        gpu: whether there must be a GPU.
+        out: Folder of the CSVs.
+        checkpoints: Folder of trained networks.
+        data: Folder of ``cifar-100-python``, if given.
+        tiny: Whether to use a rehearsal's sizes.
+        gpu: Whether to run on a GPU.
     """
 
     out: Path
@@ -54,109 +54,114 @@ class Job:
 
 
 class Report:
-    """What a unit tells while it works.
+    """Sends the rows and errors of a unit.
 
     Attributes:
-        until: when the unit should stop by itself, on the clock of ``time.perf_counter``.
-        errors: of the unit, so far, each with a row of its own.
+        until: When the unit should stop, on the clock of ``time.perf_counter``.
+        errors: Number of rows with an error.
     """
 
     def __init__(self, connection: Connection, until: float) -> None:
         self.connection, self.until, self.errors = connection, until, 0
 
-    def left(self) -> float:
+    def seconds_left(self) -> float:
         """Seconds until the unit should stop."""
         return self.until - time.perf_counter()
 
-    def rows(self, table: pd.DataFrame) -> None:
+    def add_rows(self, table: pd.DataFrame) -> None:
         """Adds rows to the part's CSV."""
         if len(table):
             self.connection.send(("rows", table))
 
-    def row(self, **values: Any) -> None:
+    def add_row(self, **values: Any) -> None:
         """Adds one row."""
-        self.rows(pd.DataFrame([values]))
+        self.add_rows(pd.DataFrame([values]))
 
-    def at(self, text: str) -> None:
-        """Notes what begins, for the message if it never ends."""
-        self.connection.send(("at", text))
+    def start(self, item: str) -> None:
+        """Names the item that starts, for the message if the process dies in it."""
+        self.connection.send(("item", item))
 
     @contextmanager
-    def trying(self, **values: Any) -> Iterator[None]:
-        """Turns an error inside into a row with ``values`` and the error."""
-        self.at(", ".join(map(str, values.values())))
+    def catch(self, **values: Any) -> Iterator[None]:
+        """Turns an error inside into a row of ``values`` and the error."""
+        self.start(", ".join(map(str, values.values())))
         try:
             yield
         except Exception as error:
             traceback.print_exc()
             self.errors += 1
-            self.row(**values, error=said(error))
+            self.add_row(**values, error=one_line(error))
 
 
-def said(error: BaseException) -> str:
-    """An error in one line of a table."""
+Units = dict[str, Callable[[Report], None]]
+
+
+def one_line(error: BaseException) -> str:
+    """Formats an error for a cell of a table."""
     text = " ".join(str(error).split())
     name = type(error).__name__
     return (f"{name}: {text}" if text else name)[:500]
 
 
-def work_off(
-    units: Callable[[Job], dict[str, Callable[[Report], None]]],
+def run_units(
+    make_units: Callable[[Job], Units],
     job: Job,
     names: Sequence[str],
     until: float,
     connection: Connection,
 ) -> None:
-    """Runs units in their order, up to one that fails, and sends what happens.
+    """Runs units in order, up to the first that fails.
 
-    Messages are ``("from", provenance)``, ``("start", unit)``, ``("at", text)``, ``("rows",
-    table)`` and ``("end", state, text)``, where the state is done, failed, stopped or skipped.
+    It sends ``("provenance", columns)``, then for each unit ``("start", name)``, ``("item",
+    text)``, ``("rows", table)`` and ``("end", state, text)``, where the state is done, failed,
+    stopped or skipped.
 
     Args:
-        units: of a part.
-        job: what was asked for.
-        names: the units to run.
-        until: when to stop.
-        connection: where to send to.
+        make_units: Returns a part's units.
+        job: What the command was asked for.
+        names: Units to run.
+        until: When to stop.
+        connection: Where to send messages.
     """
-    os.setpgid(0, 0)  # so that its own processes, of loaders, can be ended with it
-    _write_to(job.out / "output.txt")
+    os.setpgid(0, 0)  # so that the parent can kill its loaders, too
+    _redirect_output(job.out / "output.txt")
     report, longest = Report(connection, until), 0.0
-    connection.send(("from", provenance()))
-    works = units(job)
+    connection.send(("provenance", provenance()))
+    units = make_units(job)
     for name in names:
         connection.send(("start", name))
         start = time.perf_counter()
-        if report.left() < longest / 2:
-            text = f"{report.left():.0f} s are left, and the longest unit took {longest:.0f} s"
+        if report.seconds_left() < longest / 2:
+            left = report.seconds_left()
+            text = f"{left:.0f} s are left, and the longest unit took {longest:.0f} s"
             connection.send(("end", "skipped", text))
             continue
         print(f"--- {name}", flush=True)
-        state, text = _outcome(works[name], report)
+        state, text = _run_unit(units[name], report)
         connection.send(("end", state, text))
         if state == "failed":
-            return  # a fault of the device spoils the process; the others get a new one
+            return  # a device fault spoils the process; the other units get a new one
         longest = max(longest, time.perf_counter() - start)
 
 
-def _outcome(work: Callable[[Report], None], report: Report) -> tuple[str, str]:
+def _run_unit(unit: Callable[[Report], None], report: Report) -> tuple[str, str]:
     report.errors = 0
     try:
-        work(report)
+        unit(report)
     except OutOfTime as error:
         return "stopped", str(error)
     except NotPossible as error:
         return "skipped", str(error)
     except Exception as error:
         traceback.print_exc()
-        return "failed", said(error)
+        return "failed", one_line(error)
     if report.errors:
         return "failed", f"{report.errors} rows have an error"
     return "done", ""
 
 
-def _write_to(file: Path) -> None:
-    """Sends what this process and its own print to a file."""
+def _redirect_output(file: Path) -> None:
+    """Appends the output of this process and its children to a file."""
     sys.stdout.flush()
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)

@@ -1,7 +1,7 @@
-"""Brings our configs and methods into a host's Hydra program, and does nothing in any other.
+"""Adds our configs and methods to a host's Hydra program.
 
-Hydra imports this file in every Hydra program on the machine. So it imports nothing but Hydra and
-``sys``, and what it does depends on whether a host is loaded in this process.
+Hydra imports this file in every Hydra program on the machine, so it imports nothing but Hydra and
+``sys``, and acts only if a host is loaded in this process.
 """
 
 import sys
@@ -9,7 +9,7 @@ import sys
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
-# Loaded by solo-learn's main_*.py, or by our own runner, before their @hydra.main runs.
+# Loaded by solo-learn's main_*.py, or by our own programs, before their @hydra.main runs.
 HOSTS = ("solo.methods", "solo_hardneg.runner")
 
 
@@ -19,10 +19,10 @@ def host_is_loaded() -> bool:
 
 
 class _RegisteringPath(str):
-    """The path of our configs, which registers our methods wherever it is unpickled.
+    """Path of our configs that registers our methods when it is unpickled.
 
-    Hydra's joblib, submitit and Ray launchers send the search path to worker processes in which
-    no search-path plug-in runs. Only a host's program ever holds one of these.
+    Hydra's joblib, submitit and Ray launchers send the search path to worker processes, where no
+    search-path plug-in runs. Only a host's program holds such a path.
     """
 
     def __reduce__(self) -> tuple:
@@ -37,7 +37,7 @@ def _register_in_worker(path: str) -> _RegisteringPath:
 
 
 class SoloHardnegSearchPath(SearchPathPlugin):
-    """Appends our configs, so that a user's own file of the same name wins."""
+    """Appends our configs, so that a user's file of the same name takes precedence."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         if not host_is_loaded():

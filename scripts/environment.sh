@@ -1,13 +1,13 @@
-# Sourced by scripts/quickstart and scripts/test: makes a virtual environment, once.
+# Sourced by scripts/quickstart and scripts/test: makes a virtual environment once.
 
 # environment FOLDER PIP-ARGUMENTS...
-# Sets VENV. A second call in the same place, with the same arguments and pyproject.toml, does nothing.
+# Sets VENV. Does nothing if FOLDER was made here by the same arguments, pyproject.toml and pins.
 environment() {
   VENV="$PWD/$1"
   shift
-  local wanted
-  wanted="$PWD $* $(cat pyproject.toml scripts/pinned.txt)" # an environment knows where it lies
-  if [ -x "$VENV/bin/python" ] && [ "$(cat "$VENV/.made-of" 2>/dev/null)" = "$wanted" ]; then
+  local key
+  key="$PWD $* $(cat pyproject.toml scripts/pinned.txt)" # an environment can't be moved
+  if [ -x "$VENV/bin/python" ] && [ "$(cat "$VENV/.made-of" 2>/dev/null)" = "$key" ]; then
     return
   fi
   local python
@@ -17,9 +17,9 @@ environment() {
   "$VENV/bin/python" -m pip install --quiet --upgrade pip
   echo "== installing $* (some minutes)"
   local bar=off
-  [ -t 1 ] && bar=on # a person sees it come in, a log doesn't fill with it
+  [ -t 1 ] && bar=on # in a terminal; a log would fill with it
   "$VENV/bin/python" -m pip install --progress-bar "$bar" --editable "$@"
-  printf '%s' "$wanted" > "$VENV/.made-of"
+  printf '%s' "$key" > "$VENV/.made-of"
 }
 
 find_python() {

@@ -1,4 +1,4 @@
-"""The standalone host's counterpart of solo-learn's main_linear.py (see the README)."""
+"""The standalone host's main_linear.py; see the README."""
 
 from solo_hardneg.runner import start
 

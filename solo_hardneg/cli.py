@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import runpy
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from solo_hardneg.environment import prepare
-from solo_hardneg.errors import HardnegError
+from solo_hardneg.errors import HardnegError, unknown_name
 
 app = typer.Typer(
     add_completion=False,
@@ -63,26 +64,30 @@ def policies() -> None:
 
     from solo_hardneg.negatives import available
 
-    table = Table(title="Policies: the verbs of the config group 'negatives'")
-    for title in ("name", "arguments", "what it does", "needs", "source"):
-        table.add_column(title, overflow="fold", no_wrap=title == "name")
+    verbs, presets = (Table(box=None, show_header=False, padding=(0, 2, 0, 0)) for _ in range(2))
     for info in available().values():
-        needs = ", ".join(sorted(info.needs)) or "-"
-        table.add_row(info.name, ", ".join(info.arguments), info.summary, needs, info.source)
-    console = Console()
-    console.print(table)
+        lines = [
+            info.summary,
+            info.example and f"{info.name}: {info.example}",
+            f"arguments: {', '.join(info.arguments)}" if info.arguments else "",
+            f"may need: {', '.join(sorted(info.needs))}" if info.needs else "",
+            info.source,
+            " ",
+        ]
+        verbs.add_row(info.name, escape("\n".join(filter(None, lines))))
+    console = Console(highlight=False)
+    console.print("Verbs of the config group negatives, applied from top to bottom:\n")
+    console.print(verbs)
     console.print(
         "Each also takes from_epoch and until_epoch, and any number may be a schedule: "
-        "{from: 0.0, to: 0.95, epochs: [0, 100], curve: linear}.\n"
+        "{from: 0.0, to: 0.95, epochs: [0, 100], curve: linear}.\n",
+        markup=False,
     )
-
-    presets = Table(title="Presets: negatives=NAME")
-    presets.add_column("name", no_wrap=True)
-    presets.add_column("what it does")
+    console.print("Presets, negatives=NAME:\n")
     for file in sorted(files("solo_hardneg.configs").joinpath("negatives").iterdir(), key=str):
         if file.name.endswith(".yaml"):
             first = file.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
-            presets.add_row(file.name.removesuffix(".yaml"), first)
+            presets.add_row(file.name.removesuffix(".yaml"), escape(first))
     console.print(presets)
 
 
@@ -92,19 +97,35 @@ def analyze(
         list[str],
         typer.Argument(
             metavar="CHECKPOINT... [KEY=VALUE ...]",
-            help="checkpoints or folders of runs, then settings (configs/analyze.yaml)",
+            help="checkpoints or folders of runs, and settings (configs/analyze.yaml)",
         ),
     ],
 ) -> None:
     """Study trained encoders: RUN... data=cifar100 queries=2000 negatives=2000 tsne=false."""
-    from solo_hardneg.analysis.analyze import analyze as study
-    from solo_hardneg.analysis.analyze import told_apart
-    from solo_hardneg.analysis.results import show
-
     try:
-        show(study(*told_apart(arguments), progress=True), Console())
+        from solo_hardneg.study.analyze import analyze as study
+        from solo_hardneg.study.analyze import split_arguments
+        from solo_hardneg.study.output import print_results
+
+        print_results(study(*split_arguments(arguments), progress=True), Console())
     except HardnegError as error:
         sys.exit(f"{type(error).__name__}: {error}")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="folder of a run, or a checkpoint")],
+    to: Annotated[Path, typer.Option(help="file to write, *.safetensors")],
+) -> None:
+    """Write a run's backbone with torchvision's and timm's names, without the classifier."""
+    console = Console()
+    try:
+        from solo_hardneg.study.export import export_backbone
+
+        text = export_backbone(run, to)
+    except HardnegError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -112,41 +133,39 @@ def report(
     runs: Annotated[
         list[Path], typer.Argument(help="folders of runs, or folders above them", metavar="RUN...")
     ],
-    out: Annotated[Path, typer.Option(help="the folder to write into")] = Path("report"),
+    out: Annotated[Path, typer.Option(help="folder to write to")] = Path("report"),
     baseline: Annotated[
         str | None,
         typer.Option(
-            help="the group that the others are compared with, as the table calls it; by default, "
-            "the one with all negatives of the same family"
+            help="the group to compare all others with, by its name in the table; by default, the "
+            "one with all negatives of the same family"
         ),
     ] = None,
-    title: Annotated[str | None, typer.Option(help="the page's title")] = None,
+    title: Annotated[str | None, typer.Option(help="title of the page")] = None,
 ) -> None:
-    """Lay runs side by side: accuracies, the papers' numbers, and what was seen of the negatives.
+    """Lay runs side by side: accuracies, the papers' numbers, and the recorded negatives.
 
-    Writes one HTML file that needs no network, Markdown and CSV.
+    Writes one HTML file that needs no network, and CSVs.
     """
     try:
-        from solo_hardneg.analysis.report import write
-        from solo_hardneg.analysis.tables import readable
+        from solo_hardneg.report.page import write_report
+        from solo_hardneg.report.tables import accuracy_table
 
-        made = write(runs, out, baseline, title)
+        made = write_report(runs, out, baseline, title)
     except HardnegError as error:
         sys.exit(f"{type(error).__name__}: {error}")
-    rows = readable(made.summary)
-    # A terminal is narrower than the page.
+    rows = accuracy_table(made.comparison)
+    # Terminals are narrower than the page.
     rows = rows[[name for name in rows.columns if "top 5" not in name]]
     table = Table(title="Accuracy in percent, differences to the baseline in points")
     for name in rows.columns:
         title = "difference" if name.endswith("difference") else escape(name)
         table.add_column(title, justify="left" if name == "group" else "right", overflow="fold")
     for row in rows.itertuples(index=False):
-        table.add_row(*map(escape, row))  # a name may hold what rich takes for markup
+        table.add_row(*map(escape, row))  # a name may look like rich's markup
     console = Console()
     console.print(table)
-    for sentence in made.sentences:
-        console.print(escape(sentence))
-    for text, where in made.missing:
+    for text, where in made.notes:
         console.print(f"- {where}: {text}", markup=False, highlight=False)
     console.print(f"The report: {escape(str(made.html.resolve()))}", soft_wrap=True)
 
@@ -156,47 +175,47 @@ def reproduce(
     context: typer.Context,
     name: Annotated[
         str | None,
-        typer.Argument(help="an experiment (configs/paper), or a YAML file of your own"),
+        typer.Argument(help="an experiment (configs/paper), or your own YAML file"),
     ] = None,
     scale: Annotated[
-        str, typer.Option(help="paper, day, hour, minute (configs/scale), or a YAML file")
+        str, typer.Option(help="paper, day, hour, minute (configs/scale), or your own YAML file")
     ] = "minute",
-    rows: Annotated[str, typer.Option(help="run these only, with commas between")] = "",
-    seeds: Annotated[int | None, typer.Option(min=1, help="how many")] = None,
+    rows: Annotated[
+        str, typer.Option(help="rows to run, with commas between; all by default")
+    ] = "",
+    seeds: Annotated[int | None, typer.Option(min=1, help="number of seeds")] = None,
     folder: Annotated[
-        Path | None, typer.Option(help="where to; by default reproduced/NAME-DATASET-SCALE")
+        Path | None, typer.Option(help="output; by default reproduced/NAME-DATASET-SCALE")
     ] = None,
-    run: Annotated[bool, typer.Option(help="--no-run: only write the table again")] = True,
+    run: Annotated[bool, typer.Option(help="--no-run: only rewrite the table")] = True,
     scripts: Annotated[
         Path | None,
         typer.Option(
-            help="a solo-learn checkout: train by its main_pretrain.py and main_linear.py"
+            help="a solo-learn checkout, to train by its main_pretrain.py and main_linear.py"
         ),
     ] = None,
 ) -> None:
-    """Make a table of the papers again, beside what was published: reproduce NAME [KEY=VALUE ...].
+    """Reproduce a table of the papers: reproduce NAME [KEY=VALUE ...]. Without NAME, list them.
 
     KEY=VALUE are settings of the runs (data=cifar100 data.train_path=... accelerator=gpu), of the
-    linear evaluation alone (linear.KEY=VALUE), or of Hydra's sweep (hydra/launcher=joblib). What
-    has a result is not run again.
+    linear evaluation alone (linear.KEY=VALUE), or of Hydra's multirun (hydra/launcher=joblib).
+    Cells that have a result don't run again.
     """
-    from solo_hardneg.reproduce.command import reproduce as again
-    from solo_hardneg.reproduce.show import show, show_experiments
-
     console = Console()
-    if name is None:
-        show_experiments(console)
-        return
     chosen = [row for row in rows.split(",") if row]
-
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
+    echo = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     try:
-        outcome, page = again(name, scale, context.args, chosen, seeds, folder, run, scripts, say)
+        from solo_hardneg.reproduce import command, render
+
+        if name is None:
+            render.print_experiments(console)
+            return
+        outcome, page = command.reproduce(
+            name, scale, context.args, chosen, seeds, folder, run, scripts, echo
+        )
     except HardnegError as error:
         sys.exit(f"{type(error).__name__}: {error}")
-    show(outcome, page, console)
+    render.print_outcome(outcome, page, console)
     if outcome.failed:
         sys.exit(1)
 
@@ -204,38 +223,37 @@ def reproduce(
 @app.command()
 def folders(
     dataset: Annotated[str, typer.Argument(help="tinyimagenet or imagenet100")],
-    path: Annotated[Path, typer.Argument(help="the folder that holds train and val")],
+    path: Annotated[Path, typer.Argument(help="folder that holds train and val")],
     split: Annotated[
         Path | None,
-        typer.Option(help="a new folder: train and val of a split of the training images"),
+        typer.Option(help="new folder for train and val, both drawn from the training images"),
     ] = None,
-    held_out: Annotated[int, typer.Option(help="images of that val; SSCL has 10,000")] = 10_000,
-    seed: Annotated[int, typer.Option(help="of the draw")] = 0,
+    held_out: Annotated[int, typer.Option(help="validation images; SSCL: 10,000")] = 10_000,
+    seed: Annotated[int, typer.Option(help="seed of the draw")] = 0,
 ) -> None:
-    """Check a dataset's folders, and hold out validation images of the training set, as SSCL did.
+    """Count a dataset's images, and hold out validation images of the training set, as SSCL did.
 
-    The images are linked, not copied. Then: data=tinyimagenet data.train_path=SPLIT/train
+    The images are linked, not copied. Train with data=tinyimagenet data.train_path=SPLIT/train
     data.val_path=SPLIT/val.
     """
-    from solo_hardneg import folders as known
+    from solo_hardneg.data import tiny_imagenet
 
     console = Console()
     try:
-        layout = known.check(dataset, path)
-        made = None if split is None else known.split(path, split, held_out, seed)
+        if dataset not in tiny_imagenet.DATASETS:
+            raise unknown_name("dataset", dataset, tiny_imagenet.DATASETS, "dataset")
+        classes, train, val = tiny_imagenet.count_images(path)
+        made = None if split is None else tiny_imagenet.hold_out(path, split, held_out, seed)
     except HardnegError as error:
         sys.exit(f"{type(error).__name__}: {error}")
-    lines = [
-        f"{path}: {len(layout.classes)} classes, {sum(layout.train.values()):,} training and "
-        f"{sum(layout.val.values()):,} validation images."
-    ]
+    lines = [f"{path}: {classes} classes, {train:,} training and {val:,} validation images."]
     if made is not None:
-        state = "is there already" if made.existing else f"was written ({made.way})"
+        state = "exists already" if made.existing else f"was written ({made.way})"
         lines.append(
             f"{split}: the split of seed {made.seed} {state}: {made.train:,} training and "
             f"{made.val:,} validation images. SHA-256 of the held-out names: {made.sha256}"
         )
-    for line in (*lines, *layout.notes):
+    for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 

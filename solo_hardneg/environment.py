@@ -1,19 +1,23 @@
-"""What a program finds around it: environment variables, encodings, logins, the current folder."""
+"""The process environment: variables, encodings, logins, the working directory, Hydra."""
 
 from __future__ import annotations
 
 import importlib.util
 import io
+import logging
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from solo_hardneg.errors import bad_value
 
-# Paths of what a run reads, as both hosts' configs have them.
+# Keys of both hosts' configs that hold paths to read.
 INPUTS = (
     *("data.train_path", "data.val_path", "hardness.synsets"),
     *("resume_from_checkpoint", "pretrained_feature_extractor"),
@@ -22,56 +26,52 @@ WANDB_REMEDIES = (
     "Log in with `wandb login` or WANDB_API_KEY, or set wandb.offline=True or wandb.enabled=False."
 )
 _BACKEND = "MPLBACKEND"
-# In all versions of matplotlib, which takes a second to import.
-_EVERYWHERE = ("agg", "cairo", "pdf", "pgf", "ps", "svg", "template")
+# Backends of all versions of matplotlib, which takes a second to import.
+_COMMON_BACKENDS = ("agg", "cairo", "pdf", "pgf", "ps", "svg", "template")
 
 
 def prepare() -> None:
-    """Makes this process, and those it starts, robust against its environment variables.
+    """Makes this process and its children robust against encodings and environment variables.
 
-    The doors call it first. Calling it again is harmless.
+    Each program calls it first. Idempotent.
     """
     print_any_text()
-    _drop_missing_backend()
+    _unset_missing_backend()
 
 
 def print_any_text() -> None:
-    """Has ``print`` show a replacement for what the terminal's encoding lacks, not fail."""
+    """Lets ``print`` replace characters that the terminal can't encode, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="replace")
 
 
-def _drop_missing_backend() -> None:
-    """Removes a backend that matplotlib would refuse to be imported with.
+def _unset_missing_backend() -> None:
+    """Unsets a matplotlib backend that would make its import fail.
 
-    Notebooks export theirs to every program that they start, also to one in another environment.
-    torchmetrics imports matplotlib, and with it every training does.
+    Notebooks export their backend to the programs they start, also in other environments. Every
+    training imports matplotlib, through torchmetrics.
     """
     backend = os.environ.get(_BACKEND)
-    if not backend or "matplotlib" in sys.modules or _has_backend(backend):
+    if not backend or "matplotlib" in sys.modules or _backend_exists(backend):
         return
     del os.environ[_BACKEND]
     print(
         f"{_BACKEND}={backend}: matplotlib has no such backend in this environment, so the "
-        "variable is ignored. Figures are drawn without one.",
+        "variable is ignored.",
         file=sys.stderr,
     )
 
 
-def _has_backend(name: str) -> bool:
-    if name.lower() in _EVERYWHERE:
+def _backend_exists(name: str) -> bool:
+    if name.lower() in _COMMON_BACKENDS:
         return True
-    if not name.startswith("module://"):
-        return _is_known(name)
-    try:
-        return importlib.util.find_spec(name.removeprefix("module://")) is not None
-    except (ImportError, ValueError):  # its package is missing, or is no package
-        return False
-
-
-def _is_known(name: str) -> bool:
-    kept = os.environ.pop(_BACKEND)
+    if name.startswith("module://"):
+        try:
+            return importlib.util.find_spec(name.removeprefix("module://")) is not None
+        except (ImportError, ValueError):  # its package is missing, or not a package
+            return False
+    value = os.environ.pop(_BACKEND)  # matplotlib's import would fail with it
     try:
         from matplotlib.rcsetup import validate_backend
 
@@ -79,17 +79,17 @@ def _is_known(name: str) -> bool:
     except ValueError:
         return False
     finally:
-        os.environ[_BACKEND] = kept
+        os.environ[_BACKEND] = value
     return True
 
 
 def check_wandb(cfg: DictConfig) -> None:
-    """Refuses ``wandb.enabled=True`` where wandb is missing or nobody is logged in.
+    """Refuses ``wandb.enabled=True`` if wandb is missing or nobody is logged in.
 
-    On a terminal wandb asks for the key instead. Only the first process needs a login.
+    On a terminal, wandb asks for the key instead. Only rank 0 needs a login.
 
     Raises:
-        ConfigError: says how to log in, or how to do without.
+        ConfigError: Names the ways to log in, or to run without.
     """
     if not OmegaConf.select(cfg, "wandb.enabled"):
         return
@@ -111,19 +111,16 @@ def check_wandb(cfg: DictConfig) -> None:
     except wandb.errors.UsageError as error:
         raise bad_value(key, True, "no one is logged in to wandb here", WANDB_REMEDIES) from error
     except wandb.errors.Error as error:
-        text = f"wandb refuses the login, or can't be reached ({_first_line(error)})"
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        text = f"wandb refuses the login, or can't be reached ({reason})"
         raise bad_value(key, True, text, WANDB_REMEDIES) from error
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".")
-
-
 def resolve_paths(cfg: DictConfig, keys: Iterable[str]) -> None:
-    """Makes relative paths absolute where ``hydra.job.chdir=true`` has changed the folder.
+    """Makes relative paths absolute if ``hydra.job.chdir=true`` has changed the directory.
 
-    They are meant from where the command was given. Elsewhere they stay as they are, and so do
-    addresses and the word None, by which the host means no path.
+    They are relative to where the command was started. URLs stay, and so does the word None, which
+    the host uses for no path.
     """
     from hydra.core.hydra_config import HydraConfig
 
@@ -138,3 +135,20 @@ def resolve_paths(cfg: DictConfig, keys: Iterable[str]) -> None:
             continue
         if not Path(path).expanduser().is_absolute():
             OmegaConf.update(cfg, key, str(start / path))
+
+
+@contextmanager
+def nested_hydra() -> Iterator[None]:
+    """Context in which Hydra can be initialized again; restores the caller's state afterwards.
+
+    That is Hydra itself, its config, and the root logger, which Hydra's programs configure.
+    """
+    root = logging.getLogger()
+    hydra, config = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
+    level, handlers = root.level, root.handlers[:]
+    GlobalHydra.instance().hydra = None
+    try:
+        yield
+    finally:  # Hydra may have replaced these instances
+        GlobalHydra.instance().hydra, HydraConfig.instance().cfg = hydra, config
+        root.level, root.handlers[:] = level, handlers

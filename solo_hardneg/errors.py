@@ -1,12 +1,12 @@
-"""The errors a user can cause.
+"""Errors that a user can cause.
 
-Each says which key has which value, what is allowed, and what to do, in that order, because
-that is the order in which the person who reads it needs to know.
+A message names the key and its value, what is allowed, and the remedy, in this order.
 """
 
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 
 class HardnegError(Exception):
-    """The base of all errors that this package raises on purpose."""
+    """Base of all errors that this package raises on purpose."""
 
     def __str__(self) -> str:
         """The message, printable."""
@@ -24,14 +24,14 @@ class HardnegError(Exception):
 
 
 class ConfigError(HardnegError, ValueError):
-    """A key of the config has a value that can't be used."""
+    """A config key has an invalid value."""
 
 
 class DataError(HardnegError, RuntimeError):
-    """The data are not there, can't be read, or don't suffice.
+    """Data are missing, unreadable, or too few.
 
-    The loader's worker processes hand an error on as a new one of the same class, whose message is
-    the whole traceback of the first. What counts is the message that this ends in.
+    A loader's worker passes an error on as a new one of the same class, whose message is the whole
+    traceback; only the original message, at its end, is kept.
     """
 
     def __init__(self, message: str) -> None:
@@ -45,19 +45,23 @@ class CheckpointError(HardnegError, RuntimeError):
 
 
 class DivergedError(HardnegError, ArithmeticError):
-    """Something that the training computed is not a finite number."""
+    """A value computed in training is not finite."""
 
 
 class RanksDifferError(HardnegError, RuntimeError):
-    """The processes of a run hold different values of what must be the same on all of them."""
+    """Ranks hold different values of something that must be equal on all."""
+
+
+class MissingPackageError(HardnegError, ImportError):
+    """A package of an extra is not installed."""
 
 
 class HostError(HardnegError, ImportError):
-    """The host (solo-learn or the standalone one) that was asked for can't be had."""
+    """The requested host, solo-learn or standalone, is not available."""
 
 
 def printable(text: object) -> str:
-    """Escapes what a terminal would obey, or can't encode: names may be other people's."""
+    """Escapes control characters and what can't be encoded: names may come from other users."""
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in str(text))
 
 
@@ -65,10 +69,10 @@ def bad_value(key: str, value: Any, allowed: str, do: str = "") -> ConfigError:
     """Builds the error for one key: ``key=value: allowed. do``.
 
     Args:
-        key: the key as one writes it on the command line, such as ``negatives.keep.band``.
-        value: what it holds.
-        allowed: what it may hold, as a sentence without its full stop.
-        do: what to do about it, as a sentence or several; empty if ``allowed`` says it all.
+        key: Key as on the command line, such as ``negatives.keep.band``.
+        value: Its value.
+        allowed: What it may hold, without a full stop.
+        do: Remedy, in full sentences; empty if ``allowed`` implies it.
     """
     if OmegaConf.is_config(value):
         value = OmegaConf.to_container(value)
@@ -77,13 +81,13 @@ def bad_value(key: str, value: Any, allowed: str, do: str = "") -> ConfigError:
 
 
 def unknown_name(key: str, name: str, known: Iterable[str], what: str) -> ConfigError:
-    """Builds the error for a name that isn't known: it lists the known ones and the nearest.
+    """Builds the error for an unknown name, which lists the known ones and the nearest.
 
     Args:
-        key: where the name stands, such as ``negatives``.
-        name: the unknown name.
-        known: the names that may stand there.
-        what: what the names are called, in the singular, such as ``policy``.
+        key: Key that holds the name, such as ``negatives``.
+        name: Unknown name.
+        known: Allowed names.
+        what: Noun for the names, in the singular, such as ``policy``.
     """
     names = sorted(known)
     nearest = difflib.get_close_matches(str(name), names, n=1)
@@ -91,26 +95,34 @@ def unknown_name(key: str, name: str, known: Iterable[str], what: str) -> Config
     return ConfigError(f"{key}: unknown {what} '{name}'.{hint} Known: {', '.join(names)}.")
 
 
+def require(extra: str, *packages: str) -> None:
+    """Raises MissingPackageError, which names the extra, unless all packages are installed."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        text = f"{', '.join(missing)}: not installed. Run pip install 'solo-hardneg[{extra}]'."
+        raise MissingPackageError(text)
+
+
 def resolve(cfg: DictConfig) -> None:
-    """Puts values in the place of all references in a config, so that none breaks later.
+    """Resolves all references in a config, so that none fails later.
 
     Raises:
-        ConfigError: a reference leads nowhere, or to itself.
+        ConfigError: A reference is broken or circular.
     """
     try:
         OmegaConf.resolve(cfg)
     except (OmegaConfBaseException, RecursionError) as error:
-        reason = str(error).partition("\n")[0] or "a reference leads to itself"
-        raise bad_value(*_first_broken(cfg), f"can't be resolved. {reason}", "Mend it.") from error
+        reason = str(error).partition("\n")[0] or "The reference is circular"
+        raise bad_value(*_first_broken(cfg), f"can't be resolved. {reason}", "Fix it.") from error
 
 
 def _first_broken(cfg: DictConfig) -> tuple[str, str]:
-    """The dotted key of a reference that leads nowhere, and the reference."""
-    waiting: list[tuple[str, Any]] = [("", OmegaConf.to_container(cfg, resolve=False))]
-    for path, value in waiting:  # grows meanwhile
+    """The dotted key of the first broken reference, and the reference."""
+    pending: list[tuple[str, Any]] = [("", OmegaConf.to_container(cfg, resolve=False))]
+    for path, value in pending:  # grows during the loop
         if isinstance(value, dict | list):
             items = value.items() if isinstance(value, dict) else enumerate(value)
-            waiting += [(f"{path}.{key}" if path else str(key), part) for key, part in items]
+            pending += [(f"{path}.{key}" if path else str(key), part) for key, part in items]
         elif isinstance(value, str) and "${" in value:
             try:
                 OmegaConf.select(cfg, path)

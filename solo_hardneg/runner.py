@@ -1,7 +1,7 @@
-"""``scripts/main_pretrain.py`` and ``scripts/main_linear.py``: the standalone host's programs.
+"""The standalone host's Hydra programs, pretrain and linear, with solo-learn's names and keys.
 
-The same config names and keys as inside solo-learn. Importing this module is what makes a process
-a host's program for the Hydra plug-in (see ``hydra_plugins/solo_hardneg_searchpath.py``).
+Importing this module tells the Hydra plug-in (``hydra_plugins/solo_hardneg_searchpath.py``) that
+the process is a host's program.
 """
 
 from __future__ import annotations
@@ -19,25 +19,23 @@ from omegaconf import DictConfig, OmegaConf
 from solo_hardneg.environment import prepare
 from solo_hardneg.errors import ConfigError, HardnegError
 
-# The command line as it was typed, where it differs from the one that Hydra was given to parse.
+# The command line as typed, if Hydra parses another one.
 _command: list[str] | None = None
 
 
 def config_names() -> list[str]:
-    """The configs of this package, for pretraining and linear evaluation."""
+    """Returns the names of this package's configs for pretraining and linear evaluation."""
     found = {file.name for file in files("solo_hardneg.configs").iterdir()}
-    ours = {name for name in found if name.endswith(".yaml")} - {"analyze.yaml", "reproduce.yaml"}
-    return sorted(name.removesuffix(".yaml") for name in ours)
+    names = {name for name in found if name.endswith(".yaml")} - {"analyze.yaml", "reproduce.yaml"}
+    return sorted(name.removesuffix(".yaml") for name in names)
 
 
 def start(program: str, arguments: list[str] | None = None) -> None:
-    """Runs ``pretrain`` or ``linear``.
-
-    What a user can mend ends in one line that says how, instead of a traceback.
+    """Runs ``pretrain`` or ``linear``; errors of this package end in one line, not a traceback.
 
     Args:
-        program: which of the two.
-        arguments: what Hydra is to parse; if ``None``, what ``sys.argv`` holds.
+        program: Name of the program.
+        arguments: Arguments for Hydra; ``None`` uses ``sys.argv``.
     """
     global _command
     prepare()
@@ -51,14 +49,14 @@ def start(program: str, arguments: list[str] | None = None) -> None:
 
 def _run(job: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
     if _command is not None:
-        sys.argv = _command  # from it Lightning makes up the command of its other processes
-    OmegaConf.set_struct(cfg, False)  # as the host does: keys that it doesn't know pass through
+        sys.argv = _command  # Lightning starts its other processes with it
+    OmegaConf.set_struct(cfg, False)  # as the host does, so that unknown keys pass through
     try:
         if not cfg:
-            raise ConfigError(f"--config-name: none is given. Known: {', '.join(config_names())}.")
+            raise ConfigError(f"--config-name: is missing. Known: {', '.join(config_names())}.")
         return job(cfg)
     except HardnegError as error:
-        # In a sweep Hydra reports the failed job and its message; alone, it would add a traceback.
+        # Hydra reports a sweep's failed job by its message; for a single run, with a traceback.
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
         sys.exit(f"{type(error).__name__}: {error}")
@@ -66,7 +64,7 @@ def _run(job: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
 
 @hydra.main(version_base="1.2", config_path=None)
 def pretrain(cfg: DictConfig) -> None:
-    """Pretrains the method that the config names."""
+    """Pretrains the config's method."""
     from solo_hardneg.standalone.run import pretrain as job
 
     _run(job, cfg)
@@ -74,7 +72,7 @@ def pretrain(cfg: DictConfig) -> None:
 
 @hydra.main(version_base="1.2", config_path=None)
 def linear(cfg: DictConfig) -> None:
-    """Evaluates a pretrained backbone with a linear classifier and kNN."""
+    """Evaluates a pretrained backbone by linear classification and kNN."""
     from solo_hardneg.standalone.run import linear as job
 
     _run(job, cfg)

@@ -11,7 +11,9 @@ from typing import Any
 import network_guard
 import pytest
 from hypothesis import settings
-from integration_helpers import GUARD, NO_CHECKOUT, solo_learn_checkout
+from integration_helpers import GUARD, NO_CHECKOUT, PROJECT, solo_learn_checkout
+
+WORDNET_BESIDE = PROJECT.parent / "shared" / "data" / "nltk_data"
 
 # How long an example takes says more of the machine than of the code.
 settings.register_profile("ci", max_examples=25, deadline=None, derandomize=True)
@@ -83,3 +85,32 @@ def solo_learn() -> Path:
     if checkout is None:
         pytest.skip(NO_CHECKOUT)
     return checkout
+
+
+@pytest.fixture(scope="session")
+def wordnet() -> Iterator[Any]:
+    """nltk's reader of WordNet: from $NLTK_DATA, nltk's own places, or beside the project."""
+    import nltk
+
+    with pytest.MonkeyPatch.context() as patch:
+        if WORDNET_BESIDE.is_dir():
+            patch.setattr(nltk.data, "path", [*nltk.data.path, str(WORDNET_BESIDE)])
+        from solo_hardneg.data import wordnet as ours
+        from solo_hardneg.errors import HardnegError
+
+        try:
+            reader = ours._reader()
+        except HardnegError as error:
+            pytest.skip(str(error))
+        yield reader
+
+
+@pytest.fixture
+def depth_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder in the place of the user's cache; nothing is known from earlier tests."""
+    from solo_hardneg.data import wordnet as ours
+
+    folder = tmp_path / "cache" / "solo-hardneg"
+    monkeypatch.setattr(ours, "cache_folder", lambda: folder)
+    monkeypatch.setattr(ours, "_known", {})
+    return folder

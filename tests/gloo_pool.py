@@ -1,4 +1,4 @@
-"""Processes that are the ranks of one gloo group, and do one piece of work after another."""
+"""A pool of processes that form one gloo group and run functions one after another."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class WorkerError(Exception):
 
 
 class GlooPool:
-    """``world`` processes that start with the first piece of work, and anew after one that fails.
+    """``world`` processes that start at the first call, and again after a failure.
 
     Args:
-        world: how many ranks.
-        folder: where they meet, and write where they hang.
+        world: Number of ranks.
+        folder: Folder for the rendezvous and for stack traces.
     """
 
     def __init__(self, world: int, folder: Path) -> None:
@@ -44,20 +44,20 @@ class GlooPool:
         self._starts += 1
         store = self.folder / f"store{self._starts}"
         for rank in range(self.world):
-            mine, its = context.Pipe()
+            pipe, workers_end = context.Pipe()
             process = context.Process(
-                target=_serve, args=(rank, self.world, store, its), daemon=True
+                target=_serve, args=(rank, self.world, store, workers_end), daemon=True
             )
             process.start()
-            its.close()  # so that the pipe ends when the process does
-            self._pipes.append(mine)
+            workers_end.close()  # so that the pipe closes with the process
+            self._pipes.append(pipe)
             self._processes.append(process)
 
     def run(self, work: Callable[..., Any], *arguments: Any, seconds: float = 100) -> list[Any]:
-        """Calls ``work(rank, world, *arguments)`` in each process; what they return, by rank.
+        """Calls ``work(rank, world, *arguments)`` in each process; returns the results by rank.
 
         Raises:
-            WorkerError: one failed, or some are not done after ``seconds``.
+            WorkerError: A rank failed, or has not ended after ``seconds``.
         """
         if not self._processes:
             self._start()
@@ -68,7 +68,7 @@ class GlooPool:
         problems: dict[int, str] = {}
         while waiting := [p for r, p in enumerate(self._pipes) if r not in results | problems]:
             left = end - time.monotonic()
-            # The others may wait for one that has failed.
+            # The others may be waiting for a failed one.
             ready = connection.wait(waiting, min(left, 1) if problems else max(left, 0))
             if not ready:
                 break
@@ -96,7 +96,7 @@ class GlooPool:
         self._processes, self._pipes = [], []
 
     def _stacks(self, rank: int) -> str:
-        """Where a rank hangs."""
+        """Stack traces of a rank that hangs."""
         os.kill(self._processes[rank].pid or 0, signal.SIGUSR1)
         time.sleep(0.5)
         return (self.folder / f"rank{rank}.stacks").read_text()

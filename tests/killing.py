@@ -1,6 +1,6 @@
-"""Hosts' programs in processes of their own, which are killed or stopped and then resumed.
+"""Hosts' programs in separate processes that are killed or stopped, and then resumed.
 
-``SOLO_HARDNEG_TEST_SEED=...`` repeats the choices of a run of the tests; without it they are new.
+``SOLO_HARDNEG_TEST_SEED=...`` repeats the random choices of a test run.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ SEED = os.environ.get(VARIABLE) or str(secrets.randbits(32))
 
 
 def draw(what: str, choices: Sequence[int]) -> int:
-    """One of the choices: always the same for the same seed and the same ``what``."""
+    """Draws one of the choices, depending only on the seed and ``what``."""
     return random.Random(f"{SEED} {what}").choice(choices)
 
 
 class LossRecorder(Callback):
-    """In the program of a host: each rank writes its process id, and a line for each step."""
+    """Hydra callback in a host's program: each rank writes its process id and a line per step."""
 
     def __init__(self, folder: str) -> None:
         self.file = Path(folder) / f"rank{os.environ.get('LOCAL_RANK', '0')}.losses"
@@ -57,21 +57,21 @@ class LossRecorder(Callback):
 
 
 def _as_in_a_terminal() -> None:
-    """In a new process: Ctrl-C ends it, and its stdout is its terminal, if it is one."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored, where the tests run in the background
+    """In a new process, lets Ctrl-C end it, and makes its stdout its controlling terminal."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored if the tests run in the background
     with contextlib.suppress(OSError):
         fcntl.ioctl(1, termios.TIOCSCTTY, 0)
 
 
 class Program:
-    """A pretraining run in a process, a session and a folder of its own.
+    """A pretraining run in a separate process, session and folder.
 
     Args:
-        folder: its working directory, which is made.
-        command: what follows ``python``.
-        env: additional environment variables.
-        checkpoints: where they go, if not into its folder.
-        terminal: what it writes to, if not to files in its folder.
+        folder: Working directory, which is made.
+        command: Arguments of ``python``.
+        env: Additional environment variables.
+        checkpoints: Folder of checkpoints; ``None`` for one in ``folder``.
+        terminal: Descriptor for its output; ``None`` for files in ``folder``.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Program:
             )
 
     def losses(self, rank: int = 0) -> dict[int, str]:
-        """The loss of each step so far, as it was written; a line that is not whole is none."""
+        """The loss of each step so far, as text; an incomplete line is ignored."""
         log = self.folder / f"rank{rank}.losses"
         text = log.read_text() if log.exists() else ""
         pairs = [line.split() for line in text.rpartition("\n")[0].splitlines()]
@@ -112,64 +112,64 @@ class Program:
         return found
 
     def steps(self, rank: int = 0) -> list[int]:
-        """The steps that a rank has taken, in their order."""
+        """The steps of a rank, in order."""
         return list(self.losses(rank))
 
     def wait_for_step(self, number: int) -> None:
-        """Waits until it has taken so many steps; pytest's timeout ends that."""
+        """Waits until it has trained this many steps; limited by pytest's timeout."""
         while len(self.losses()) < number:
             assert self.process.poll() is None, self.errors
             time.sleep(0.002)
 
     def kill(self) -> None:
-        """Ends at once what there is of it."""
+        """Kills all of its processes."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def kill_after(self, steps: int) -> None:
-        """Ends it once it has taken so many steps."""
+        """Kills it once it has trained this many steps."""
         self.wait_for_step(steps)
         self.kill()
         assert self.process.returncode == -signal.SIGKILL, self.errors
 
     def finish(self, status: int = 0) -> None:
-        """Waits for the end of all of its processes, with this exit status of the first one."""
+        """Waits for the end of all its processes, and checks the first one's exit status."""
         assert self.process.wait() == status, self.errors
         end = time.monotonic() + 60
         with contextlib.suppress(ProcessLookupError):
             while time.monotonic() < end:
                 os.killpg(self.process.pid, 0)
                 time.sleep(0.05)
-            raise AssertionError(f"some of its processes go on\n{self.errors}")
+            raise AssertionError(f"some of its processes still run\n{self.errors}")
 
     @property
     def said(self) -> str:
-        """What it has written to stdout and stderr."""
+        """Its stdout and stderr."""
         return "\n".join((self.folder / name).read_text() for name in ("out.txt", "err.txt"))
 
     @property
     def errors(self) -> str:
-        """The end of what it wrote, and how to repeat the test."""
+        """The end of its output, and the seed to repeat the test."""
         return f"{VARIABLE}={SEED}\n{self.said[-5000:]}"
 
     def checkpoints(self) -> list[Path]:
-        """All that there are in its folder, the newest last."""
+        """All checkpoints in its folder, the newest last."""
         return sorted(self.folder.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
 
 
 def check_resumed(
     folder: Path, command: Sequence[object], epochs: int, steps: int, last: int, **env: str
 ) -> None:
-    """A run that is killed after its step ``last`` goes on as if nothing had been.
+    """Checks that a killed run resumes with the losses of an uninterrupted one.
 
     Args:
-        folder: an empty one.
-        command: what follows ``python``, for ``epochs`` epochs of ``steps`` steps.
-        epochs: at least one of them is over when the run is killed.
-        steps: of each epoch.
-        last: how many steps in all the run takes at least before it is killed.
-        env: additional environment variables.
+        folder: Empty folder.
+        command: Arguments of ``python``, for ``epochs`` epochs of ``steps`` steps.
+        epochs: Number of epochs; the first is finished when the run is killed.
+        steps: Number of steps per epoch.
+        last: Minimal number of steps before the run is killed.
+        env: Additional environment variables.
     """
     whole, killed = (Program(folder / name, command, env) for name in ("whole", "killed"))
     resumed = None

@@ -1,4 +1,4 @@
-"""What the tests of the losses share: vectors, and the losses by plain loops."""
+"""Helpers for tests of the losses: random vectors, policies, and the losses as plain loops."""
 
 from __future__ import annotations
 
@@ -23,6 +23,10 @@ BOTH = {"mix": {"hardest": 3, "pairs": 2, "queries": 4}}
 REWEIGHT = {"reweight": {"beta": 0.7}}
 DEBIAS = {"debias": {"tau_plus": 0.1}}
 HCL = REWEIGHT | DEBIAS
+SIX_KINDS = {
+    **{"hardest": 5, "pairs": 2, "queries": 3, "beyond": 2, "toward": {"count": 2, "step": 0.3}},
+    **{"noise": {"count": 3, "sigma": 0.2}, "adversarial": {"count": 1, "step": 0.1}},
+}
 POLICIES: dict[str, dict[str, Any]] = {
     "all": {},
     "keep": KEEP,
@@ -40,10 +44,23 @@ POLICIES: dict[str, dict[str, Any]] = {
     "everything": DROP | KEEP | BOTH | REWEIGHT | DEBIAS,
     "kept after the mixing": BOTH | KEEP | REWEIGHT | DEBIAS,
 }
-EACH = pytest.mark.parametrize("config", POLICIES.values(), ids=POLICIES.keys())
+# Policies that numba and triton don't follow.
+BY_SIMILARITY: dict[str, dict[str, Any]] = {
+    "without the similar": {"drop": {"similarity": [0.4, 1.0]}},
+    "near the positive": {"keep": {"margin": [-0.9, 0.1]}} | REWEIGHT,
+    "a band's similar": {
+        "drop": {"band": [0.5, 1.0], "similarity": [-0.1, 0.3], "margin": [-0.5, 2.0]},
+        "keep": {"similarity": [-1.0, 0.7]},
+        **DEBIAS,
+    },
+}
+EACH_POLICY = pytest.mark.parametrize(
+    "config", [*POLICIES.values(), *BY_SIMILARITY.values()], ids=[*POLICIES, *BY_SIMILARITY]
+)
 
 
 def unit(*shape: int, dim: int = -1, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Random vectors, normalized along ``dim``."""
     generator = torch.Generator().manual_seed(seed)
     return F.normalize(torch.randn(*shape, generator=generator, dtype=torch.float64), dim=dim).to(
         dtype
@@ -53,6 +70,7 @@ def unit(*shape: int, dim: int = -1, seed: int = 0, dtype: torch.dtype = torch.f
 def moco(
     n: int = 5, m: int = 37, d: int = 7, dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Random query (n, d), key (n, d) and queue (d, m)."""
     return (
         unit(n, d, seed=3 * seed + 1, dtype=dtype),
         unit(n, d, seed=3 * seed + 2, dtype=dtype),
@@ -62,7 +80,7 @@ def moco(
 
 @contextmanager
 def recorded_draws() -> Iterator[dict[str, tuple[Tensor, ...]]]:
-    """Keeps what ``mix`` draws inside the block."""
+    """Records the draws of ``mix`` in the block, by function."""
     seen: dict[str, tuple[Tensor, ...]] = {}
 
     def recording(name: str, draw: Callable[..., Any]) -> Callable[..., Any]:
@@ -79,6 +97,8 @@ def recorded_draws() -> Iterator[dict[str, tuple[Tensor, ...]]]:
 
 
 def draws_of(seen: dict[str, tuple[Tensor, ...]], row: int) -> oracles.Draws:
+    """The recorded draws of one query."""
+
     def listed(name: str) -> list[Any]:
         return list(zip(*(t[row].tolist() for t in seen.get(name, ())), strict=True))
 
@@ -93,14 +113,16 @@ def moco_by_loops(
     temperature: float,
     seen: dict[str, tuple[Tensor, ...]],
 ) -> tuple[float, list[bool]]:
-    """The mean loss, and which rows are at the floor."""
+    """The mean loss, and which rows are floored."""
     losses, floored = [], []
     for i, (q, k) in enumerate(zip(query.tolist(), key.tolist(), strict=True)):
-        candidates = queue.T.tolist()
-        left = oracles.leave(config, q, candidates, range(len(candidates)), draws_of(seen, i))
-        row = ([oracles.dot(q, k)], left.negatives, temperature, left.beta, left.tau_plus)
+        candidates, positive = queue.T.tolist(), oracles.dot(q, k)
+        left = oracles.leave(
+            config, q, candidates, range(len(candidates)), draws_of(seen, i), positive=positive
+        )
+        row = ([positive], left.negatives, temperature, left.beta, left.tau_plus)
         losses.append(oracles.loss(*row))
-        floored.append(oracles.at_the_floor(*row))
+        floored.append(oracles.is_floored(*row))
     return sum(losses) / len(losses), floored
 
 
@@ -111,7 +133,7 @@ def simclr_by_loops(
     temperature: float,
     seen: dict[str, tuple[Tensor, ...]],
 ) -> tuple[float, list[bool]]:
-    """The mean loss, and which rows are at the floor."""
+    """The mean loss, and which rows are floored."""
     rows = F.normalize(z, dim=1).tolist()
     losses, floored = [], []
     for i, q in enumerate(rows):
@@ -119,15 +141,16 @@ def simclr_by_loops(
             oracles.dot(q, rows[j]) for j in range(len(rows)) if j != i and indexes[j] == indexes[i]
         ]
         others = [j for j in range(len(rows)) if indexes[j] != indexes[i]]
-        left = oracles.leave(config, q, rows, others, draws_of(seen, i))
+        mean = sum(positives) / len(positives)
+        left = oracles.leave(config, q, rows, others, draws_of(seen, i), positive=mean)
         row = (positives, left.negatives, temperature, left.beta, left.tau_plus)
         losses.append(oracles.loss(*row))
-        floored.append(oracles.at_the_floor(*row))
+        floored.append(oracles.is_floored(*row))
     return sum(losses) / len(losses), floored
 
 
 def autocast(dtype: torch.dtype) -> torch.autocast:
-    """Autocast on the CPU; to bfloat16 where torch (2.1) knows nothing else there."""
+    """Autocast on the CPU; to bfloat16 if torch (2.1) supports nothing else there."""
     try:
         with torch.autocast("cpu", dtype=dtype):
             pass

@@ -1,4 +1,4 @@
-"""Folders of runs with made-up numbers, as both hosts and the recorder leave them; hostile ones."""
+"""Folders of runs with made-up numbers, in the hosts' and the recorder's formats; hostile ones."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from solo_hardneg.analysis.records import Rows
-from solo_hardneg.analysis.study import Study
+from solo_hardneg.recording.records import Rows
+from solo_hardneg.study.measure import Study
 
 MOCO: dict[str, Any] = {
     "method": "mocov2_banded",
@@ -59,7 +59,7 @@ EVIL = (
 
 
 def changed(args: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """A copy with other values; ``a__b`` stands for ``a.b``."""
+    """A copy with other values; ``a__b`` means ``a.b``."""
     args = copy.deepcopy(args)
     for key, value in changes.items():
         *parts, last = key.split("__")
@@ -78,7 +78,7 @@ def write_args(folder: Path, args: dict[str, Any]) -> Path:
 
 
 def write_metrics(folder: Path, accuracies: Sequence[float], **last: float) -> Path:
-    """``metrics.csv`` as Lightning writes it: sparse rows, the last without an epoch."""
+    """Writes ``metrics.csv`` as Lightning does: sparse rows, the last without an epoch."""
     names = ["epoch", "step", "val_acc1", "val_acc5", "train_nce_loss_epoch", *last]
     lines = [",".join(names)]
     empty = "," * len(last)
@@ -100,22 +100,22 @@ def write_records(
     percentiles: int = 10,
     queue: bool = True,
 ) -> Path:
-    """Parquet files of two processes, with smooth curves of round numbers.
+    """Writes Parquet files of two ranks, with smooth curves of round numbers.
 
     Args:
-        folder: of the run.
-        args: its config.
-        epochs: how many files for each process.
-        hard: the share of mass of the hardest 5 % in the first epoch.
-        kept: the share of negatives that the policy keeps.
-        percentiles: how many.
-        queue: whether keys have an age.
+        folder: Folder of the run.
+        args: Its config.
+        epochs: Number of files per rank.
+        hard: Share of mass of the hardest 5 % in the first epoch.
+        kept: Share of negatives that the policy keeps.
+        percentiles: Number of difficulty percentiles.
+        queue: Whether keys have an age.
     """
     for epoch in range(epochs):
         for rank in (0, 1):
             rows, place = Rows(), (epoch, epoch * 10, rank)
             for name, value in _scalars(epoch, hard, kept).items():
-                # The second process has more queries, and other values.
+                # The second rank has more queries, and other values.
                 rows.add(*place, "scalar", name, [-1], [value * (1 - 0.1 * rank)], [8.0 + 8 * rank])
             bins, ones = list(range(percentiles)), [10.0] * percentiles
             same = [0.1 + 0.02 * b + 0.01 * epoch for b in bins]
@@ -137,7 +137,12 @@ def write_records(
 
 
 def _scalars(epoch: int, hard: float, kept: float) -> dict[str, float]:
+    found = {"dropped/precision": 0.2, "dropped/recall": 0.5 - 0.1 * epoch} if kept < 1 else {}
     return {
+        **found,
+        "rankme": 20.0 + 2 * epoch,
+        "alignment": 0.8 - 0.1 * epoch,
+        "uniformity": -2.0,
         "similarity/positive": 0.6 + 0.05 * epoch,
         "similarity/negative": 0.1,
         "mass/hardest_0.1": hard / 10,
@@ -161,9 +166,9 @@ def make_study(
     """A study of fixed numbers, of 4 queries, 20 negatives and 10 percentiles.
 
     Args:
-        names: of the classes.
-        shift: is added to the shares of the query's class.
-        info: what the study says of where it comes from, beside its settings.
+        names: Names of the classes.
+        shift: Added to the shares of the query's class.
+        info: Further entries of the study's ``info``.
     """
     bins, classes = np.arange(10.0), len(names)
     mean = np.linspace(-0.2, 0.4, classes**2).reshape(classes, classes)
@@ -197,9 +202,9 @@ def make_study(
 
 
 def make_runs(root: Path) -> list[Path]:
-    """Eight runs in four groups below ``root``, most with linear evaluations; returns the folders.
+    """Writes eight runs in four groups, with linear evaluations, and returns their folders.
 
-    MoCo v2 on all negatives and the hardest 5 % with three seeds each, SimCLR and SSCL with one.
+    MoCo v2 on all negatives and on the hardest 5 % has three seeds each, SimCLR and SSCL one.
     """
     folders = []
     accuracies = {"all": (60.0, 61.0, 60.5), "hard": (55.0, 56.0, 55.5)}
@@ -232,7 +237,7 @@ def make_runs(root: Path) -> list[Path]:
 def write_linear(
     root: Path, source: Path | str, accuracy: float, dataset: str, name: str = "", lr: float = 4.0
 ) -> Path:
-    """A linear evaluation that ends with this accuracy, and a kNN accuracy two points below."""
+    """Writes a linear evaluation with this final accuracy, and a kNN accuracy two points below."""
     part = source if isinstance(source, str) else source.relative_to(root).as_posix()
     args = {
         "name": "linear",
@@ -246,14 +251,14 @@ def write_linear(
 
 
 def make_evil_study(text: str, **info: Any) -> Study:
-    """A study in which every text is this one."""
+    """A study whose texts are all this one."""
     names = (text, f"{text}2", "cat")
     study = make_study(names, dataset=text, checkpoint=text, **info)
     return replace(study, notes=[f"{text} is missing."])
 
 
 def make_evil_runs(root: Path, texts: Sequence[str] = EVIL) -> Path:
-    """A run for each evil text, which is its dataset, method, name, policy, metric and classes."""
+    """Writes a run per text, which is its dataset, method, name, policy, metric and classes."""
     for number, text in enumerate(texts):
         method = text if number % 2 else "mocov2_banded"
         args = {

@@ -1,8 +1,8 @@
-"""Programs of solo-learn in many processes: starting them, and watching them from inside.
+"""Starts programs of solo-learn in many processes, and records what they do.
 
-Run as a script (``python many_processes.py PLAN NUMBER``) it is a process that is one rank of one
-program after another. It imports solo-learn once, which takes seven seconds, and has a child for
-each program: 50 tiny steps take one.
+As a script (``python many_processes.py PLAN NUMBER``), runs one rank of one program after another.
+It imports solo-learn once, which takes seven seconds, and forks a child for each program: 50 tiny
+steps take one second.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from integration_helpers import Result, environment, write_images
 from torch import Tensor, nn
 
 TESTS = Path(__file__).parent
-# Of every run: images of a step in all processes together, images, and epochs.
+# Of every run: global batch, images and epochs.
 BATCH, CLASSES, PER_CLASS, SIDE, EPOCHS = 16, 5, 32, 8, 5
 STEPS = EPOCHS * CLASSES * PER_CLASS // BATCH
 QUEUE = 64
 SECONDS = 120  # for each program, on a busy machine
 
-# Two views that draw nothing at random, so that one process has the same ones.
+# Two views without random numbers, so that they are equal in one process.
 _VIEW = """
 - rrc: {{enabled: False}}
   color_jitter: {{prob: 0.0}}
@@ -52,15 +52,15 @@ _VIEW = """
 
 @dataclass(frozen=True)
 class Place:
-    """A folder with 160 images of 8 x 8 pixels in five classes, and a config of two plain views."""
+    """A folder with 160 images of 8 x 8 pixels in five classes, and a config of two views."""
 
     folder: Path
     images: Path
 
     def arguments(self, method: str, world: int, *more: object, rate: float = 8) -> list[object]:
-        """What has ``world`` processes train a method of ours for 50 steps of 16 images in all.
+        """Arguments that train one of our methods in ``world`` processes, 50 steps of 16 images.
 
-        The host scales the rate by a process's batch only, for on the CPU ``devices`` is no list.
+        The host scales the rate by a process's batch only: on the CPU, ``devices`` isn't a list.
         """
         return [
             *("--config-dir", self.folder / "configs", "--config-name", method),
@@ -77,7 +77,7 @@ class Place:
 
 
 def prepare(folder: Path) -> Place:
-    """Fills a folder with what all runs read."""
+    """Writes the images and the config that all runs read."""
     (folder / "configs" / "augmentations").mkdir(parents=True)
     views = _VIEW.format(flip=0.0) + _VIEW.format(flip=1.0)
     (folder / "configs" / "augmentations" / "plain_and_flipped.yaml").write_text(views)
@@ -85,7 +85,7 @@ def prepare(folder: Path) -> Place:
 
 
 class TinyBackbone(nn.Sequential):
-    """Two layers for images of 8 x 8 pixels; without BatchNorm, whose batch is a rank's own."""
+    """Two layers for images of 8 x 8 pixels, without BatchNorm, which differs between ranks."""
 
     num_features = 32
 
@@ -96,31 +96,30 @@ class TinyBackbone(nn.Sequential):
 
 
 def add_the_tiny_backbone() -> None:
-    """Has solo-learn know ``backbone.name=tiny``."""
+    """Adds ``backbone.name=tiny`` to solo-learn."""
     from solo.methods import BaseMethod
 
     BaseMethod._BACKBONES["tiny"] = TinyBackbone
 
 
 def in_the_order_of_ranks(order: Sequence[int], ranks: int) -> list[int]:
-    """What one process must load so that its batches have the rows of all ranks, rank by rank.
+    """Reorders images so that batches of one process hold the rows of all ranks, rank by rank.
 
-    PyTorch's sampler deals images out in turn: rank r of W has ``order[r::W]``.
+    PyTorch's sampler gives rank r of W ``order[r::W]``.
     """
     steps = [order[i : i + BATCH] for i in range(0, len(order), BATCH)]
     return [image for step in steps for rank in range(ranks) for image in step[rank::ranks]]
 
 
 class Watch(Callback):
-    """In the program of solo-learn: a tiny backbone, ``tiny``; and each rank's losses and queue.
+    """Hydra callback in solo-learn: adds the tiny backbone, and records losses and queues.
 
-    A Hydra callback. Random mixing draws for each query what belongs to its place in the batch of
-    all ranks, so that one process draws the same.
+    Random mixing depends on a query's position in the global batch, so one process mixes the same.
 
     Args:
-        file: where each rank writes what it saw; its rank is added to the name.
-        ranks: in one process, the number of ranks whose order of images to follow.
-        identical: whether mixing draws by place, or at random as in any other run.
+        file: Prefix of each rank's recording.
+        ranks: In one process, the number of ranks whose order of images to use.
+        identical: Whether mixing depends on the position, or is random as usual.
     """
 
     def __init__(self, file: str, ranks: int = 1, identical: bool = True) -> None:
@@ -186,7 +185,7 @@ def queue_of(method: Any) -> dict[str, Tensor]:
 
 
 def watching(file: Path, ranks: int = 1, identical: bool = True) -> list[str]:
-    """The overrides that have a program watched."""
+    """Overrides that record a program."""
     watch = "+hydra.callbacks.watch"
     return [
         f"{watch}._target_=many_processes.Watch",
@@ -195,17 +194,15 @@ def watching(file: Path, ranks: int = 1, identical: bool = True) -> list[str]:
 
 
 class Die(Callback):
-    """In the program of solo-learn: a rank is killed, or has an error, at a step or while saving.
+    """Hydra callback in solo-learn that kills a rank at a step or while saving.
 
-    It brings the tiny backbone, too.
-
-    A Hydra callback.
+    Also adds the tiny backbone.
 
     Args:
-        rank: who.
-        step: when; ``None``: when its first checkpoint is saved.
-        late: of saving, whether after what is gathered from all ranks is there.
-        error: raise an error instead.
+        rank: Rank to kill.
+        step: Step at which it dies; ``None`` for when its first checkpoint is saved.
+        late: Whether it dies after, instead of before, the collectives of saving.
+        error: Whether it raises an error instead.
     """
 
     def __init__(
@@ -217,19 +214,19 @@ class Die(Callback):
         from solo_hardneg.methods import OUR_METHODS
 
         cls: Any = OUR_METHODS[config.method]
-        theirs, saving, doom = cls.training_step, cls.on_save_checkpoint, self
+        step, saving, death = cls.training_step, cls.on_save_checkpoint, self
 
         def training_step(method: Any, batch: Any, batch_idx: int) -> Any:
-            if doom.step == method.trainer.global_step:
-                doom.die(method)
-            return theirs(method, batch, batch_idx)
+            if death.step == method.trainer.global_step:
+                death.die(method)
+            return step(method, batch, batch_idx)
 
         def on_save_checkpoint(method: Any, checkpoint: Any) -> None:
-            if doom.late:
+            if death.late:
                 saving(method, checkpoint)
-            if doom.step is None:
-                doom.die(method)
-            if not doom.late:
+            if death.step is None:
+                death.die(method)
+            if not death.late:
                 saving(method, checkpoint)
 
         add_the_tiny_backbone()
@@ -238,22 +235,22 @@ class Die(Callback):
     def die(self, method: Any) -> None:
         if method.global_rank == self.rank:
             if self.error:
-                raise ValueError("no such luck")
+                raise ValueError("failed on purpose")
             os.kill(os.getpid(), signal.SIGKILL)
 
 
 def dying(**how: Any) -> list[str]:
-    """The overrides that end a rank; the arguments are those of :class:`Die`."""
+    """Overrides that end a rank; the arguments are those of :class:`Die`."""
     die = "+hydra.callbacks.die"
     return [f"{die}._target_=many_processes.Die", *(f"{die}.{k}={v}" for k, v in how.items())]
 
 
-# ---------------------------------------------------------------- starting them
+# ---------------------------------------------------------------- starting programs
 
 
 @dataclass(frozen=True)
 class Program:
-    """The arguments of a script, and how many processes run it."""
+    """A script's arguments, and the number of processes that run it."""
 
     world: int
     arguments: Sequence[object]
@@ -264,11 +261,11 @@ class _Job:
     name: str
     argv: list[str]
     world: int
-    place: int  # of a program of one process: which of the processes runs it
+    place: int  # number of the process that runs a program of one process
     seconds: float
 
     def rank(self, number: int, size: int) -> int | None:
-        """The rank that process ``number`` of ``size`` is; ``None``: none."""
+        """The rank of process ``number`` of ``size``; ``None`` if it has none."""
         if self.world == 1:
             return 0 if number == self.place % size else None
         return number if number < self.world else None
@@ -278,7 +275,7 @@ class _Job:
 
 
 def free_port() -> int:
-    """A port that nobody listens on, and that the system gives to no connection of its own."""
+    """A free port outside the range that the system assigns."""
     while True:
         port = 20_000 + secrets.randbelow(10_000)
         with socket.socket() as listener, contextlib.suppress(OSError):
@@ -291,18 +288,18 @@ def run_ranks(
 ) -> dict[str, list[Result]]:
     """Runs ``python SCRIPT ARGUMENTS`` for one program after another, in many processes.
 
-    They are started the way a cluster does it: to Lightning, others have started all processes.
-    So nobody ends the ranks of a program whose other ranks have died.
+    They are started as by a cluster, so Lightning doesn't end the ranks of a program whose other
+    ranks have died.
 
     Args:
-        programs: by name.
-        script: the host's.
-        folder: where they run, and where what they write goes; it may hold results of others.
-        seconds: what each program may take. Ranks that take longer are killed, and their exit
-            code is ``LATE``.
+        programs: Programs by name.
+        script: Script of the host.
+        folder: Working directory, which may hold other results.
+        seconds: Time limit of each program. Slower ranks are killed, and their exit code is
+            ``LATE``.
 
     Returns:
-        how each program's ranks ended and what they wrote, both streams in one.
+        Exit code and output of each program's ranks.
     """
     folder.mkdir(exist_ok=True)
     size = max(program.world for program in programs.values())

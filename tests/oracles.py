@@ -1,4 +1,4 @@
-"""The papers' definitions in plain loops: slow, and short enough to be checked by reading."""
+"""The papers' definitions as plain loops, short enough to check by reading."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 
-def share(number: float) -> Fraction:
-    """The number that a person meant: 0.29 is 29/100, not the binary float next to it."""
+def exact(number: float) -> Fraction:
+    """The decimal number that a float stands for: 0.29 is 29/100."""
     return Fraction(str(number))
 
 
 def ranks(lo: float, hi: float, count: int) -> range:
     """The ranks ⌊lo·M⌋ … ⌊hi·M⌋-1."""
-    return range(math.floor(share(lo) * count), math.floor(share(hi) * count))
+    return range(math.floor(exact(lo) * count), math.floor(exact(hi) * count))
 
 
 def band(
     similarities: Sequence[float], lo: float, hi: float, present: list[int] | None = None
 ) -> set[int]:
-    """The columns in the band, ranked by (similarity, index) among the present ones."""
+    """The columns in a band, ranked by (similarity, index) among those present."""
     columns = list(range(len(similarities))) if present is None else present
     order = sorted(columns, key=lambda j: (similarities[j], j))
     return {order[r] for r in ranks(lo, hi, len(columns))}
@@ -71,31 +71,33 @@ def loss(
     return math.log1p(g / sum(math.exp(s / temperature) for s in positives))
 
 
-def at_the_floor(
+def is_floored(
     positives: list[float],
     negatives: list[float],
     temperature: float,
     beta: float = 0.0,
     tau_plus: float = 0.0,
 ) -> bool:
-    """Whether the debiased sum is at its floor."""
+    """Whether the floor replaces the debiased sum."""
     if not negatives or tau_plus == 0:
         return False
     g, floor = debiased_sum(positives, negatives, temperature, beta, tau_plus)
     return g <= floor
 
 
-def mixed(share_of_one: float, one: Sequence[float], other: Sequence[float]) -> list[float]:
+def mixture(share: float, one: Sequence[float], other: Sequence[float]) -> list[float]:
     """(α·one + (1-α)·other) / ‖·‖."""
-    vector = [share_of_one * x + (1 - share_of_one) * y for x, y in zip(one, other, strict=True)]
+    vector = [share * x + (1 - share) * y for x, y in zip(one, other, strict=True)]
     length = math.sqrt(dot(vector, vector))
     return [x / length for x in vector]
 
 
 class Draws(NamedTuple):
-    """What was drawn for one query: (a, b, α) for each pair, (a, γ) for each of the second kind.
+    """Random draws of ``mix`` for one query.
 
-    a and b are places among its hardest, 0 the very hardest.
+    Attributes:
+        pairs: (a, b, α) for each pair; a and b are places among the hardest, 0 is the hardest.
+        partners: (a, γ) for each negative mixed with the query.
     """
 
     pairs: list[tuple[int, int, float]]
@@ -103,7 +105,7 @@ class Draws(NamedTuple):
 
 
 class Left(NamedTuple):
-    """What the verbs leave to one query."""
+    """Similarities of the negatives left to one query, β and τ⁺."""
 
     negatives: list[float]
     beta: float
@@ -117,34 +119,40 @@ def leave(
     present: Collection[int],
     draws: Draws | None = None,
     same_class: Collection[int] = (),
+    positive: float = 0.0,
 ) -> Left:
-    """The verbs, from top to bottom, for one query."""
+    """Applies the verbs from top to bottom to one query, ``positive`` similar to its positive."""
     similarities = [dot(query, c) for c in candidates]
-    there = sorted(present)
+    left = sorted(present)
     beta = tau_plus = 0.0
     for verb, arguments in config.items():
         if verb in ("keep", "drop"):
             named = set(range(len(similarities)))
             if "band" in arguments:
-                named &= band(similarities, *arguments["band"], there)
+                named &= band(similarities, *arguments["band"], left)
             if "label" in arguments:
                 named = {j for j in named if (j in same_class) == (arguments["label"] == "same")}
-            there = [j for j in there if (j in named) == (verb == "keep")]
+            for part, base in (("similarity", 0.0), ("margin", positive)):
+                if part in arguments:
+                    lo, hi = arguments[part]
+                    hi += hi == {"similarity": 1, "margin": 2}[part]  # the end itself is included
+                    named = {j for j in named if lo <= similarities[j] - base < hi}
+            left = [j for j in left if (j in named) == (verb == "keep")]
         elif verb == "mix":
-            order = sorted(there, key=lambda j: (similarities[j], j), reverse=True)
+            order = sorted(left, key=lambda j: (similarities[j], j), reverse=True)
             hardest = order[: arguments["hardest"]]
             made = [
-                mixed(alpha, candidates[hardest[a]], candidates[hardest[b]])
+                mixture(alpha, candidates[hardest[a]], candidates[hardest[b]])
                 for a, b, alpha in (draws.pairs if len(hardest) > 1 else [])
             ]
             made += [
-                mixed(gamma, query, candidates[hardest[a]])
+                mixture(gamma, query, candidates[hardest[a]])
                 for a, gamma in (draws.partners if hardest else [])
             ]
-            there += range(len(similarities), len(similarities) + len(made))
+            left += range(len(similarities), len(similarities) + len(made))
             similarities += [dot(query, vector) for vector in made]
         elif verb == "reweight":
             beta = arguments["beta"]
         elif verb == "debias":
             tau_plus = arguments["tau_plus"]
-    return Left([similarities[j] for j in there], beta, tau_plus)
+    return Left([similarities[j] for j in left], beta, tau_plus)

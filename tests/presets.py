@@ -9,7 +9,15 @@ PRESETS = sorted(
 )
 WITH_A_QUEUE = [name for name in PRESETS if name.startswith(("drop_", "retain_"))]
 MIXING = ["negatives.mix.hardest=8", "negatives.mix.pairs=4"]
+SIX_KINDS = [
+    *(f"negatives.mix.{kind}=2" for kind in ("pairs", "queries", "beyond")),
+    *(f"negatives.mix.{kind}.count=2" for kind in ("noise", "toward", "adversarial")),
+    *("negatives.mix.hardest=8", "negatives.mix.from_epoch=0"),
+]
 _SMALL = {
+    "glofnd": ["negatives.drop.from_epoch=0"],
+    "synco": SIX_KINDS,
+    "synco_v2": SIX_KINDS,
     "mochi": [*MIXING, "negatives.mix.queries=2"],
     **dict.fromkeys(("mix", "mix_debias", "mix_moco", "sscl", "sscl_moco"), MIXING),
 }

@@ -1,4 +1,4 @@
-"""Which rows a rank has, and draws that don't depend on the rank."""
+"""The rows of a rank, and random mixing that doesn't depend on the rank."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from solo_hardneg.negatives import mix
 
 
 def rows(rank: int, world: int, images: int, views: int = 2) -> Tensor:
-    """A rank's rows of a batch that has all images' first views, then all second ones."""
+    """A rank's rows of a batch that holds all first views, then all second views."""
     per_rank = images // world
     mine = rank * per_rank + torch.arange(per_rank)
     return torch.cat([mine + view * images for view in range(views)])

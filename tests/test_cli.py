@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from solo_hardneg.negatives import available
 
 @pytest.fixture(autouse=True)
 def wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No cell of a table is broken."""
+    """Prevents line breaks in tables."""
     monkeypatch.setenv("COLUMNS", "300")
 
 
@@ -30,23 +31,23 @@ def invoke(*arguments: str) -> Result:
     return CliRunner().invoke(app, arguments)
 
 
-def test_policies_lists_every_verb_and_preset_with_what_it_does() -> None:
-    verbs, _, presets = invoke("policies").stdout.partition("Presets")
-
-    def row(listing: str, name: str) -> str:
-        (found,) = [x for x in listing.splitlines() if x[1:].strip().startswith(f"{name} ")]
-        return found
-
+def test_policies_lists_every_verb_and_preset() -> None:
+    # A name begins a line, and what follows it is indented.
+    listings = [re.split(r"\n(?=\S)", part) for part in invoke("policies").stdout.split("Presets")]
+    verbs, presets = (
+        {name: " ".join(text.split()) for name, _, text in (row.partition(" ") for row in rows)}
+        for rows in listings
+    )
     for verb, info in available().items():
-        for part in (*info.arguments, *info.needs, info.source):
-            assert part in row(verbs, verb)
-    assert "older keys of the queue" in row(verbs, "fill")
+        for part in (info.summary, *info.arguments, *info.needs, info.source, info.example):
+            assert part in verbs[verb]
     for file in (PROJECT / "configs" / "negatives").glob("*.yaml"):
-        row(presets, file.stem)
-    assert "Only the hardest 5 % of the negatives" in row(presets, "hardest_5")
+        assert presets[file.stem]
+    assert presets["hardest_5"].startswith("Only the hardest 5 % of the negatives")
+    assert "not the decoupled loss" in presets["dcl"]
 
 
-def test_run_names_the_script_that_is_not_there() -> None:
+def test_run_names_a_missing_script() -> None:
     result = invoke("run", "nosuch.py", "--dataset", "custom")
     assert str(result.exception) == (
         "run nosuch.py: no such file. Give the path of a script of solo-learn."
@@ -60,10 +61,10 @@ DIGITS = ["--config-name", "mocov2_banded", "data=digits"]
     ("arguments", "message"),
     [
         ([*DIGITS, "negatives.keep.band=[0.5,1.2]"], "ConfigError: negatives.keep.band=[0.5, 1.2]"),
-        ([], "ConfigError: --config-name: none is given. Known: byol, linear, mocov2_banded, "),
+        ([], "ConfigError: --config-name: is missing. Known: byol, linear, mocov2_banded, "),
     ],
 )
-def test_a_mistake_ends_in_one_clean_line(
+def test_error_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -79,7 +80,7 @@ def test_a_mistake_ends_in_one_clean_line(
 
 
 @pytest.mark.full
-def test_a_host_that_there_is_not_is_one_line(tmp_path: Path) -> None:
+def test_unknown_host_is_one_line(tmp_path: Path) -> None:
     nonsense = {"SOLO_HARDNEG_HOST": "nonsense"}
     ended = run_python("-m", "solo_hardneg", "pretrain", *DIGITS, cwd=tmp_path, env=nonsense)
     assert ended.code == 1
@@ -92,7 +93,7 @@ ALONE = {"SOLO_HARDNEG_HOST": "standalone"}
 
 
 @pytest.mark.full
-def test_both_programs_start_more_processes(tmp_path: Path) -> None:
+def test_both_programs_run_with_two_processes(tmp_path: Path) -> None:
     two = ["strategy=ddp", "accelerator=cpu", "devices=2"]
     run_python(
         *("-m", "solo_hardneg", "pretrain", *DIGITS, *SMALL, *two, "+limit_train_batches=2"),
@@ -102,7 +103,7 @@ def test_both_programs_start_more_processes(tmp_path: Path) -> None:
         env=ALONE,
     ).ok()
     checkpoint = only_checkpoint(tmp_path / "pretrained")
-    # Two batches of eight images in each of two processes, which agree on one queue.
+    # Two batches of eight images in each of two processes.
     assert load_checkpoint(checkpoint)["state_dict"]["queue_filled"].tolist() == [32]
 
     run_python(
@@ -112,14 +113,11 @@ def test_both_programs_start_more_processes(tmp_path: Path) -> None:
         cwd=tmp_path,
         env=ALONE,
     ).ok()
-    # Half of the 1437 images has two whole batches, all of them would have five.
+    # Each process has half of the 1437 images, two whole batches; all would be five.
     assert load_checkpoint(only_checkpoint(tmp_path / "linear"))["global_step"] == 2
 
 
-def test_folders_checks_and_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from solo_hardneg.folders import EXPECTED, Expected
-
-    monkeypatch.setitem(EXPECTED, "tinyimagenet", Expected(6, PER_CLASS, PER_CLASS, PER_CLASS))
+def test_folders_counts_and_splits(tmp_path: Path) -> None:
     for part in ("train", "val"):
         write_images(tmp_path / "tiny" / part, PER_CLASS)
     arguments = ["folders", "tinyimagenet", str(tmp_path / "tiny"), "--split", str(tmp_path / "s")]
@@ -129,13 +127,15 @@ def test_folders_checks_and_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "6 classes, 24 training and 24 validation images" in result.stdout
     assert "15 training and 9 validation images" in result.stdout
     assert len(list((tmp_path / "s" / "val").glob("*/*.png"))) == 9
-    assert "is there already" in invoke(*arguments).stdout
-    wrong = invoke("folders", "tinyimagenet", str(tmp_path / "nothing"))
-    assert wrong.exit_code == 1
-    assert "there is no such folder" in str(wrong.exception)
+    assert "exists already" in invoke(*arguments).stdout
+    missing = invoke("folders", "tinyimagenet", str(tmp_path / "nothing"))
+    assert missing.exit_code == 1
+    assert "there is no such folder" in str(missing.exception)
+    unknown = invoke("folders", "tinyimagnet", str(tmp_path / "tiny"))
+    assert "unknown dataset 'tinyimagnet'. Did you mean 'tinyimagenet'" in str(unknown.exception)
 
 
-def test_reproduce_lists_what_there_is() -> None:
+def test_reproduce_lists_experiments() -> None:
     listed = invoke("reproduce")
     assert listed.exit_code == 0
     for name in ("cai_figure2", "sscl_table3", "Dong et al. 2023, Table 5", "minute"):

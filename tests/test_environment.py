@@ -1,4 +1,4 @@
-"""What a shell or a notebook exports doesn't end a command."""
+"""Encodings, matplotlib backends, wandb logins and the working directory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from solo_hardneg.errors import ConfigError
 INLINE = "module://nosuch_inline.backend_inline"
 
 
-def test_any_text_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_print_accepts_any_text(monkeypatch: pytest.MonkeyPatch) -> None:
     streams = [io.TextIOWrapper(io.BytesIO(), encoding=name) for name in ("latin-1", "utf-8")]
     lenient = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="backslashreplace")
     for stream in (*streams, lenient):
@@ -31,15 +31,15 @@ def test_any_text_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found == [b"? caf?", "τ caf?".encode(), rb"\u03c4 caf\udce9"]
 
 
-def pretend_it_is_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hides matplotlib, and nothing that it has imported: numpy can't be imported twice."""
+def hide_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hides matplotlib only: numpy, which it imports, can't be imported twice."""
     importlib.import_module("matplotlib.rcsetup")
-    known = {name: module for name, module in sys.modules.items() if name != "matplotlib"}
-    monkeypatch.setattr(environment.sys, "modules", known)
+    others = {name: module for name, module in sys.modules.items() if name != "matplotlib"}
+    monkeypatch.setattr(environment.sys, "modules", others)
 
 
 @pytest.mark.parametrize(
-    ("backend", "stays"),
+    ("backend", "exists"),
     [
         (INLINE, False),
         ("nosuch", False),
@@ -47,34 +47,34 @@ def pretend_it_is_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
         ("module://matplotlib.backends.backend_svg", True),
     ],
 )
-def test_a_plot_backend_that_is_not_there(
+def test_missing_backend_is_unset(
     backend: str,
-    stays: bool,
+    exists: bool,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("MPLBACKEND", backend)
-    pretend_it_is_not_imported(monkeypatch)
+    hide_matplotlib(monkeypatch)
     prepare()
     prepare()
-    assert os.environ.get("MPLBACKEND") == (backend if stays else None)
-    said = capsys.readouterr().err
-    assert said.count(f"MPLBACKEND={backend}: ") == (not stays)
+    assert os.environ.get("MPLBACKEND") == (backend if exists else None)
+    err = capsys.readouterr().err
+    assert err.count(f"MPLBACKEND={backend}: ") == (not exists)
 
 
-def test_for_a_well_known_backend_matplotlib_is_not_imported(
+def test_common_backend_needs_no_import(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MPLBACKEND", "Agg")
-    pretend_it_is_not_imported(monkeypatch)
-    monkeypatch.setattr(environment, "_is_known", None)  # imports it
+    hide_matplotlib(monkeypatch)
+    monkeypatch.setitem(sys.modules, "matplotlib.rcsetup", None)  # an import would fail
     prepare()
     assert os.environ["MPLBACKEND"] == "Agg"
 
 
 @pytest.mark.full
-def test_a_command_with_the_backend_of_another_environments_notebook(tmp_path: Path) -> None:
-    """Lightning imports matplotlib, by way of torchmetrics."""
+def test_program_with_the_backend_of_another_environment(tmp_path: Path) -> None:
+    """Lightning imports matplotlib through torchmetrics."""
     code = (
         "from solo_hardneg.environment import prepare; prepare()\n"
         "import lightning.pytorch, matplotlib.pyplot"
@@ -110,14 +110,14 @@ def test_wandb_without_a_login(monkeypatch: pytest.MonkeyPatch) -> None:
     check_wandb(with_wandb())
 
 
-def test_wandb_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match=r"^wandb.enabled=True: .*isn't installed. pip install"):
         check_wandb(with_wandb(offline=True))
 
 
 @pytest.mark.parametrize("chdir", [True, False])
-def test_paths_are_those_of_where_the_command_was_given(
+def test_relative_paths_refer_to_the_starting_directory(
     chdir: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hydra = {"job": {"chdir": chdir}, "runtime": {"cwd": str(tmp_path)}}
@@ -130,7 +130,7 @@ def test_paths_are_those_of_where_the_command_was_given(
 
 
 @pytest.mark.parametrize("path", ["s3://bucket/last.ckpt", "None"])
-def test_what_is_no_path_stays(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_urls_and_none_are_kept(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hydra = {"job": {"chdir": True}, "runtime": {"cwd": str(tmp_path)}}
     monkeypatch.setattr(HydraConfig.instance(), "cfg", OmegaConf.create({"hydra": hydra}))
     cfg = OmegaConf.create({"resume_from_checkpoint": path})

@@ -1,4 +1,4 @@
-"""The worked example in ``docs``: every command on the page is run, in order, with few steps."""
+"""The worked example in ``docs``: all commands of the page, in order and with few steps."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ import pandas as pd
 import pytest
 from integration_helpers import PROJECT, environment, run_python
 
-from solo_hardneg.reproduce.cells import Images, make_cells
 from solo_hardneg.reproduce.experiment import load_experiment, load_scale
-from solo_hardneg.reproduce.overrides import told_apart
+from solo_hardneg.reproduce.grid import make_cells
+from solo_hardneg.reproduce.overrides import sort_overrides
 
 SHORTER = "++limit_train_batches=3 ++limit_val_batches=1 +linear.limit_train_batches=3"
 PAGE = PROJECT / "docs" / "is_it_the_hard_negatives.md"
 
 
 def blocks(*languages: str) -> list[tuple[str, str]]:
+    """Returns the page's code blocks as (language, code)."""
     found = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     return [(language, code) for language, code in found if language in languages]
 
@@ -28,17 +29,18 @@ def test_the_experiment_on_the_page_can_be_loaded(tmp_path: Path) -> None:
     [(_, text)] = blocks("yaml")
     (tmp_path / "mine.yaml").write_text(text)
     mine = load_experiment(str(tmp_path / "mine.yaml"))
-    cells = make_cells(mine, load_scale("paper"), mine.rows, range(3), told_apart([]), Images(1000))
+    rows, scale, user = mine.select_rows([]), load_scale("paper"), sort_overrides([])
+    cells = make_cells(mine, scale, rows, range(3), user, images=1000)
     assert len(cells) == 9
 
 
 @pytest.mark.full
 @pytest.mark.timeout(900)
 def test_the_page_runs_from_pretraining_to_the_report(tmp_path: Path) -> None:
-    # The commands of the environment that the tests run in come first.
+    # The tests' environment comes first in PATH.
     path = os.pathsep.join([str(Path(sys.executable).parent), environment()["PATH"]])
     env = {"PATH": path, "SOLO_HARDNEG_HOST": "standalone"}
-    env |= {"HF_HUB_OFFLINE": "0", "NLTK_DATA": "nowhere"}  # as users have it
+    env |= {"HF_HUB_OFFLINE": "0", "NLTK_DATA": "nowhere"}  # a user's, not the tests'
     start = "import subprocess, sys; sys.exit(subprocess.call(['bash', '-ec', sys.argv[1]]))"
     printed = ""
     for language, code in blocks("bash", "python"):

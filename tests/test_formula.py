@@ -1,4 +1,4 @@
-"""Mixed, weighed and debiased negatives: the losses against plain loops and closed forms."""
+"""The losses with policies against plain loops, closed forms and invariances."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from loss_helpers import (
     BOTH,
     DEBIAS,
     DOUBLE,
-    EACH,
+    EACH_POLICY,
     HCL,
     POLICIES,
     draws_of,
@@ -45,8 +45,8 @@ def close(expected: float) -> Any:
 # ---------------------------------------------------------------- plain loops
 
 
-@EACH
-def test_moco_is_the_formula(config: dict[str, Any]) -> None:
+@EACH_POLICY
+def test_moco_equals_plain_loops(config: dict[str, Any]) -> None:
     for temperature in (0.07, 0.5):
         tensors = moco(n=6, dtype=DOUBLE)
         pools: list[Pool] = []
@@ -61,8 +61,8 @@ def test_moco_is_the_formula(config: dict[str, Any]) -> None:
             assert pools[0].notes["floored"].tolist() == floored
 
 
-@EACH
-def test_simclr_is_the_formula(config: dict[str, Any]) -> None:
+@EACH_POLICY
+def test_simclr_equals_plain_loops(config: dict[str, Any]) -> None:
     for indexes, temperature in ((TWICE, 0.1), (THRICE, 0.5)):
         z = 3 * unit(len(indexes), 6, seed=5, dtype=DOUBLE)
         pools: list[Pool] = []
@@ -76,7 +76,7 @@ def test_simclr_is_the_formula(config: dict[str, Any]) -> None:
             assert pools[0].notes["floored"].tolist() == floored
 
 
-def test_floored_rows_are_counted_and_no_others() -> None:
+def test_floored_rows_are_noted() -> None:
     tensors = moco(n=40, m=9, d=3, dtype=DOUBLE)
     pools: list[Pool] = []
     config = {"debias": {"tau_plus": 0.95}}
@@ -114,7 +114,7 @@ def test_loss_and_gradient_are_finite(
 # ---------------------------------------------------------------- closed forms
 
 
-def test_without_beta_and_tau_plus_it_is_infonce() -> None:
+def test_beta_and_tau_plus_of_0_give_infonce() -> None:
     zero = {"reweight": {"beta": 0}, "debias": {"tau_plus": 0}}
     tensors = moco(dtype=DOUBLE)
     assert moco_loss(zero, *tensors) == mocov2plus_loss_func(*tensors, 0.2)
@@ -126,7 +126,7 @@ def test_without_beta_and_tau_plus_it_is_infonce() -> None:
     torch.testing.assert_close(simclr_loss_func(z, TWICE, 0.5), expected)
 
 
-def test_without_beta_it_is_dcl() -> None:
+def test_beta_of_0_gives_dcl() -> None:
     query, key, queue = moco(n=8, dtype=DOUBLE)
     top, others = ((query * key).sum(1) / 0.2).exp(), (query @ queue / 0.2).exp().sum(1)
     g = ((others - 0.1 * 37 * top) / 0.9).clamp(min=37 * math.exp(-1 / 0.2))
@@ -135,7 +135,7 @@ def test_without_beta_it_is_dcl() -> None:
         torch.testing.assert_close(moco_loss(config, query, key, queue), expected)
 
 
-def test_equal_negatives_weigh_the_same_whatever_beta_is() -> None:
+def test_equal_negatives_have_equal_weights_for_any_beta() -> None:
     query, key, _ = moco(d=3, dtype=DOUBLE)
     queue = torch.tensor([0.6, 0.8, 0.0], dtype=DOUBLE)[:, None].repeat(1, 40)
     gap = (query @ queue[:, 0] - (query * key).sum(1)) / 0.2
@@ -144,7 +144,7 @@ def test_equal_negatives_weigh_the_same_whatever_beta_is() -> None:
         torch.testing.assert_close(found, torch.log1p(40 * gap.exp()).mean())
 
 
-def test_a_large_beta_leaves_the_hardest_alone() -> None:
+def test_large_beta_gives_the_hardest_all_weight() -> None:
     query, key, queue = moco(n=1, dtype=DOUBLE)
     hardest = (query @ queue).max() / 0.2
     expected = F.softplus(math.log(37) + hardest - (query * key).sum() / 0.2)
@@ -155,7 +155,7 @@ def test_a_large_beta_leaves_the_hardest_alone() -> None:
 # ---------------------------------------------------------------- invariances
 
 
-def test_order_and_rotation_do_not_matter() -> None:
+def test_loss_is_invariant_to_order_and_rotation() -> None:
     config = POLICIES["everything"]
 
     def loss(q: Tensor, k: Tensor, others: Tensor) -> Tensor:
@@ -172,7 +172,7 @@ def test_order_and_rotation_do_not_matter() -> None:
 
 
 @pytest.mark.parametrize("config", [{}, BOTH | HCL])
-def test_the_band_of_all_changes_nothing(config: dict[str, Any]) -> None:
+def test_band_of_all_negatives_changes_nothing(config: dict[str, Any]) -> None:
     found = []
     for more in ({}, {"keep": {"band": [0.0, 1.0]}}):
         torch.manual_seed(2)
@@ -181,10 +181,10 @@ def test_the_band_of_all_changes_nothing(config: dict[str, Any]) -> None:
     assert found[:2] == found[2:]
 
 
-# ---------------------------------------------------------------- traps
+# ---------------------------------------------------------------- weights and unequal counts
 
 
-def test_weights_of_a_policy_multiply_those_of_beta() -> None:
+def test_log_weight_multiplies_the_weights_of_beta() -> None:
     similarity = torch.tensor([[0.1, 0.5, 0.9]], dtype=DOUBLE)
     own = torch.tensor([[1.0, 3.0, 7.0]], dtype=DOUBLE)
     present = torch.tensor([[True, True, False]])
@@ -198,8 +198,8 @@ def test_weights_of_a_policy_multiply_those_of_beta() -> None:
         assert floored.tolist() == [False]
 
 
-def test_queries_with_fewer_negatives_than_others() -> None:
-    """Classes leave 8, 5 and 2 of 8; each query mixes from those that it has."""
+def test_queries_with_unequal_counts_mix_their_own_negatives() -> None:
+    """Dropping the query's class leaves 8, 6 and 2 of 8 negatives."""
     query, key, queue = moco(n=3, m=8, dtype=DOUBLE)
     classes = [1, 1, 1, 2, 2, 2, 2, 2]
     classes[0] = 2

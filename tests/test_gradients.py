@@ -1,4 +1,4 @@
-"""Which gradient the losses give to what, and that it stays finite."""
+"""Gradients of the losses: their values, where they are zero, and that they are finite."""
 
 from __future__ import annotations
 
@@ -47,20 +47,20 @@ def simclr_loss(config: dict[str, Any], z: Tensor, indexes: Tensor = TWICE, **mo
 
 
 @pytest.mark.parametrize("config", [HCL, KEEP | THROUGH | HCL])
-def test_gradients_are_those_of_finite_differences(config: dict[str, Any]) -> None:
+def test_gradients_equal_finite_differences(config: dict[str, Any]) -> None:
     tensors = leaves(*moco(n=2, m=9, d=3, dtype=DOUBLE))
     assert torch.autograd.gradcheck(lambda *t: moco_loss(config, *t), tensors)
     (z,) = leaves(unit(8, 3, seed=4, dtype=DOUBLE))
     assert torch.autograd.gradcheck(lambda x: simclr_loss(config, x), (z,))
 
 
-# ---------------------------------------------------------------- mixtures
+# ---------------------------------------------------------------- synthetic negatives
 
 
 def mixtures(
     query: Tensor, vectors: Tensor, hardest: Tensor, seen: dict[str, tuple[Tensor, ...]]
 ) -> Tensor:
-    """(N, k, D) from recorded draws, written out once more."""
+    """(N, k, D) synthetic negatives from recorded draws."""
     made = []
     if "draw_pairs" in seen:
         a, b, alpha = seen["draw_pairs"]
@@ -74,8 +74,8 @@ def mixtures(
 
 
 @pytest.mark.parametrize("detach", [True, False])
-def test_gradient_of_moco_by_mixtures(detach: bool) -> None:
-    """Detached, the queue's gradient is that of the real negatives, the query's by q·h alone."""
+def test_gradient_through_synthetic_negatives(detach: bool) -> None:
+    """Detached, they give gradient to the query only, through q·h."""
     config = {"mix": BOTH["mix"] | {"detach": detach}}
     query, key, queue = leaves(*moco(n=4, m=12, d=5, dtype=DOUBLE))
     with recorded_draws() as seen:
@@ -92,11 +92,11 @@ def test_gradient_of_moco_by_mixtures(detach: bool) -> None:
     torch.testing.assert_close(found, torch.autograd.grad(expected, (query, key, queue)))
 
 
-# ---------------------------------------------------------------- weights, floor, absence
+# ---------------------------------------------------------------- floor and missing negatives
 
 
 @pytest.mark.parametrize("more", [{}, PAIRS | REWEIGHT])
-def test_no_gradient_through_the_negatives_where_the_floor_binds(more: dict[str, Any]) -> None:
+def test_floor_stops_the_gradient_of_negatives(more: dict[str, Any]) -> None:
     query, _, queue = leaves(*moco(n=3, m=11, d=4, dtype=DOUBLE))
     pools: list[Pool] = []
     config = more | {"debias": {"tau_plus": 0.99}}
@@ -110,8 +110,7 @@ def test_no_gradient_through_the_negatives_where_the_floor_binds(more: dict[str,
     torch.testing.assert_close(query.grad, pull / 0.4 / 3 * query.detach())
 
 
-def test_each_row_has_its_own_floor() -> None:
-    """The first row is at its floor; its neighbour's gradient is not touched by that."""
+def test_floor_of_one_row_leaves_the_gradient_of_others() -> None:
     query, _, queue = moco(n=2, m=11, d=4, dtype=DOUBLE)
     key = torch.stack([query[0], -query[1]])
     gradients = []
@@ -130,7 +129,7 @@ WITH_AND_WITHOUT = pytest.mark.parametrize("more", [{}, BOTH | HCL, THROUGH | HC
 
 
 @WITH_AND_WITHOUT
-def test_a_row_without_negatives_gives_zero_and_no_nan(more: dict[str, Any]) -> None:
+def test_row_without_negatives_gives_zero_gradient(more: dict[str, Any]) -> None:
     config = {"drop": {"label": "same"}} | more
     query, key, queue = leaves(*moco(n=2, m=6))
     pools: list[Pool] = []
@@ -152,8 +151,8 @@ def test_a_row_without_negatives_gives_zero_and_no_nan(more: dict[str, Any]) -> 
 
 
 @WITH_AND_WITHOUT
-def test_no_negatives_at_all_give_zero_and_no_gradient(more: dict[str, Any]) -> None:
-    """Of a queue that is still empty, and of a batch of one image."""
+def test_no_negatives_give_zero_loss_and_gradient(more: dict[str, Any]) -> None:
+    """With an empty queue, and with a batch of one image."""
     query, key, queue, z = leaves(*moco(m=0), unit(2, 5))
     pools: list[Pool] = []
     one_image = simclr_loss(more, z, torch.zeros(2).long(), observe=pools.append)
@@ -177,7 +176,7 @@ def test_no_negatives_at_all_give_zero_and_no_gradient(more: dict[str, Any]) -> 
         (THROUGH, 0.99, 1, torch.float16),
     ],
 )
-def test_finite_at_the_ends_of_the_scale(
+def test_loss_and_gradient_are_finite_at_extreme_similarities(
     more: dict[str, Any], tau_plus: float, side: int, dtype: torch.dtype
 ) -> None:
     config = more | {"reweight": {"beta": 10.0}, "debias": {"tau_plus": tau_plus}}

@@ -1,4 +1,4 @@
-"""Ten thousand steps with the recorder on: the process gets no larger."""
+"""The memory of ten thousand recorded steps."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from integration_helpers import run_python
 
 pytestmark = pytest.mark.full
 
-# Epochs, steps of each, and epochs after which memory is full. In the other 8,000 steps, a leak of
-# a kilobyte each, less than a tensor that is kept, is more than 1 % of the process.
+# Epochs, steps per epoch, and epochs until memory stops growing. In the remaining 8,000 steps, a
+# leak of a kilobyte, less than one tensor, adds more than 1 % to the process.
 EPOCHS, STEPS, WARM_UP = 20, 500, 4
 
 
-def resident() -> int:
-    """Bytes of this process in memory."""
+def resident_bytes() -> int:
+    """The resident memory of this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith("VmRSS")).split()[1])
 
 
 def train(folder: Path) -> list[int]:
-    """Trains MoCo on noise, recorded in a folder; the process's bytes after each epoch."""
+    """Trains MoCo on noise with records; returns the process's bytes after each epoch."""
     import gc
 
     import torch
@@ -34,8 +34,8 @@ def train(folder: Path) -> list[int]:
     from torch.utils.data import DataLoader, Dataset
 
     from solo_hardneg import standalone
-    from solo_hardneg.analysis.recorder import Recorder
     from solo_hardneg.methods import OUR_METHODS
+    from solo_hardneg.recording.recorder import Recorder
     from solo_hardneg.standalone.config import parse_pretrain
 
     standalone.base.build_backbone = lambda *_: (  # type: ignore[attr-defined]
@@ -59,17 +59,17 @@ def train(folder: Path) -> list[int]:
         def __getitem__(self, index: int) -> tuple[int, list[torch.Tensor], int]:
             return index, [torch.randn(3, 8, 8), torch.randn(3, 8, 8)], index % 10
 
-    found: list[int] = []
+    sizes: list[int] = []
 
-    class Look(Callback):
+    class MeasureMemory(Callback):
         def on_train_epoch_end(self, trainer: Trainer, *_: object) -> None:
             gc.collect()
-            found.append(resident())
+            sizes.append(resident_bytes())
 
     trainer = Trainer(
         max_epochs=EPOCHS,
         accelerator="cpu",
-        callbacks=[Recorder(), Look()],
+        callbacks=[Recorder(), MeasureMemory()],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -79,20 +79,20 @@ def train(folder: Path) -> list[int]:
         OUR_METHODS["mocov2_banded"](cfg), DataLoader(Noise(), 8, shuffle=True, drop_last=True)
     )
     assert trainer.global_step == EPOCHS * STEPS
-    return found
+    return sizes
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells")
-def test_memory_stays_within_one_percent(tmp_path: Path) -> None:
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+def test_memory_grows_by_less_than_one_percent(tmp_path: Path) -> None:
     result = run_python(
         *(Path(__file__), tmp_path / "records"),
         cwd=tmp_path,
         env={"SOLO_HARDNEG_HOST": "standalone", "MALLOC_TRIM_THRESHOLD_": "0"},
         timeout=1200,
     ).ok()
-    found = json.loads(result.out.splitlines()[-1])
-    assert len(list((tmp_path / "records").rglob("*.parquet"))) == len(found) == EPOCHS
-    assert max(found[WARM_UP:]) < 1.01 * found[WARM_UP - 1], found
+    sizes = json.loads(result.out.splitlines()[-1])
+    assert len(list((tmp_path / "records").rglob("*.parquet"))) == len(sizes) == EPOCHS
+    assert max(sizes[WARM_UP:]) < 1.01 * sizes[WARM_UP - 1], sizes
 
 
 if __name__ == "__main__":

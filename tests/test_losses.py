@@ -1,4 +1,4 @@
-"""The losses against plain loops, closed forms and invariances."""
+"""The losses: special cases, inputs and errors. tests/test_formula.py tests the formula."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from solo_hardneg.negatives import EmptyBandError, Pool, build, full_pool
 # ---------------------------------------------------------------- MoCo
 
 
-def test_moco_without_a_policy_is_cross_entropy_on_the_positive() -> None:
+def test_moco_without_a_policy_is_cross_entropy() -> None:
     query, key, queue = moco()
     logits = torch.cat([(query * key).sum(1, keepdim=True), query @ queue], dim=1) / 0.2
     expected = F.cross_entropy(logits, torch.zeros(5, dtype=torch.long))
     torch.testing.assert_close(mocov2plus_loss_func(query, key, queue, 0.2), expected)
     torch.testing.assert_close(
         mocov2plus_loss_func(query, key, queue), F.cross_entropy(logits * 2, torch.zeros(5).long())
-    )  # the host's default temperature, 0.1
+    )  # solo-learn's default temperature is 0.1
 
 
 @pytest.mark.parametrize("wrong", [0, -0.1, float("nan"), float("inf")])
-def test_impossible_temperatures(wrong: float) -> None:
+def test_invalid_temperatures_are_refused(wrong: float) -> None:
     query, key, queue = moco()
     for call in (
         lambda: mocov2plus_loss_func(query, key, queue, wrong),
@@ -38,13 +38,13 @@ def test_impossible_temperatures(wrong: float) -> None:
             call()
 
 
-def test_a_temperature_that_wants_a_gradient() -> None:
+def test_temperature_that_requires_grad_is_refused() -> None:
     temperature = torch.tensor(0.2, requires_grad=True)
     with pytest.raises(ConfigError, match=r"temperature=a tensor .*Use its item\(\)"):
         mocov2plus_loss_func(*moco(), temperature)
 
 
-def test_the_newest_of_the_queue_are_negatives_and_the_older_its_reserve() -> None:
+def test_queue_size_limits_negatives_to_the_newest_keys() -> None:
     query, key, queue = moco(m=10)
     age = torch.arange(9, -1, -1)
     newest = mocov2plus_loss_func(query, key, queue[:, 4:], 0.2)
@@ -59,28 +59,28 @@ def test_the_newest_of_the_queue_are_negatives_and_the_older_its_reserve() -> No
 # ---------------------------------------------------------------- SimCLR
 
 
-def test_simclr_of_equal_vectors_has_a_closed_form() -> None:
+def test_simclr_of_equal_vectors() -> None:
     z = torch.ones(8, 3)
     found = simclr_loss_func(z, torch.arange(4).repeat(2), 0.5)
     assert found.item() == pytest.approx(math.log(1 + 6), rel=1e-6)
 
 
 @pytest.mark.parametrize("verb", [{"keep": {"band": [0.5, 0.51]}}, {"drop": {"band": [0, 1]}}])
-def test_simclr_refuses_a_band_that_leaves_nothing(verb: dict) -> None:
+def test_simclr_refuses_an_empty_band(verb: dict) -> None:
     with pytest.raises(EmptyBandError, match="M=6 "):
         simclr_loss_func(unit(8, 5), torch.arange(4).repeat(2), policy=build(verb))
 
 
-def test_simclr_has_no_queue_to_fill_from() -> None:
+def test_simclr_refuses_a_policy_that_needs_a_queue() -> None:
     policy = build({"drop": {"band": [0.5, 1.0]}, "fill": "older"})
     with pytest.raises(ConfigError, match="SimCLR's negatives are the batch"):
         simclr_loss_func(torch.ones(4, 2), torch.arange(2).repeat(2), policy=policy)
 
 
-# ---------------------------------------------------------------- what goes in
+# ---------------------------------------------------------------- inputs
 
 
-def test_lengths_that_do_not_go_together() -> None:
+def test_shapes_that_do_not_match_are_refused() -> None:
     query, key, queue = moco()
     with pytest.raises(ConfigError, match=r"queue \(37, 7\): must be"):
         mocov2plus_loss_func(query, key, queue.T)
@@ -99,7 +99,7 @@ def test_lengths_that_do_not_go_together() -> None:
         simclr_loss_func(query, torch.arange(5), labels=torch.arange(4))
 
 
-def test_simclr_takes_labels_by_the_name_that_moco_has() -> None:
+def test_simclr_takes_labels_by_both_names() -> None:
     z, indexes = unit(8, 5), torch.arange(4).repeat(2)
     labels = torch.tensor([0, 0, 1, 1]).repeat(2)
     policy = build({"drop": {"label": "same"}})
@@ -111,7 +111,7 @@ def test_simclr_takes_labels_by_the_name_that_moco_has() -> None:
     assert found[0] != simclr_loss_func(z, indexes)
 
 
-def test_a_policy_is_built_first() -> None:
+def test_policy_must_be_built() -> None:
     query, key, queue = moco()
     for call in (
         lambda: mocov2plus_loss_func(query, key, queue, policy={"keep": {"band": [0.5, 1]}}),
@@ -121,7 +121,7 @@ def test_a_policy_is_built_first() -> None:
             call()
 
 
-def test_mixed_precision_is_the_widest() -> None:
+def test_float64_input_gives_float64() -> None:
     query, key, queue = moco()
     expected = mocov2plus_loss_func(query.double(), key.double(), queue.double())
     found = mocov2plus_loss_func(query.double(), key, queue)
@@ -137,7 +137,7 @@ def test_large_losses_are_exact_in_float64() -> None:
         assert found.item() == pytest.approx(math.log1p(math.exp(gap)), rel=1e-14)
 
 
-def test_a_weight_of_nothing_is_an_absent_negative() -> None:
+def test_negative_of_weight_zero_is_absent() -> None:
     query, key, queue = moco(dtype=torch.float64)
     weights = torch.zeros(5, 37, dtype=torch.float64)
     weights[:, 7:] = -torch.inf
@@ -152,7 +152,7 @@ def test_a_weight_of_nothing_is_an_absent_negative() -> None:
         assert found[4] == 0
 
 
-def test_unknown_classes_are_neither_the_same_nor_another() -> None:
+def test_unknown_classes_are_neither_same_nor_different() -> None:
     query, key, queue = moco()
     classes = torch.tensor([0, 1, -1] * 12 + [0])
     seen: list[Pool] = []
@@ -165,7 +165,7 @@ def test_unknown_classes_are_neither_the_same_nor_another() -> None:
 
 
 @pytest.mark.parametrize("indexes", [[0, 1, 1, 2], [1, 1, 0, 2], [0, 1, 2, 1]])
-def test_where_an_image_came_twice_the_numbers_of_negatives_differ(indexes: list[int]) -> None:
+def test_repeated_image_gives_queries_different_counts(indexes: list[int]) -> None:
     seen: list[Pool] = []
     z, twice = unit(8, 5), torch.tensor(indexes).repeat(2)
     simclr_loss_func(z, twice, observe=seen.append)

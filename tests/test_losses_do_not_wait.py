@@ -1,4 +1,4 @@
-"""Losses enqueue all their work on a GPU without waiting for it, and get the same as on a CPU."""
+"""Losses never wait for a GPU, and their code path there gives the same values as on a CPU."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 
 import pytest
 import torch
-from loss_helpers import POLICIES, moco, unit
+from loss_helpers import BY_SIMILARITY, POLICIES, moco, unit
 from torch import Tensor
 from waits import watch
 
 from solo_hardneg.kernels import chunked
 from solo_hardneg.losses import mocov2plus_loss_func, simclr_loss_func
 from solo_hardneg.negatives import build
-from solo_hardneg.negatives.band import TooFewNegativesError
-from solo_hardneg.negatives.kept import Kept
+from solo_hardneg.negatives.ranks import TooFewNegativesError
+from solo_hardneg.negatives.stats import LossStats
 
 QUERIES, KEYS = 12, 150
 SMALL = {"hardest": 8, "pairs": 4}
 CONFIGS: dict[str, dict[str, Any]] = {
     **{name: POLICIES[name] for name in ("all", "keep", "mochi", "everything")},
-    "kept after the mixing": POLICIES["kept after the mixing"],  # only dense can
+    "kept after the mixing": POLICIES["kept after the mixing"],  # dense only
     "without the middle": {"drop": {"band": [0.4, 0.6]}},
     "two bands": {"drop": {"band": [0.4, 0.6]}, "keep": {"band": [0.1, 0.9]}},
     "below a class": {"drop": {"label": "same"}, "keep": {"band": [0.2, 0.7]}},
@@ -33,14 +33,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "own image": {"drop": {"image": "same"}, "reweight": 1.0},
     "kept class": {"keep": {"band": [0.5, 1.0], "label": "same"}, "debias": 0.1},
     "retained": {"drop": {"label": "same"}, "retain": {"strength": 1.0}},
+    **BY_SIMILARITY,
 }
 
 
 BACKENDS = ["dense", "chunked"]
 
 
-def known(keys: int) -> dict[str, Any]:
-    """What is known of queries and keys, with a reserve, for all conditions and fill."""
+def labels_and_ages(keys: int) -> dict[str, Any]:
+    """Labels, indexes and ages for all conditions, and a reserve for ``fill``."""
     generator = torch.Generator().manual_seed(0)
     return {
         "query_labels": torch.arange(QUERIES) % 4,
@@ -52,24 +53,24 @@ def known(keys: int) -> dict[str, Any]:
     }
 
 
-Run = Callable[[], tuple[Tensor, list[Tensor], Kept]]
+Run = Callable[[], tuple[Tensor, list[Tensor], LossStats]]
 
 
 def moco_step(name: str, backend: str, older: bool) -> Run:
     query, key, queue = moco(QUERIES, KEYS, 8)
     queue = queue[:, torch.arange(KEYS) // 7]  # ties
     query.requires_grad_(), key.requires_grad_()
-    more = known(KEYS)
+    more = labels_and_ages(KEYS)
     if not older:
         more["queue_size"] = None
     policy = build(CONFIGS[name]).at(1.0)
 
-    def run() -> tuple[Tensor, list[Tensor], Kept]:
-        kept: list[Kept] = []
+    def run() -> tuple[Tensor, list[Tensor], LossStats]:
+        stats: list[LossStats] = []
         loss = mocov2plus_loss_func(
-            query, key, queue, 0.2, policy=policy, backend=backend, report=kept.append, **more
+            query, key, queue, 0.2, policy=policy, backend=backend, report=stats.append, **more
         )
-        return loss, list(torch.autograd.grad(loss, [query, key])), kept[0]
+        return loss, list(torch.autograd.grad(loss, [query, key])), stats[0]
 
     return run
 
@@ -78,42 +79,42 @@ def simclr_step(name: str, backend: str, twice: bool) -> Run:
     images = torch.arange(20).repeat(2)
     z = 2 * unit(40, 8)
     z[25:] = z[5]  # ties
-    if twice:  # an image, so that queries differ in their number of negatives
+    if twice:  # repeats an image, so that queries have different counts
         images[3] = 4
     z.requires_grad_()
     labels = torch.arange(20).repeat(2) % 4
     config = {verb: value for verb, value in CONFIGS[name].items() if verb != "fill"}
     policy = build(config).at(1.0)
 
-    def run() -> tuple[Tensor, list[Tensor], Kept]:
-        kept: list[Kept] = []
+    def run() -> tuple[Tensor, list[Tensor], LossStats]:
+        stats: list[LossStats] = []
         loss = simclr_loss_func(
-            z, images, 0.5, policy=policy, labels=labels, backend=backend, report=kept.append
+            z, images, 0.5, policy=policy, labels=labels, backend=backend, report=stats.append
         )
-        return loss, list(torch.autograd.grad(loss, [z])), kept[0]
+        return loss, list(torch.autograd.grad(loss, [z])), stats[0]
 
     return run
 
 
 def check(run: Run) -> None:
-    """As on a GPU, it waits nowhere, and the outcome is that of the CPU."""
+    """Compares the code paths of CPU and GPU, and checks that the latter doesn't wait."""
     torch.manual_seed(0)
-    loss, gradients, kept = run()
+    loss, gradients, stats = run()
     torch.manual_seed(0)
     with pytest.MonkeyPatch.context() as patch, watch() as seen:
-        patch.setattr(chunked, "_LEAST_ROWS", 7)
-        patch.setattr(chunked, "_NUMBERS", {"cpu": 1})
-        found, found_gradients, found_kept = run()
+        patch.setattr(chunked, "_MIN_ROWS", 7)
+        patch.setattr(chunked, "_BLOCK_SIZE", {"cpu": 1})
+        found, found_gradients, found_stats = run()
     assert not seen.waits, f"\n{seen}"
     torch.testing.assert_close(found, loss)
-    for mine, theirs in zip(found_gradients, gradients, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-7)
-    assert torch.equal(found_kept.counts, kept.counts)
-    assert found_kept.notes.keys() == kept.notes.keys()
-    for note in kept.notes:
-        assert torch.equal(found_kept.notes[note], kept.notes[note]), note
-    if kept.hard_share is not None:
-        torch.testing.assert_close(found_kept.hard_share, kept.hard_share)
+    for found_gradient, gradient in zip(found_gradients, gradients, strict=True):
+        torch.testing.assert_close(found_gradient, gradient, rtol=1e-4, atol=1e-7)
+    assert torch.equal(found_stats.counts, stats.counts)
+    assert found_stats.notes.keys() == stats.notes.keys()
+    for note in stats.notes:
+        assert torch.equal(found_stats.notes[note], stats.notes[note]), note
+    if stats.hard_share is not None:
+        torch.testing.assert_close(found_stats.hard_share, stats.hard_share)
 
 
 def backends(name: str) -> list[str]:
@@ -136,7 +137,7 @@ def test_simclr(name: str) -> None:
 @pytest.mark.parametrize(
     "config", [{"keep": {"band": [0.5, 0.51]}}, {"mix": {"hardest": 60, "pairs": 4}}]
 )
-def test_too_few_negatives_are_an_error_on_a_cpu_and_a_note_on_a_gpu(
+def test_too_few_negatives_raise_on_a_cpu_and_give_a_note_on_a_gpu(
     config: dict[str, Any], backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(CONFIGS, "too few", config)
@@ -144,11 +145,11 @@ def test_too_few_negatives_are_an_error_on_a_cpu_and_a_note_on_a_gpu(
     with pytest.raises(TooFewNegativesError, match="M=38"):
         run()
     with watch() as seen:
-        loss, (gradient,), kept = run()
+        loss, (gradient,), stats = run()
     assert not seen.waits
     assert gradient.isfinite().all()
     if "keep" in config:
-        assert kept.counts.eq(0).all()
+        assert stats.counts.eq(0).all()
         assert loss.eq(0)
     else:
-        assert kept.notes["mix_short"].eq(1).all()
+        assert stats.notes["mix_short"].eq(1).all()

@@ -1,4 +1,4 @@
-"""What we do with Hydra leaves the Hydra of a caller's program or notebook as it was."""
+"""Composing configs and launching cells restore the Hydra state of the caller's program."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
-from solo_hardneg.analysis.analyze import read_settings
-from solo_hardneg.reproduce import sweep
-from solo_hardneg.reproduce.overrides import composed
+from solo_hardneg.reproduce import launch
+from solo_hardneg.reproduce.overrides import compose_config
+from solo_hardneg.study.analyze import read_analyze_config
 
 
 @pytest.fixture
 def outer() -> Iterator[None]:
-    """A program that uses Hydra; at the end, it still can."""
+    """A program that uses Hydra, and can still use it at the end."""
     with initialize_config_module("solo_hardneg.configs", version_base="1.2"):
         hydra, handlers = GlobalHydra.instance().hydra, logging.getLogger().handlers[:]
         config, level = HydraConfig.instance().cfg, logging.getLogger().level
@@ -31,16 +31,17 @@ def outer() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("outer")
-def test_configs_are_composed() -> None:
-    assert composed("simclr", ["data=digits", "seed=7"]).seed == 7
-    assert read_settings(["queries=7"]).queries == 7
+def test_composing_configs() -> None:
+    assert compose_config("simclr", ["data=digits", "seed=7"]).seed == 7
+    assert read_analyze_config(["queries=7"]).queries == 7
 
 
 @pytest.mark.usefixtures("outer")
-def test_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launching_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
-    monkeypatch.setattr(sweep, "run_cell", lambda plan, name: ran.append(name))
-    typed = sys.argv
-    sweep.sweep(tmp_path / "plans" / "plan.json", ["a", "b"], [])
+    monkeypatch.setattr(launch, "launch_cell", lambda plan, name: ran.append(name))
+    argv = sys.argv
+    launch.launch_cells(tmp_path / "plans" / "plan.json", ["a", "b"], [])
     assert ran == ["a", "b"]
-    assert sys.argv is typed
+    assert sys.argv is argv
+    assert not logging.getLogger("solo_hardneg.kernels.dispatch").disabled

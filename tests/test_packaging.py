@@ -1,8 +1,8 @@
-"""The wheel and an editable install both bring everything that the commands need.
+"""The wheel and an editable install hold everything that the commands need.
 
-Each is tried in a virtual environment of its own, from an empty folder, so that neither the
-checkout nor the environment that runs these tests can lend what is missing. The dependencies are
-those of the running interpreter: nothing is downloaded.
+Each is tried in a new environment and from an empty folder, where it can't borrow files from the
+checkout or from the environment of the tests. Only the dependencies are shared with the latter, so
+nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import solo_hardneg
 
 SOURCES = ("configs", "hydra_plugins", "solo_hardneg")
 
-# Run inside the new environment: where things are found, and what Hydra makes of them.
+# Runs in the new environment: prints where files are found, and a composed config.
 PROBE = """
 import importlib.metadata, json
 from hydra import compose, initialize_config_module
@@ -51,7 +51,7 @@ def pip(*arguments: object, cwd: Path) -> None:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what the package is built from: building leaves folders behind."""
+    """A copy of the sources, because building leaves folders behind."""
     copy = tmp_path_factory.mktemp("sources")
     for folder in SOURCES:
         ignored = shutil.ignore_patterns("__pycache__")
@@ -59,7 +59,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         if (PROJECT / name).exists():
             shutil.copy(PROJECT / name, copy)
-    # A stray test module beside the packages: it must stay out of the wheel.
+    # A module beside the packages, which must stay out of the wheel.
     (copy / "tests").mkdir()
     (copy / "tests" / "test_nothing.py").touch()
     return copy
@@ -75,12 +75,11 @@ def wheel(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def python(tmp_path: Path) -> Path:
-    """A new environment that sees the running one's packages, after its own."""
+    """The Python of a new environment that sees the running one's packages after its own."""
     folder = tmp_path / "environment"
     venv.create(folder, with_pip=False, symlinks=True)
     own = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder)}))
-    # As plain paths: the .pth files that lie there, our own editable install's among them, don't
-    # count.
+    # As plain paths, whose .pth files are ignored: one of them may be our editable install.
     outer = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
     (own / "dependencies.pth").write_text("\n".join(outer) + "\n")
     return folder / "bin" / "python"
@@ -110,7 +109,7 @@ def test_the_wheel_holds_configs_and_plugin_and_no_tests(wheel: Path) -> None:
 
 @pytest.mark.full
 @pytest.mark.parametrize("editable", [False, True], ids=["wheel", "editable"])
-def test_it_works_from_an_empty_folder(
+def test_an_installation_works_from_an_empty_folder(
     editable: bool, request: pytest.FixtureRequest, sources: Path, python: Path, tmp_path: Path
 ) -> None:
     what = ("--editable", sources) if editable else (request.getfixturevalue("wheel"),)

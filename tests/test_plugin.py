@@ -1,4 +1,4 @@
-"""The Hydra plug-in: silent in foreign programs, and at home in a host's."""
+"""The Hydra plug-in in foreign programs, registration, and the choice of a host."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ main()
 # ---------------------------------------------------------------------- in a foreign program
 
 
-def test_it_imports_only_hydra_and_sys(tmp_path: Path) -> None:
+def test_imports_only_hydra_and_sys(tmp_path: Path) -> None:
     found = json.loads(run_python("-c", IMPORTING, cwd=tmp_path).ok().out)
     assert found == []
 
 
-def test_it_is_inert_in_a_foreign_program(tmp_path: Path) -> None:
+def test_does_nothing_in_a_foreign_program(tmp_path: Path) -> None:
     (tmp_path / "conf" / "group").mkdir(parents=True)
     config = "defaults:\n  - group: small\n  - _self_\nanswer: 42\n"
     (tmp_path / "conf" / "config.yaml").write_text(config)
     (tmp_path / "conf" / "group" / "small.yaml").write_text("size: 1\n")
     (tmp_path / "program.py").write_text(PROGRAM)
     found = json.loads(run_python("program.py", cwd=tmp_path).ok().out)
-    assert Path(found["file"]).name == "solo_hardneg_searchpath.py"  # it was asked
+    assert Path(found["file"]).name == "solo_hardneg_searchpath.py"  # it was loaded
     assert "main" in found["providers"]
     assert "solo-hardneg" not in found["providers"]
     assert found["loaded"] == []
@@ -64,7 +64,7 @@ def test_it_is_inert_in_a_foreign_program(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- registration
 
 
-def test_registering_twice_is_harmless() -> None:
+def test_registering_is_idempotent() -> None:
     plugin.register()
     once = dict(host.METHODS)
     plugin.register()
@@ -72,14 +72,14 @@ def test_registering_twice_is_harmless() -> None:
     assert OUR_METHODS.items() <= host.METHODS.items()
 
 
-def test_a_taken_name_is_an_error_that_names_both_owners(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_name_conflict_names_both_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     class Foreign:
         pass
 
     monkeypatch.setitem(host.METHODS, "mocov2_banded", Foreign)
     with pytest.raises(HostError) as error:
         plugin.register()
-    assert "'mocov2_banded' is taken" in str(error.value)
+    assert "'mocov2_banded' is already used" in str(error.value)
     assert f"{Foreign.__module__}.{Foreign.__qualname__}" in str(error.value)
     assert "solo_hardneg.methods.moco.MoCoV2Banded" in str(error.value)
     assert host.METHODS["mocov2_banded"] is Foreign
@@ -90,27 +90,27 @@ def test_a_taken_name_is_an_error_that_names_both_owners(monkeypatch: pytest.Mon
 
 @pytest.fixture
 def no_solo(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No package called solo can be imported, whatever PYTHONPATH the tests run with."""
+    """Makes every package called solo unimportable."""
     for name in [m for m in sys.modules if m.partition(".")[0] == "solo"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if not (Path(p) / "solo").is_dir()])
 
 
-def test_an_unknown_host_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_host_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(host.VARIABLE, "nonsense")
     with pytest.raises(HostError, match="SOLO_HARDNEG_HOST=nonsense: must be solo or standalone"):
         host.choose()
 
 
 @pytest.mark.usefixtures("no_solo")
-def test_asking_for_solo_without_solo_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forcing_solo_learn_without_it_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(host.VARIABLE, "solo")
     with pytest.raises(HostError, match="=solo: .* put the checkout on PYTHONPATH"):
         host.choose()
 
 
 @pytest.mark.usefixtures("no_solo")
-def test_another_package_called_solo_is_not_the_host(
+def test_foreign_package_called_solo_is_not_the_host(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(host.VARIABLE, raising=False)
@@ -120,7 +120,7 @@ def test_another_package_called_solo_is_not_the_host(
     assert host.solo_learn_folder() is None
     assert host.choose() == "standalone"
 
-    # The same place with the files that we extend is taken, so the lines above can fail.
+    # With the files that we need, it is the host.
     for name in ("methods/mocov2plus.py", "args/pretrain.py"):
         (tmp_path / "solo" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "solo" / name).touch()
@@ -130,7 +130,7 @@ def test_another_package_called_solo_is_not_the_host(
 
 @pytest.mark.full
 @pytest.mark.host
-def test_standalone_can_be_chosen_inside_a_checkout(solo_learn: Path, tmp_path: Path) -> None:
+def test_standalone_can_be_forced_inside_a_checkout(solo_learn: Path, tmp_path: Path) -> None:
     program = (
         "import sys; from solo_hardneg import host; "
         "print(host.NAME, host.MoCoV2Plus.__module__, host.solo_learn_folder(), "

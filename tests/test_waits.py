@@ -1,4 +1,4 @@
-"""The counter of waits against operations of which it is known whether a GPU waits for them."""
+"""``watch`` against operations that are known to wait for a GPU, or not to."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch.distributed as dist
 from torch import Tensor
 from waits import watch
 
-from solo_hardneg import sync
+from solo_hardneg import devices
 
-CPU = torch.device("cpu")  # as a tensor's own attribute would have it
+CPU = torch.device("cpu")  # as in x.device
 
 
 def _set(tensor: Tensor, index: Any, value: Any) -> None:
@@ -61,7 +61,7 @@ FREE: dict[str, Callable[[Tensor], Any]] = {
 
 
 @pytest.mark.parametrize("case", WAITS)
-def test_what_waits_is_counted_with_its_place(case: str) -> None:
+def test_waits_are_recorded_with_their_line(case: str) -> None:
     x = torch.rand(3, 4) + 0.5
     with watch() as seen:
         WAITS[case](x)
@@ -71,14 +71,14 @@ def test_what_waits_is_counted_with_its_place(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", FREE)
-def test_what_does_not_wait_is_not_counted(case: str) -> None:
+def test_free_operations_are_not_recorded(case: str) -> None:
     x = torch.rand(3, 4)
     with watch() as seen:
         FREE[case](x)
     assert not seen.waits, str(seen)
 
 
-def test_the_backward_pass_is_seen() -> None:
+def test_waits_of_the_backward_pass_are_recorded() -> None:
     class Reading(torch.autograd.Function):
         @staticmethod
         def forward(context: Any, x: Tensor) -> Tensor:
@@ -96,22 +96,22 @@ def test_the_backward_pass_is_seen() -> None:
     assert all("(backward)" in event.where for event in seen.waits)
 
 
-def test_code_that_asks_goes_the_way_of_the_device() -> None:
+def test_reads_are_free_for_host_tensors_only() -> None:
     x = torch.rand(3)
     with watch():
-        assert not sync.is_free(x * 2)
-        assert sync.is_free(torch.rand(3) * 2)
-    assert sync.is_free(x)
+        assert not devices.reads_are_free(x * 2)
+        assert devices.reads_are_free(torch.rand(3) * 2)
+    assert devices.reads_are_free(x)
 
 
-def test_pytorch_is_left_as_it_was() -> None:
+def test_pytorch_is_restored() -> None:
     before = torch.rand, torch.tensor, torch.Tensor.to, torch.Tensor.tolist
     with watch():
         pass
     assert (torch.rand, torch.tensor, torch.Tensor.to, torch.Tensor.tolist) == before
 
 
-def test_collectives_are_counted_with_their_place_and_size(tmp_path: Path) -> None:
+def test_collectives_are_recorded_with_line_and_size(tmp_path: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     x = torch.rand(3, 4)
     try:

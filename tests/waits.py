@@ -1,27 +1,25 @@
-"""Counts, on the CPU, where a step would wait for a GPU, and its collectives.
+"""Finds, on the CPU, where a step would wait for a GPU, and its collectives.
 
-On a GPU the CPU only enqueues operations, until it needs a value, or the size of a result that
-depends on values (``nonzero``), or moves data between the two memories. Then it waits for all that
-is enqueued. ``torch.cuda.set_sync_debug_mode`` reports that, but needs a GPU. :func:`watch` finds
-it without: it sees every operation that PyTorch dispatches, in the backward pass too.
+On a GPU the CPU only enqueues operations, until it needs a value, or a size that depends on values
+(``nonzero``), or copies between host and device. Then it waits for everything enqueued.
+``torch.cuda.set_sync_debug_mode`` reports that on a GPU. :func:`watch` does so on the CPU: it sees
+every operation that PyTorch dispatches, in the backward pass, too.
 
-Some tensors live in the CPU's memory in a run on a GPU, too, such as a seed that is drawn there;
-to read them is free. Where all is on the CPU, provenance says which: *host* tensors are those
-that
+Some tensors of a run on a GPU are in host memory, such as a seed, and are free to read. Here all
+tensors are on the CPU, so provenance decides. *Host* tensors are those that
 
-- come from Python numbers, from NumPy, or from a factory (``torch.rand``) without ``device=`` or
-  with ``device="cpu"``; code that follows its inputs passes a ``torch.device``;
-- are the outcome of an operation on host tensors alone, or of ``.cpu()``.
+- come from Python numbers, NumPy, or a factory (``torch.rand``) without ``device=`` or with
+  ``device="cpu"``; code that follows its inputs passes a ``torch.device``;
+- are results of ``.cpu()``, or of operations on host tensors alone.
 
-All others, and so all that exist before, count as the device's. Between the two, host scalars may
-enter most operations as arguments. The rest is a copy, which waits unless it is ``non_blocking``,
-or would be an error on a GPU; both are reported.
+All others, among them those made before, are *device* tensors. Host scalars may be arguments of
+most operations on device tensors. Any other mix is a copy, which waits unless ``non_blocking``, or
+would be an error on a GPU; both are reported.
 
-Where our code asks ``sync.is_free``, it is told so, and goes the way that it goes on a GPU. The
-backend of a loss must be ``dense`` or ``chunked``; ``auto`` may take numba, which reads all.
+``devices.reads_are_free`` is patched accordingly, so our code takes its path for a GPU. The backend
+of a loss must be ``dense`` or ``chunked``: ``auto`` may choose numba, which reads everything.
 
-Not seen: threads, kernels of Triton and CUDA, memory that has to be allocated, and code that only
-runs if ``tensor.is_cuda``.
+Not seen: threads, Triton and CUDA kernels, memory allocation, and code under ``tensor.is_cuda``.
 """
 
 from __future__ import annotations
@@ -45,23 +43,33 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from solo_hardneg import sync
+from solo_hardneg import devices
 
 _ROOT = Path(__file__).parent.parent
 _LIBRARIES = ("site-packages", sysconfig.get_path("stdlib"), "<", __file__)
+# Operations that read values of a device tensor.
 _READS = {
     *("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select"),
     *("_unique", "_unique2", "unique_dim", "unique_consecutive", "unique_dim_consecutive"),
     *("bincount", "histc", "_linalg_check_errors"),
 }
+# Position of the argument that may be a host scalar, but not a device one.
 _SCALARS = {"masked_fill": 2, "masked_fill_": 2, "index_fill": 3, "index_fill_": 3}
+# Functions that copy Python numbers to the device.
 _FROM_NUMBERS = ("tensor", "as_tensor", "asarray")
+# Not collectives.
 _NO_OPERATION = ("wait_tensor", "monitored_barrier_")
 
 
 @dataclass(frozen=True)
 class Event:
-    """A wait or a collective: what it is, whose code is responsible, and how many numbers."""
+    """A wait or a collective.
+
+    Attributes:
+        what: Name of the operation.
+        where: Innermost line outside libraries.
+        numbers: Number of elements that a collective sends.
+    """
 
     what: str
     where: str
@@ -73,20 +81,20 @@ class Event:
 
 @dataclass
 class Seen:
-    """What :func:`watch` has seen so far."""
+    """Waits and collectives that :func:`watch` has seen."""
 
     waits: list[Event] = field(default_factory=list)
     collectives: list[Event] = field(default_factory=list)
 
     def __str__(self) -> str:
-        """Every wait and collective once, with its number, for the message of a failed test."""
+        """Lists every wait and collective with its count, for messages of failed tests."""
         counts = Counter(map(str, [*self.waits, *self.collectives]))
         return "\n".join(f"{number} x {event}" for event, number in counts.items()) or "nothing"
 
 
 @contextmanager
 def watch() -> Iterator[Seen]:
-    """Counts waits and collectives of the code inside; see the module.
+    """Records the waits and collectives of the code in the block; see the module.
 
     Example:
         >>> with watch() as seen:
@@ -108,16 +116,16 @@ def watch() -> Iterator[Seen]:
         for name in ("tolist", "numpy", "cpu", "to", "new_tensor"):
             patched = getattr(host, name)(getattr(Tensor, name))
             stack.enter_context(mock.patch.object(Tensor, name, patched))
-        stack.enter_context(mock.patch.object(sync, "is_free", host.__contains__))
+        stack.enter_context(mock.patch.object(devices, "reads_are_free", host.__contains__))
         stack.enter_context(_Operations(seen, host))
         yield seen
 
 
 class WatchStep(Callback):
-    """Watches one step of a run, from its batch to its end.
+    """Watches one training step.
 
     Attributes:
-        seen: what that step waited for, without what the tests themselves read.
+        seen: Its waits, without those of test code, and its collectives.
     """
 
     def __init__(self, step: int) -> None:
@@ -134,7 +142,7 @@ class WatchStep(Callback):
 
 
 class _Host:
-    """Which tensors live in the CPU's memory, and PyTorch's functions that say so."""
+    """The set of host tensors, and wrappers of PyTorch's functions that keep it up to date."""
 
     def __init__(self, seen: Seen) -> None:
         self._tensors = WeakTensorKeyDictionary()
@@ -155,7 +163,7 @@ class _Host:
         self._seen.waits.append(Event(what, _where()))
 
     def factory(self, make: Callable[..., Any]) -> Callable[..., Any]:
-        """Functions with an argument ``device``."""
+        """Wraps a function with an argument ``device``."""
 
         @wraps(make)
         def made(*args: Any, **kwargs: Any) -> Any:
@@ -165,7 +173,7 @@ class _Host:
                 return result
             device = kwargs.get("device")
             if given is not None and device is None:
-                return result  # zeros_like, as_tensor: where the given one is
+                return result  # zeros_like, as_tensor: on the device of their input
             if device is None or device == "cpu":
                 return self.add(result)
             if make.__name__ in _FROM_NUMBERS and given is None:
@@ -175,7 +183,7 @@ class _Host:
         return made
 
     def source(self, make: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """Functions of what lies in the CPU's memory."""
+        """Wraps a function whose result is a host tensor."""
         return wraps(make)(lambda *args, **kwargs: self.add(make(*args, **kwargs)))
 
     def new_tensor(self, make: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -219,21 +227,19 @@ class _Host:
                 ),
                 tensor,
             )
-            here = tensor in self
-            there = target in self if isinstance(target, Tensor) else target == "cpu"
-            if here == there:
+            to_host = target in self if isinstance(target, Tensor) else target == "cpu"
+            if (tensor in self) == to_host:
                 return result
-            if there or not (kwargs.get("non_blocking") or True in args):
-                self.wait("to the host" if there else "to the device")
-            return (
-                self.add(result.view_as(result)) if there else self.remove(result.view_as(result))
-            )
+            if to_host or not (kwargs.get("non_blocking") or True in args):
+                self.wait("to the host" if to_host else "to the device")
+            copy = result.view_as(result)
+            return self.add(copy) if to_host else self.remove(copy)
 
         return moved
 
 
 class _Operations(TorchDispatchMode):
-    """Sees each operation, and counts those that wait."""
+    """Records each dispatched operation that waits, and each collective."""
 
     def __init__(self, seen: Seen, host: _Host) -> None:
         super().__init__()
@@ -250,25 +256,25 @@ class _Operations(TorchDispatchMode):
                 numbers = sum(tensor.numel() for tensor in given)
                 self._seen.collectives.append(Event(name, _where(), numbers))
             return func(*args, **kwargs)
-        there = [tensor for tensor in given if tensor not in self._host]
-        if there:
-            what = self._wait(name, args, kwargs, len(there) < len(given))
+        on_device = [tensor for tensor in given if tensor not in self._host]
+        if on_device:
+            what = self._wait(name, args, kwargs, len(on_device) < len(given))
             if what:
                 self._host.wait(what)
         result = func(*args, **kwargs)
-        if (given and not there) or name == "lift_fresh":  # of a Python number
+        if (given and not on_device) or name == "lift_fresh":  # of a Python number
             for tensor in tree_flatten(result)[0]:
                 if isinstance(tensor, Tensor):
                     self._host.add(tensor)
         return result
 
     def _wait(self, name: str, args: tuple[Any, ...], kwargs: Any, both: bool) -> str:
-        """What the operation waits for; nothing where it doesn't.
+        """Describes why an operation on device tensors waits; empty if it doesn't.
 
         Args:
-            name: the operation's.
-            args, kwargs: its arguments, among which are tensors of the device.
-            both: whether there are host tensors, too.
+            name: Name of the operation.
+            args, kwargs: Its arguments.
+            both: Whether some of them are host tensors.
         """
         if name in _READS:
             return name
@@ -306,7 +312,7 @@ class _Operations(TorchDispatchMode):
 
 
 def _where() -> str:
-    """The innermost line that is in no library."""
+    """The innermost line outside libraries."""
     frame = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
@@ -315,4 +321,4 @@ def _where() -> str:
             shown = file.relative_to(_ROOT) if file.is_relative_to(_ROOT) else file
             return f"{shown}:{frame.f_lineno} ({code.co_name})"
         frame = frame.f_back  # type: ignore[assignment]
-    return "a thread without a caller"
+    return "unknown"

@@ -1,5 +1,7 @@
-"""Images on disk, in both hosts: which files are images, how they are opened, how they are loaded.
+"""Images and labels, in both hosts.
 
 ``listing`` says which files and folders count, ``images`` opens one, ``loader`` checks shared
-memory before worker processes start, and ``solo_learn`` puts these rules into solo-learn's loaders.
+memory before worker processes start, ``datasets`` and ``transforms`` are those of the standalone
+host, ``solo_learn`` and ``dali`` apply these rules inside solo-learn, and ``resident`` makes views
+on the device.
 """

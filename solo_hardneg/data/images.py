@@ -1,4 +1,4 @@
-"""Opening an image: every reader of this package gets the same 8-bit RGB pixels for a file."""
+"""Opens images: every loader gets the same 8-bit RGB pixels for a file."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from PIL import Image, ImageOps
 
 from solo_hardneg.errors import DataError
 
-_AT_ONCE = 1024
 _TIFF = (".tif", ".tiff")
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
-_KNOWN_RANGE = ("PNG", "PPM")  # of their pixels, where Pillow reads 16 bits as mode I
+_KNOWN_RANGE = ("PNG", "PPM")  # formats whose pixels have 16 bits if Pillow reads them as mode I
+_CHUNK = 1024  # files per batch of tasks, so that the first error comes soon
 
 
 def read_image(image: Any) -> Image.Image:
-    """An array (H, W, 3) of uint8, or a file, as a PIL image in RGB.
+    """A PIL image in RGB of an array (H, W, 3) of uint8, or of a file.
 
     Raises:
-        DataError: the file can't be used; it is named, also through a worker process.
+        DataError: The file can't be used; the message names it, also from a worker process.
     """
     return Image.fromarray(image) if isinstance(image, np.ndarray) else open_rgb(image)
 
@@ -31,23 +31,22 @@ def read_image(image: Any) -> Image.Image:
 def open_rgb(file: str | Path | BinaryIO, name: str | None = None) -> Image.Image:
     """Opens an image upright and in 8-bit RGB, as DALI's decoder does.
 
-    The orientation that a camera has stored in the EXIF data is applied, 16-bit grey is scaled to 8
-    bits (PIL alone would clip it), transparency is dropped, and of an animation the first frame is
-    taken.
+    The EXIF orientation is applied, 16-bit grey is scaled to 8 bits (PIL alone would clip it),
+    transparency is dropped, and an animation is reduced to its first frame.
 
     Args:
-        file: a path, or an open file.
-        name: what errors call it; the path by default.
+        file: Path, or an open file.
+        name: Name in error messages; the path by default.
 
     Raises:
-        DataError: the file can't be decoded, or holds pixels of an unknown range, such as floats.
+        DataError: The file can't be decoded, or the range of its pixels is unknown (floats).
     """
     name = str(file) if name is None else name
     try:
         with Image.open(file) as image:
             _check_mode(image, name)
             image.load()
-            with contextlib.suppress(Exception):  # of damaged EXIF data; the pixels are whole
+            with contextlib.suppress(Exception):  # damaged EXIF data beside good pixels
                 ImageOps.exif_transpose(image, in_place=True)
             return _to_rgb(image)
     except DataError:
@@ -55,9 +54,12 @@ def open_rgb(file: str | Path | BinaryIO, name: str | None = None) -> Image.Imag
     except Image.DecompressionBombError as error:
         text = f"{name}: this image is too large ({error})"
         raise DataError(f"{text}. Make it smaller, or remove the file.") from error
-    except Exception as error:  # decoders raise whatever they like
-        text = f"{name}: this image can't be read ({error}). Replace or remove the file."
-        raise DataError(text) from error
+    except Exception as error:  # decoders raise exceptions of any kind
+        raise _unreadable(name, error) from error
+
+
+def _unreadable(name: str, error: Exception) -> DataError:
+    return DataError(f"{name}: this image can't be read ({error}). Replace or remove the file.")
 
 
 def _check_mode(image: Image.Image, name: str) -> None:
@@ -74,18 +76,17 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "I" or image.mode in _SIXTEEN_BITS:
         values = np.asarray(image).astype(np.uint32)
         image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    # convert() alone would copy what is RGB already
+    # convert() alone would copy an RGB image
     return image if type(image) is Image.Image and image.mode == "RGB" else image.convert("RGB")
 
 
 def check_tiffs(files: Sequence[str | Path]) -> None:
-    """Refuses TIFF files of floats, which DALI would clip without a word; reads only headers.
+    """Refuses TIFF files of floats, which DALI would clip silently; reads only headers.
 
     Raises:
-        DataError: there is such a file, or one without a readable header.
+        DataError: A TIFF file holds floats, or has no readable header.
     """
-    tiffs = [file for file in files if str(file).lower().endswith(_TIFF)]
-    _try_all(_check_header, tiffs)
+    _try_all(_check_header, [file for file in files if str(file).lower().endswith(_TIFF)])
 
 
 def _check_header(file: str | Path) -> None:
@@ -93,21 +94,20 @@ def _check_header(file: str | Path) -> None:
         with Image.open(file) as image:
             _check_mode(image, str(file))
     except OSError as error:
-        text = f"{file}: this image can't be read ({error}). Replace or remove the file."
-        raise DataError(text) from error
+        raise _unreadable(str(file), error) from error
 
 
 def check_images(files: Sequence[str | Path]) -> None:
-    """Opens images one by one: names the one at fault once a decoder that names none has failed.
+    """Opens images one by one, to find the one at which a decoder failed.
 
     Raises:
-        DataError: the first that can't be opened.
+        DataError: Names the first image that can't be opened.
     """
     _try_all(open_rgb, files)
 
 
 def _try_all(function: Callable[..., object], files: Sequence[str | Path]) -> None:
     with ThreadPoolExecutor() as pool:  # decoders release Python's lock
-        for start in range(0, len(files), _AT_ONCE):  # not millions of tasks before the first error
-            for _ in pool.map(function, files[start : start + _AT_ONCE]):
+        for start in range(0, len(files), _CHUNK):
+            for _ in pool.map(function, files[start : start + _CHUNK]):
                 pass

@@ -1,8 +1,8 @@
-"""Which files are images and which folders are classes, in both hosts and for every loader.
+"""Which files are images and which folders are classes, for both hosts and every loader.
 
-Names that begin with a dot are neither (.ipynb_checkpoints, .Trash-0, ._1.png), nor are files with
-an unknown ending. Links are followed. The order is that of torchvision's ImageFolder, so dataset
-indexes are the same everywhere.
+Hidden names (.ipynb_checkpoints, .Trash-0, ._1.png) and files with an unknown ending are skipped.
+Links are followed. The order is that of torchvision's ImageFolder, so that dataset indexes are the
+same everywhere.
 """
 
 from __future__ import annotations
@@ -15,86 +15,72 @@ from pathlib import Path
 
 from solo_hardneg.errors import DataError, printable
 
-# torchvision's, which takes seconds to import
+# torchvision's; importing torchvision takes seconds
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
 @dataclass
 class Listing:
-    """The images below a folder, and the paths that were passed over.
+    """The images below a folder, and the paths that were skipped.
 
     Attributes:
-        images: in the order of their dataset indexes.
-        hidden: files and folders hidden names.
-        others: files that are no images.
+        images: Images, in the order of their dataset indexes.
+        hidden: Skipped files and folders with hidden names.
+        others: Skipped files that are no images.
     """
 
     images: list[str] = field(default_factory=list)
     hidden: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
 
-    def announce(self, where: str) -> None:
-        """Says once how many names were passed over, if any."""
+    def announce_skipped(self, where: str) -> None:
+        """Prints the skipped names, if any, once per process."""
         kinds = ((self.hidden, "hidden names"), (self.others, "that are no images"))
         parts = [
-            f"{len(names):,} {what} ({some({*map(os.path.basename, names)})})"
-            for names, what in kinds
+            f"{len(names):,} {kind} ({abbreviate({*map(os.path.basename, names)})})"
+            for names, kind in kinds
             if names
         ]
         if parts:
-            _say(f"{where}: passed over {' and '.join(parts)}.")
+            _print_once(f"{where}: skipped {' and '.join(parts)}.")
 
 
-def some(names: Collection[str]) -> str:
-    """The first few names, in their order of sorting."""
+def abbreviate(names: Collection[str]) -> str:
+    """The first five names, sorted, for messages."""
     return ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
 
 
 @cache
-def _say(text: str) -> None:
+def _print_once(text: str) -> None:
     from lightning.pytorch.utilities.rank_zero import rank_zero_only  # takes a second to import
 
     rank_zero_only(print)(printable(text))
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is passed over for its name."""
+    """Whether a file or folder is skipped because of its name."""
     return name.startswith(".")
 
 
-def is_image(name: str) -> bool:
-    """Whether a file name has the ending of an image."""
-    return name.lower().endswith(EXTENSIONS)
-
-
-def find_classes(folder: str | Path) -> list[str]:
-    """The names of the class folders in a folder, sorted; possibly none.
-
-    Raises:
-        OSError: the folder can't be read.
-    """
-    entries = list(os.scandir(folder))
-    return sorted(e.name for e in entries if _is_folder(e) and not is_hidden(e.name))
-
-
-def class_folders(folder: str | Path, where: str, do: str = "") -> list[str]:
-    """The names of the class folders in a folder, sorted, where there must be some.
+def class_folders(folder: str | Path, where: str, remedy: str = "") -> list[str]:
+    """The names of the class folders in a folder, sorted.
 
     Args:
-        folder: holds them.
-        where: what messages begin with.
-        do: another remedy than to make such folders.
+        folder: Folder that holds them.
+        where: Beginning of error messages.
+        remedy: Another remedy than to make class folders.
 
     Raises:
-        DataError: the folder has no class folders, or can't be read.
+        DataError: The folder has no class folders, or can't be read.
     """
     try:
-        classes = find_classes(folder)
+        entries = list(os.scandir(folder))
     except OSError as error:
         raise DataError(f"{where}: it can't be read ({error}). Make it readable.") from error
+    classes = sorted(e.name for e in entries if _is_folder(e) and not is_hidden(e.name))
     if not classes:
-        do = f"Put each class in a folder of its own{do and f', or {do}'}."
-        raise DataError(f"{where}: it holds no class folders. {do}")
+        remedy = f"Put each class in its own folder{remedy and f', or {remedy}'}."
+        raise DataError(f"{where}: it holds no class folders. {remedy}")
     return classes
 
 
@@ -102,7 +88,7 @@ def list_images(folder: str | Path) -> Listing:
     """Lists the images below a folder, at any depth.
 
     Raises:
-        DataError: a folder can't be read.
+        DataError: A folder can't be read.
     """
     found = Listing()
     for root, names in sorted(_walk(str(folder), found, ())):
@@ -110,18 +96,18 @@ def list_images(folder: str | Path) -> Listing:
             path = os.path.join(root, name)
             if is_hidden(name):
                 found.hidden.append(path)
-            elif is_image(name):
+            elif name.lower().endswith(EXTENSIONS):
                 found.images.append(path)
             else:
                 found.others.append(path)
     return found
 
 
-def _walk(folder: str, passed: Listing, above: tuple[str, ...]) -> Iterator[tuple[str, list[str]]]:
-    """Yields each folder with its files; leaves links to a folder above, which would never end."""
+def _walk(folder: str, found: Listing, above: tuple[str, ...]) -> Iterator[tuple[str, list[str]]]:
+    """Yields each folder with its files; skips links to a folder above, which would never end."""
     real = os.path.realpath(folder)
     if any(f"{up}{os.sep}".startswith(f"{real}{os.sep}") for up in above):
-        passed.others.append(folder)
+        found.others.append(folder)
         return
     try:
         entries = list(os.scandir(folder))
@@ -131,9 +117,9 @@ def _walk(folder: str, passed: Listing, above: tuple[str, ...]) -> Iterator[tupl
     yield folder, [entry.name for entry in entries if not _is_folder(entry)]
     for entry in entries:
         if _is_folder(entry) and is_hidden(entry.name):
-            passed.hidden.append(entry.path)
+            found.hidden.append(entry.path)
         elif _is_folder(entry):
-            yield from _walk(entry.path, passed, (*above, real))
+            yield from _walk(entry.path, found, (*above, real))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -149,62 +135,62 @@ def class_images(
     """Lists the images of class folders.
 
     Args:
-        folder: holds the class folders.
-        classes: their names.
+        folder: Folder that holds the class folders.
+        classes: Names of the class folders.
 
     Returns:
-        the images of each, and the paths that were passed over.
+        The images of each class, and a listing of the skipped paths.
 
     Raises:
-        DataError: a folder can't be read.
+        DataError: A folder can't be read.
     """
-    found, passed = dict[str, list[str]](), Listing()
+    images, skipped = dict[str, list[str]](), Listing()
     for entry in os.scandir(folder):
         if is_hidden(entry.name):
-            passed.hidden.append(entry.path)
+            skipped.hidden.append(entry.path)
         elif not _is_folder(entry):
-            passed.others.append(entry.path)
+            skipped.others.append(entry.path)
     for name in classes:
         listing = list_images(os.path.join(folder, name))
-        found[name] = listing.images
-        passed.hidden += listing.hidden
-        passed.others += listing.others
-    return found, passed
+        images[name] = listing.images
+        skipped.hidden += listing.hidden
+        skipped.others += listing.others
+    return images, skipped
 
 
 def labelled_images(
     folder: str | Path, classes: Mapping[str, int], where: str | None = None
 ) -> list[tuple[str, int]]:
-    """The images of class folders with their labels, and says what was passed over.
+    """The images of class folders with their labels; prints what was skipped.
 
     Args:
-        folder: holds the class folders.
-        classes: the label of each.
-        where: what messages begin with; the folder by default.
+        folder: Folder that holds the class folders.
+        classes: Label of each class folder.
+        where: Beginning of messages; the folder by default.
 
     Raises:
-        DataError: a class has no images, or a folder can't be read.
+        DataError: A class has no images, or a folder can't be read.
     """
     where = str(folder) if where is None else where
-    found, passed = class_images(folder, sorted(classes))
-    if empty := [name for name, images in found.items() if not images]:
+    images, skipped = class_images(folder, sorted(classes))
+    if empty := [name for name in images if not images[name]]:
         known = " ".join(EXTENSIONS)
         text = f"{where}: no image is in the class folders {', '.join(empty[:5])}"
         raise DataError(f"{text}. Remove empty class folders. Known endings: {known}.")
-    passed.announce(where)
-    return [(image, classes[name]) for name, images in found.items() for image in images]
+    skipped.announce_skipped(where)
+    return [(image, classes[name]) for name, of_class in images.items() for image in of_class]
 
 
 def unlabelled_images(folder: str | Path, where: str | None = None) -> list[str]:
-    """All images below a folder, and says what was passed over.
+    """All images below a folder; prints what was skipped.
 
     Raises:
-        DataError: the folder has no images, or a folder in it can't be read.
+        DataError: The folder has no images, or a folder in it can't be read.
     """
     where = str(folder) if where is None else where
     found = list_images(folder)
     if not found.images:
         known = " ".join(EXTENSIONS)
         raise DataError(f"{where}: there are no images in it. Known endings: {known}.")
-    found.announce(where)
+    found.announce_skipped(where)
     return found.images

@@ -1,7 +1,7 @@
-"""The rules of this folder inside solo-learn: its modules get our stand-ins for what they call.
+"""Applies the rules of this folder inside solo-learn, whose files are not changed.
 
 solo-learn's functions look up ``ImageFolder``, ``DataLoader`` and ``os`` in their modules when they
-are called, so these names are bound to ours there. No file of solo-learn is changed.
+are called, so these names are rebound there.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from torchvision.datasets import ImageFolder
 from solo_hardneg.data import images
 from solo_hardneg.data.listing import class_folders, is_hidden, labelled_images, unlabelled_images
 from solo_hardneg.data.loader import CheckedLoader
-from solo_hardneg.data.mixed import mix_into
+from solo_hardneg.data.mixins import add_mixin
 
 _LOADERS = ("solo.data.pretrain_dataloader", "solo.data.classification_dataloader")
 _COUNT_CLASSES = ("solo.args.pretrain", "solo.args.linear")
 
 
 class Folders(ImageFolder):
-    """torchvision's, with our rules of what is a class, what an image, and how it is opened."""
+    """torchvision's ImageFolder with our rules for classes, images, and opening them."""
 
     def __init__(self, root: str | Path, transform: Any = None) -> None:
         super().__init__(str(root), transform, loader=images.open_rgb)
@@ -35,7 +35,7 @@ class Folders(ImageFolder):
         """The class folders and their labels.
 
         Raises:
-            DataError: the folder has no class folders, or can't be read.
+            DataError: The folder has no class folders, or can't be read.
         """
         classes = class_folders(directory, str(directory), "set ++data.no_labels=true")
         return classes, {name: label for label, name in enumerate(classes)}
@@ -49,31 +49,31 @@ class Folders(ImageFolder):
 
 
 def extend_loaders() -> None:
-    """Lets solo-learn's datasets and loaders follow our rules; calling it again is harmless."""
+    """Applies our rules to solo-learn's datasets and loaders; calling it again is harmless."""
     for name in _LOADERS:
         module: Any = importlib.import_module(name)
         module.ImageFolder, module.DataLoader = Folders, CheckedLoader
-        for part, mixin in _MIXED.items():
-            mix_into(module, [part], mixin)
+        for part, mixin in _MIXINS.items():
+            add_mixin(module, [part], mixin)
     for name in _COUNT_CLASSES:
         counting: Any = importlib.import_module(name)
         counting.os = visible_os()
 
 
 def visible_os() -> ModuleType:
-    """``os`` with a ``scandir`` that passes hidden names over: solo-learn counts classes by it."""
+    """``os`` with a ``scandir`` that skips hidden names; solo-learn counts classes with it."""
     stand_in = ModuleType("os")
     vars(stand_in).update(vars(os))
-    stand_in.scandir = _visible  # type: ignore[attr-defined]
+    stand_in.scandir = _visible_entries  # type: ignore[attr-defined]
     return stand_in
 
 
-def _visible(path: Any) -> list[os.DirEntry[str]]:
+def _visible_entries(path: Any) -> list[os.DirEntry[str]]:
     return [entry for entry in os.scandir(path) if not is_hidden(entry.name)]
 
 
 class _Unlabelled:
-    """Mixed into solo-learn's ``CustomDatasetWithoutLabels``."""
+    """Mixin for solo-learn's ``CustomDatasetWithoutLabels``."""
 
     def __init__(self, root: str | Path, transform: Any = None) -> None:
         super().__init__(root, transform)  # type: ignore[call-arg]
@@ -85,8 +85,8 @@ class _Unlabelled:
         return image if self.transform is None else self.transform(image), -1
 
 
-class _OpenedByUs:
-    """Mixed into solo-learn's ``H5Dataset``."""
+class _OpensRGB:
+    """Mixin for solo-learn's ``H5Dataset``."""
 
     h5_path: Any
     h5_file: Any
@@ -96,4 +96,4 @@ class _OpenedByUs:
         return images.open_rgb(io.BytesIO(content), f"{self.h5_path}: {class_name}/{img}")
 
 
-_MIXED = {"H5Dataset": _OpenedByUs, "CustomDatasetWithoutLabels": _Unlabelled}
+_MIXINS = {"H5Dataset": _OpensRGB, "CustomDatasetWithoutLabels": _Unlabelled}

@@ -1,4 +1,4 @@
-"""Our methods, by the names that a config gives them."""
+"""Our methods, by their names in a config."""
 
 from solo_hardneg.methods.moco import MoCoV2Banded, MoCoV2SSCL
 from solo_hardneg.methods.simclr import SimCLRBanded, SimCLRSSCL

@@ -1,6 +1,6 @@
 """The config of our methods, read and checked before anything is built.
 
-The host takes any key and any value, so a typo would pass in silence: what is ours we check here.
+The host accepts any key and value, so a typo in one of our keys would pass silently.
 """
 
 from __future__ import annotations
@@ -12,44 +12,44 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from solo_hardneg import ring
-from solo_hardneg.dali import has_dummy_indexes
+from solo_hardneg.data.dali import has_dummy_indexes
 from solo_hardneg.errors import ConfigError, DataError, bad_value, unknown_name
-from solo_hardneg.limits import check_queue_memory
 from solo_hardneg.negatives import Policy, build
+from solo_hardneg.negatives.queue import check_queue_size
+from solo_hardneg.validate import REQUIRED, Count, apply_rules, check_queue_memory
 
 OUR_GROUPS = ("negatives", "hardness", "backend")
 
 
 def read_policy(cfg: DictConfig, default: dict[str, Any]) -> Policy:
-    """The policy of this run; puts the method's default into ``cfg`` where there is none.
+    """Builds this run's policy; fills in the method's default if ``cfg`` has none.
 
     Raises:
-        ConfigError: it can't be built, or needs labels or indexes that the data don't give.
+        ConfigError: The policy is invalid, or needs labels or indexes that the data don't provide.
     """
     for key in map(str, cfg):
         near = difflib.get_close_matches(key, OUR_GROUPS, n=1, cutoff=0.75)
         if near and key not in OUR_GROUPS:
-            raise ConfigError(f"{key}: is not read by anything. Did you mean '{near[0]}'?")
-    if "negatives" not in cfg:  # `negatives: null` is the user's word: all of them
+            raise ConfigError(f"{key}: nothing reads this key. Did you mean '{near[0]}'?")
+    if "negatives" not in cfg:  # `negatives: null` is the user's choice: all of them
         cfg.negatives = default
     policy = build(cfg.negatives)
     shown = f"negatives={policy.config}"
     if "labels" in policy.needs and cfg.data.get("no_labels", False):
         raise ConfigError(
-            f"{shown}: needs labels, and data.no_labels=True says that there are none. "
-            "Choose negatives without 'label', or use labelled data with ++data.no_labels=False."
+            f"{shown}: needs labels, and data.no_labels=True declares none. Choose negatives "
+            "without 'label', or use labelled data with ++data.no_labels=False."
         )
     if "indexes" in policy.needs and has_dummy_indexes(cfg):
         raise ConfigError(
-            f"{shown}: needs dataset indexes, and DALI's are dummies unless "
-            "++dali.encode_indexes_into_labels=True. Set that."
+            f"{shown}: needs dataset indexes, and DALI's are dummies. Set "
+            "++dali.encode_indexes_into_labels=True."
         )
     return policy
 
 
 def check_method_kwargs(cfg: DictConfig, known: Iterable[str]) -> None:
-    """Refuses arguments of the method that nobody reads."""
+    """Refuses unknown arguments of the method."""
     names, given = set(known), cfg.get("method_kwargs")
     if not OmegaConf.is_dict(given):
         do = f"Known: {', '.join(sorted(names))}."
@@ -59,53 +59,37 @@ def check_method_kwargs(cfg: DictConfig, known: Iterable[str]) -> None:
             raise unknown_name("method_kwargs", str(name), names, "argument")
 
 
-def check_choice(cfg: DictConfig, key: str, default: bool) -> None:
-    """A key that is true or false; puts the default into ``cfg`` where it is absent."""
-    value = OmegaConf.select(cfg, key)
-    if value is None:
-        value = default
-        OmegaConf.update(cfg, key, default, force_add=True)
-    if not isinstance(value, bool):
-        raise bad_value(key, value, "must be true or false")
-
-
-def check_number(cfg: DictConfig, key: str, kind: type) -> None:
-    """A key that holds a number above 0."""
-    value = OmegaConf.select(cfg, key)
-    right = isinstance(value, kind | int) and not isinstance(value, bool)
-    if not right or not value > 0:
-        name = "a whole number" if kind is int else "a number"
-        raise bad_value(key, value, f"must be {name} above 0")
-
-
 def check_queue(cfg: DictConfig, policy: Policy) -> None:
-    """The queue's size must hold whole batches, and leave something in every band."""
-    check_number(cfg, "method_kwargs.queue_size", int)
+    """Checks that the queue holds whole batches and that no band of it is empty."""
+    apply_rules(cfg, {"method_kwargs.queue_size": (REQUIRED, Count)})
     size = cfg.method_kwargs.queue_size
     check_queue_memory(size, cfg.method_kwargs.get("proj_output_dim"))
-    ring.check_divisible(size, cfg.optimizer.batch_size)
-    policy.check(cfg.method_kwargs.queue_size)
+    check_queue_size(size, cfg.optimizer.batch_size)
+    policy.check(size)
 
 
 def check_backend(cfg: DictConfig, policy: Policy, keys: int | None) -> None:
-    """``backend`` must be known, and follow the policy in all its epochs; fills in ``auto``.
+    """Checks that ``backend`` exists and supports the policy at all epochs; fills in ``auto``.
 
-    ``keys`` is the queue's size, ``None`` where there is no queue.
+    Args:
+        cfg: Config to check.
+        policy: The run's policy.
+        keys: Size of the queue, ``None`` without one.
     """
-    from solo_hardneg.kernels.backends import check_plan
-    from solo_hardneg.kernels.plan import plan_of
+    from solo_hardneg.kernels.compile import compile_policy
+    from solo_hardneg.kernels.dispatch import check_policy
 
     if cfg.get("backend") is None:
         cfg.backend = "auto"
     for epoch in policy.moments:
-        check_plan(cfg.backend, plan_of(policy.at(epoch)), keys, policy.reserve)
+        check_policy(cfg.backend, compile_policy(policy.at(epoch)), keys, policy.reserve)
 
 
 def check_folders(cfg: DictConfig) -> None:
-    """Refuses folders that solo-learn would not find, or would read as something else.
+    """Refuses folders that solo-learn would not find, or would misread.
 
-    The standalone host has its own checks; solo-learn finds out after the model is built, and
-    doesn't say which key named the folder.
+    The standalone host has its own checks. solo-learn fails after the model is built, without
+    naming the key.
     """
     from solo_hardneg import host
 
@@ -120,12 +104,12 @@ def check_folders(cfg: DictConfig) -> None:
         if path is None:
             continue
         if not Path(path).exists():
-            raise DataError(f"{key}={path}: is not there. Point {key} at the folder of images.")
+            raise DataError(f"{key}={path}: does not exist. Point {key} at a folder of images.")
         if (Path(path) / "val_annotations.txt").is_file():
             raise bad_value(
                 key,
                 path,
-                "is TinyImageNet's own layout, which solo-learn reads as a single class",
+                "has TinyImageNet's own layout, which solo-learn reads as a single class",
                 "Sort its images into one folder per class first, or set data.val_path=null and "
                 "evaluate with SOLO_HARDNEG_HOST=standalone.",
             )

@@ -1,27 +1,28 @@
-"""Which negatives a query meets: the registry of policies, and policies built from a config.
+"""Policies: which negatives each query has, and how much each counts.
 
     from solo_hardneg import negatives
 
     policy = negatives.build({"keep": {"band": [0.95, 1.0]}})
 
-The similarity of a negative to its query is its difficulty; section headings, verbs and their
-arguments are those of the config group ``negatives``.
+A policy is an ordered mapping of verbs to arguments, as in the config group ``negatives``. The
+difficulty of a negative is its similarity to the query.
 """
 
-from solo_hardneg.negatives import mix, retain, select, weigh  # noqa: F401  (enter their verbs)
-from solo_hardneg.negatives.band import EmptyBandError, TooFewNegativesError
-from solo_hardneg.negatives.kept import Kept
+from solo_hardneg.negatives import mix, retain, reweight, select  # noqa: F401  (register the verbs)
 from solo_hardneg.negatives.policy import Policy, build
 from solo_hardneg.negatives.pool import Pool, full_pool
-from solo_hardneg.negatives.registry import Info, available, register
+from solo_hardneg.negatives.ranks import EmptyBandError, TooFewNegativesError
+from solo_hardneg.negatives.registry import Info, Verb, available, register
+from solo_hardneg.negatives.stats import LossStats
 
 __all__ = [
     "EmptyBandError",
     "Info",
-    "Kept",
+    "LossStats",
     "Policy",
     "Pool",
     "TooFewNegativesError",
+    "Verb",
     "available",
     "build",
     "full_pool",

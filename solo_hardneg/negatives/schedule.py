@@ -1,19 +1,19 @@
-"""Numbers that change during training, and policies that start late or end early.
+"""Schedules: numbers that change during training, and verbs that start late or end early.
 
     band: [{from: 0.0, to: 0.95, epochs: [0, 100], curve: linear}, 1.0]
 
-is a curriculum: the band's lower end moves from 0 to 0.95 over the first hundred epochs.
+is a curriculum: the lower end of the band rises from 0 to 0.95 over the first hundred epochs.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from solo_hardneg.errors import ConfigError, bad_value, unknown_name
-from solo_hardneg.negatives.numbers import is_number, real
+from solo_hardneg.validate import is_number, real
 
 CURVES: dict[str, Callable[[float], float]] = {
     "linear": lambda share: share,
@@ -24,12 +24,12 @@ _KEYS = ("from", "to", "epochs", "curve")
 
 @dataclass(frozen=True)
 class Schedule:
-    """A number that goes from ``start`` to ``end`` between two epochs, and stays there.
+    """A number that moves from ``start`` to ``end`` between two epochs, and is constant outside.
 
     Attributes:
-        start, end: the values before and after.
-        epochs: the two epochs, which may be fractions.
-        curve: a name in :data:`CURVES`: the way from 0 to 1.
+        start, end: Values before and after.
+        epochs: First and last epoch of the move; may be fractions.
+        curve: A name in :data:`CURVES`, how it moves.
     """
 
     start: float
@@ -38,25 +38,34 @@ class Schedule:
     curve: str = "linear"
 
     def at(self, epoch: float) -> float:
-        """The value at an epoch; 2.5 is the middle of the third."""
+        """Returns the value at an epoch; 2.5 is the middle of the third."""
         first, last = self.epochs
         share = min(max((epoch - first) / (last - first), 0.0), 1.0)
         if share == 1.0:
-            return self.end  # exactly, which the sum below may miss
+            return self.end  # the sum below may round
         return self.start + (self.end - self.start) * CURVES[self.curve](share)
 
     @property
     def config(self) -> dict[str, Any]:
-        """As it stands in the config, with the defaults filled in."""
+        """The mapping of the config, with defaults filled in."""
         values = (self.start, self.end, list(self.epochs), self.curve)
         return dict(zip(_KEYS, values, strict=True))
 
 
-def parse(value: Mapping[Any, Any], key: str) -> Schedule:
+def is_schedule(value: Mapping[Any, Any]) -> bool:
+    """Whether a mapping is meant as a schedule, complete or not."""
+    return bool(set(value) & {"from", "to", "epochs"})
+
+
+def parse_schedule(value: Mapping[Any, Any], key: str) -> Schedule:
     """Reads ``{from: 0.5, to: 0.95, epochs: [0, 100], curve: linear}``.
 
+    Args:
+        value: The mapping of the config.
+        key: Its key, for messages.
+
     Raises:
-        ConfigError: something is missing, unknown or impossible; ``key`` names it in the message.
+        ConfigError: A key is missing or unknown, or a value is not allowed.
     """
     for name in value:
         if name not in _KEYS:
@@ -69,53 +78,73 @@ def parse(value: Mapping[Any, Any], key: str) -> Schedule:
         real(f"{key}.{end}", value[end], "must be a number", do) for end in ("from", "to")
     )
     epochs = value["epochs"]
-    right = isinstance(epochs, list | tuple) and len(epochs) == 2 and all(map(is_number, epochs))
-    if not right or not 0 <= epochs[0] < epochs[1]:
+    two = isinstance(epochs, list | tuple) and len(epochs) == 2 and all(map(is_number, epochs))
+    if not two or not 0 <= epochs[0] < epochs[1]:
         raise bad_value(f"{key}.epochs", epochs, "must be two epochs [a, b] with 0 <= a < b", do)
     curve = value.get("curve", "linear")
-    if curve not in list(CURVES):  # a list or a mapping is no key of a dict
+    if curve not in list(CURVES):  # a list: the value may not be hashable
         raise bad_value(f"{key}.curve", curve, f"must be {' or '.join(CURVES)}")
     return Schedule(start, end, (float(epochs[0]), float(epochs[1])), curve)
 
 
-def is_schedule(value: Mapping[Any, Any]) -> bool:
-    """Whether a mapping is meant as a schedule, be it complete or not."""
-    return bool(set(value) & {"from", "to", "epochs"})
+def parse_schedules(value: Any, key: str) -> Any:
+    """Replaces each mapping that is a schedule by a :class:`Schedule`, at any depth.
 
+    Args:
+        value: An argument of a verb.
+        key: Its key, for messages.
 
-def find(value: Any, key: str) -> Any:
-    """Puts a :class:`Schedule` in the place of each mapping that describes one, at any depth."""
+    Raises:
+        ConfigError: See :func:`parse_schedule`.
+    """
     if isinstance(value, Mapping):
         if is_schedule(value):
-            return parse(value, key)
-        return {name: find(v, f"{key}.{name}") for name, v in value.items()}
+            return parse_schedule(value, key)
+        return {name: parse_schedules(v, f"{key}.{name}") for name, v in value.items()}
     if isinstance(value, list | tuple):
-        return [find(v, f"{key}[{i}]") for i, v in enumerate(value)]
+        return [parse_schedules(v, f"{key}[{i}]") for i, v in enumerate(value)]
     return value
 
 
-def resolve(value: Any, epoch: float) -> Any:
-    """Puts the number at ``epoch`` in the place of each schedule."""
+def values_at(value: Any, epoch: float, integers: Collection[str] = ()) -> Any:
+    """Replaces each :class:`Schedule` by its number at an epoch, at any depth.
+
+    Args:
+        value: A number, a schedule, or containers of them.
+        epoch: The epoch.
+        integers: Keys of mappings whose schedules are rounded.
+    """
     if isinstance(value, Schedule):
         return value.at(epoch)
     if isinstance(value, Mapping):
-        return {name: resolve(v, epoch) for name, v in value.items()}
+        return {
+            name: round(v.at(epoch))
+            if isinstance(v, Schedule) and name in integers
+            else values_at(v, epoch, integers)
+            for name, v in value.items()
+        }
     if isinstance(value, list):
-        return [resolve(v, epoch) for v in value]
+        return [values_at(v, epoch, integers) for v in value]
     return value
 
 
-def inside(value: Any) -> list[Schedule]:
-    """All schedules in it, at any depth."""
+def schedules_in(value: Any) -> list[Schedule]:
+    """Lists the schedules in an argument, at any depth."""
     if isinstance(value, Schedule):
         return [value]
-    parts = value.values() if isinstance(value, Mapping) else value
-    return [s for part in parts for s in inside(part)] if isinstance(value, Mapping | list) else []
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if not isinstance(value, list):
+        return []
+    return [schedule for part in value for schedule in schedules_in(part)]
 
 
 @dataclass(frozen=True)
-class When:
-    """From which epoch on, and until which (but without it), a policy acts; ``None``: no end."""
+class EpochRange:
+    """The epochs in which a verb acts: from ``start`` on, up to but not including ``end``.
+
+    ``None`` leaves an end open.
+    """
 
     start: float | None = None
     end: float | None = None
@@ -127,16 +156,20 @@ class When:
 
     @property
     def config(self) -> dict[str, float]:
-        """As it stands in the config; ends that are not set are left out."""
+        """The keys of the config, without those that are not set."""
         both = {"from_epoch": self.start, "until_epoch": self.end}
         return {name: value for name, value in both.items() if value is not None}
 
 
-def parse_when(start: Any, end: Any, key: str) -> When:
+def parse_epoch_range(start: Any, end: Any, key: str) -> EpochRange:
     """Reads ``from_epoch`` and ``until_epoch``.
 
+    Args:
+        start, end: Their values; ``None`` if not set.
+        key: Key of the verb, for messages.
+
     Raises:
-        ConfigError: they are no epochs, or leave none.
+        ConfigError: A value is no epoch, or the range is empty.
     """
     allowed = "must be an epoch, a number from 0 up"
     ends = {"from_epoch": start, "until_epoch": end}
@@ -150,4 +183,4 @@ def parse_when(start: Any, end: Any, key: str) -> When:
             end,
             f"leaves no epoch after from_epoch={first or 0}; it must be greater",
         )
-    return When(first or None, last)  # from epoch 0 on is always
+    return EpochRange(first or None, last)  # 0 and not set are equal

@@ -1,7 +1,9 @@
-"""The papers' tables, run again: ``solo-hardneg reproduce NAME``.
+"""The papers' tables, reproduced: ``solo-hardneg reproduce NAME``.
 
-One direction: ``experiment`` (a grid of rows, from ``configs/paper``) → ``cells`` (a row and a seed
-with its two configs) → ``sweep`` (Hydra's multirun over those that have no result) → ``cell`` (the
-process that trains and evaluates one) → ``results`` (a file each) → ``table`` and ``claims`` →
-``page``.
+``experiment`` and ``scaling`` → ``grid`` (cells) → ``launch`` → ``worker`` and ``train`` (a process
+per cell) → ``store`` (a file per result) → ``table`` and ``claims`` → ``render``.
 """
+
+from solo_hardneg.errors import require
+
+require("report", "filelock", "pandas")

@@ -1,4 +1,4 @@
-"""Overrides of Hydra's command line: telling them apart, quoting, and composing configs of them."""
+"""Hydra overrides: sorted by program, quoted, and composed to configs."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from solo_hardneg.environment import nested_hydra
 from solo_hardneg.errors import ConfigError, bad_value
-from solo_hardneg.nested_hydra import nested_hydra
 
-# Groups of keys that both programs have.
+# Top-level keys that pretraining and linear evaluation share.
 _SHARED = (
     *("data", "backbone", "accelerator", "devices", "num_nodes", "strategy", "precision"),
     *("sync_batchnorm", "performance", "enable_progress_bar"),
 )
-# What a result doesn't depend on.
+# Keys that don't change a result.
 IGNORED = (
     *("accelerator", "auto_resume", "backend", "check_val_every_n_epoch", "checkpoint"),
     *("enable_progress_bar", "hardness", "knn_eval", "log_every_n_steps", "name", "wandb"),
@@ -32,13 +32,14 @@ IGNORED = (
 
 
 @dataclass(frozen=True)
-class Arguments:
-    """What was given on the command line, told apart.
+class Overrides:
+    """The command line's overrides, sorted by program.
 
     Attributes:
-        data: the dataset; empty if none was named.
-        pretrain, linear: overrides of the programs. Keys that both have are in both.
-        hydra: those that are about the sweep, such as ``hydra/launcher=joblib``.
+        data: Name of the dataset; empty if none was given.
+        pretrain: Overrides of the pretraining.
+        linear: Overrides of the linear evaluation. Shared keys are in both.
+        hydra: Overrides of the multirun, such as ``hydra/launcher=joblib``.
     """
 
     data: str
@@ -47,79 +48,78 @@ class Arguments:
     hydra: tuple[str, ...]
 
 
-def told_apart(arguments: Sequence[str]) -> Arguments:
-    """Sorts overrides: ``hydra…`` for the sweep, ``linear.…`` for the evaluation, others as above.
+def sort_overrides(arguments: Sequence[str]) -> Overrides:
+    """Sorts overrides: ``hydra…`` for the multirun, ``linear.…`` for the linear evaluation.
 
     Raises:
-        ConfigError: one is no override, or sets what the experiment sets.
+        ConfigError: An argument is no override, or sets the seed.
     """
-    data, pretrain, linear, sweep = "", list[str](), list[str](), list[str]()
+    data, pretrain, linear, multirun = "", list[str](), list[str](), list[str]()
     for argument in arguments:
-        key, value = key_of(argument), argument.partition("=")[2]
+        key, value = override_key(argument), argument.partition("=")[2]
         if not re.match(r"~?[+]{0,2}[\w/@.:-]+=|~", argument) or argument.startswith("-"):
-            do = "Options come with two dashes; settings of the runs are KEY=VALUE"
-            raise ConfigError(f"{argument}: it is neither an option nor KEY=VALUE. {do}.")
+            do = "Options begin with two dashes; settings of the runs are KEY=VALUE."
+            raise ConfigError(f"{argument}: must be an option or KEY=VALUE. {do}")
         if key in ("seed", "linear.seed"):
-            raise bad_value(key, value, "each cell has its own", "Say how many: --seeds N.")
+            do = "Give the number of seeds: --seeds N."
+            raise bad_value(key, value, "each cell has its own seed", do)
         if key == "data":
             data = value.strip("'\"")
-        elif key.split(".")[0].split("/")[0] == "hydra":
-            sweep.append(argument)
+        elif re.split("[./]", key)[0] == "hydra":
+            multirun.append(argument)
         elif key.startswith("linear."):
             linear.append(argument.replace("linear.", "", 1))
         else:
             pretrain.append(argument)
             if key.split(".")[0] in _SHARED:
                 linear.append(argument)
-    return Arguments(data, tuple(pretrain), tuple(linear), tuple(sweep))
+    return Overrides(data, tuple(pretrain), tuple(linear), tuple(multirun))
 
 
-def key_of(override: str) -> str:
-    """The key of an override: ``data`` of ``+data=cifar100``."""
+def override_key(override: str) -> str:
+    """Returns the key of an override: ``data`` of ``+data=cifar100``."""
     return override.partition("=")[0].lstrip("+~")
 
 
-def unless_asked(asked: Sequence[str], changes: Sequence[str]) -> list[str]:
-    """The changes to keys that the user has not set."""
-    taken = {key_of(override) for override in asked}
-    return [change for change in changes if key_of(change) not in taken]
+def drop_overridden(changes: Sequence[str], user: Sequence[str]) -> list[str]:
+    """Returns the changes whose keys the user hasn't set."""
+    taken = {override_key(override) for override in user}
+    return [change for change in changes if override_key(change) not in taken]
 
 
-def what_counts(overrides: Sequence[str]) -> list[str]:
-    """The overrides that a result depends on: no paths of one machine, and nothing of its speed."""
+def drop_ignored(overrides: Sequence[str]) -> list[str]:
+    """Returns the overrides that can change a result."""
     return [
         override
         for override in overrides
-        if not any(f"{key_of(override)}.".startswith(f"{key}.") for key in IGNORED)
+        if not any(f"{override_key(override)}.".startswith(f"{key}.") for key in IGNORED)
     ]
 
 
-def of_linear(override: str) -> str:
-    """An override of the linear evaluation as it is given to this command."""
-    signs = re.match(r"[+~]*", override)
-    start = signs.end() if signs else 0
-    return f"{override[:start]}linear.{override[start:]}"
+def add_linear_prefix(override: str) -> str:
+    """Turns an override of the linear evaluation into an argument of ``reproduce``."""
+    return re.sub(r"^[+~]*", r"\g<0>linear.", override)
 
 
-def quoted(path: Path | str) -> str:
-    """A text as a value of Hydra's command line, whatever is in it."""
-    # A backslash is one by itself, except before an interpolation, before a quote, and at the end.
-    text = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + r"\${", str(path))
+def quote(value: Path | str) -> str:
+    """Quotes a value for Hydra's command line."""
+    # Backslashes are literal except before an interpolation, before a quote, and at the end.
+    text = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + r"\${", str(value))
     text = re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text)
     return f"'{text}'"
 
 
-def composed(config: str, overrides: Sequence[str]) -> DictConfig:
-    """The config of that name with these overrides, as a program of the hosts would have it.
+def compose_config(config: str, overrides: Sequence[str]) -> DictConfig:
+    """Composes a config of this package, as a Hydra program would.
 
     Raises:
-        ConfigError: there is no such config, or an override can't be used.
+        ConfigError: No config has this name, or an override can't be applied.
     """
-    return copy.deepcopy(_composed(config, tuple(overrides)))
+    return copy.deepcopy(_compose_once(config, tuple(overrides)))
 
 
-@cache  # a fifth of a second each, and several cells ask for the same
-def _composed(config: str, overrides: tuple[str, ...]) -> DictConfig:
+@cache  # composing takes 0.2 s, and cells share configs
+def _compose_once(config: str, overrides: tuple[str, ...]) -> DictConfig:
     try:
         with nested_hydra(), initialize_config_module("solo_hardneg.configs", version_base="1.2"):
             cfg = compose(config, list(overrides))

@@ -1,4 +1,4 @@
-"""How a scale changes the published settings, and what keeps its proportion to what was changed."""
+"""How a scale shortens the published settings, and which other settings follow in proportion."""
 
 from __future__ import annotations
 
@@ -7,34 +7,39 @@ from collections.abc import Sequence
 from omegaconf import DictConfig, OmegaConf
 
 from solo_hardneg.reproduce.experiment import Scale
-from solo_hardneg.reproduce.overrides import composed, unless_asked
+from solo_hardneg.reproduce.overrides import compose_config, drop_overridden
 
-# The sizes of ``mix`` are SSCL's, of a batch of 256 and a queue of 16,384 (sections 4.1.2 and 4.4).
+# SSCL's sizes of ``mix`` are for this batch and this queue (sections 4.1.2 and 4.4).
 MIX_BATCH, MIX_QUEUE = 256, 16384
-_MIX_SIZES = {"hardest": 2, "pairs": 1, "queries": 1}  # and the least that each can be
+_MIX_MINIMA = {"hardest": 2, "pairs": 1, "queries": 1}
 
 
-def scaled(
-    config: str, base: Sequence[str], asked: Sequence[str], scale: Scale, images: int
+def scale_config(
+    config: str, base: Sequence[str], user: Sequence[str], scale: Scale, images: int
 ) -> tuple[DictConfig, list[str]]:
-    """A config at a scale, and the overrides that the scale has made.
+    """Applies a scale to a config.
 
     Args:
-        config: of pretraining, or ``linear``.
-        base: the experiment's overrides.
-        asked: the user's, which win; what isn't asked for keeps its proportion to them as well.
-        scale: how much smaller.
-        images: how many there are to train on.
+        config: Config of pretraining, or ``linear``.
+        base: The experiment's overrides.
+        user: The user's overrides. They take precedence, and other settings follow them, too.
+        scale: The scale.
+        images: Number of training images.
+
+    Returns:
+        The config, and the overrides that were added.
     """
-    published = composed(config, base)
-    plain = composed(config, [*base, *asked])
-    changes = unless_asked(asked, _smaller(plain, scale, images, config == "linear"))
-    cfg = composed(config, [*base, *asked, *changes])
-    changes += unless_asked(asked, _in_proportion(published, cfg))
-    return composed(config, [*base, *asked, *changes]), changes
+    published = compose_config(config, base)
+    wanted = [*base, *user]
+    cuts = _cuts(compose_config(config, wanted), scale, images, config == "linear")
+    changes = drop_overridden(cuts, user)
+    proportional = _proportional(published, compose_config(config, [*wanted, *changes]))
+    changes += drop_overridden(proportional, user)
+    return compose_config(config, [*wanted, *changes]), changes
 
 
-def _smaller(cfg: DictConfig, scale: Scale, images: int, linear: bool) -> list[str]:
+def _cuts(cfg: DictConfig, scale: Scale, images: int, linear: bool) -> list[str]:
+    """Overrides that the scale sets itself."""
     changes = []
     epochs = scale.linear_epochs if linear else scale.epochs
     if epochs is not None and cfg.max_epochs != epochs:
@@ -45,18 +50,18 @@ def _smaller(cfg: DictConfig, scale: Scale, images: int, linear: bool) -> list[s
         return changes
     if scale.backbone is not None and cfg.backbone.name != scale.backbone:
         changes.append(f"backbone.name={scale.backbone}")
-    for key, most in (
+    for key, maximum in (
         ("optimizer.batch_size", scale.batch_size),
         ("method_kwargs.queue_size", scale.queue_size),
     ):
         size = OmegaConf.select(cfg, key)
-        if most is not None and size is not None and size > most:
-            changes.append(f"{key}={most}")
+        if maximum is not None and size is not None and size > maximum:
+            changes.append(f"{key}={maximum}")
     return changes
 
 
-def _in_proportion(published: DictConfig, cfg: DictConfig) -> list[str]:
-    """Warm-up and steps of decay follow the epochs; synthetic negatives the batch or the queue."""
+def _proportional(published: DictConfig, cfg: DictConfig) -> list[str]:
+    """Scales warm-up and decay steps by the epochs, and ``mix`` by the queue or the batch."""
     changes = []
     if cfg.max_epochs != published.max_epochs:
         ratio = cfg.max_epochs / published.max_epochs
@@ -64,16 +69,13 @@ def _in_proportion(published: DictConfig, cfg: DictConfig) -> list[str]:
         if warmup != cfg.scheduler.warmup_epochs:
             changes.append(f"scheduler.warmup_epochs={warmup:g}")
         if steps := published.scheduler.get("lr_decay_steps"):
-            fewer = [max(1, round(step * ratio)) for step in steps]
-            changes.append(f"++scheduler.lr_decay_steps={fewer}".replace(" ", ""))
+            fewer = ",".join(str(max(1, round(step * ratio))) for step in steps)
+            changes.append(f"++scheduler.lr_decay_steps=[{fewer}]")
     queue = OmegaConf.select(cfg, "method_kwargs.queue_size")
-    if queue is not None:
-        share = min(1.0, queue / MIX_QUEUE)
-    else:
-        share = min(1.0, cfg.optimizer.batch_size / MIX_BATCH)
+    share = cfg.optimizer.batch_size / MIX_BATCH if queue is None else queue / MIX_QUEUE
     mix = OmegaConf.select(cfg, "negatives.mix") or {}
-    for size, least in _MIX_SIZES.items():
+    for size, minimum in _MIX_MINIMA.items():
         value = mix.get(size)
         if share < 1 and isinstance(value, int) and value > 0:
-            changes.append(f"negatives.mix.{size}={max(least, round(value * share))}")
+            changes.append(f"negatives.mix.{size}={max(minimum, round(value * share))}")
     return changes

@@ -1,180 +1,152 @@
-"""The paper's table with our numbers beside it: published, ours over seeds, and the difference."""
+"""A paper's table with the reproduced accuracies beside the published ones."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from solo_hardneg.analysis import published
-from solo_hardneg.analysis.published import Cell as Published
-from solo_hardneg.analysis.summary import Value
-from solo_hardneg.reproduce.cells import Cell
+from solo_hardneg.report import published
 from solo_hardneg.reproduce.experiment import Experiment, Row
-from solo_hardneg.reproduce.overrides import composed
-from solo_hardneg.reproduce.results import DONE, Result
+from solo_hardneg.reproduce.grid import Cell
+from solo_hardneg.reproduce.overrides import compose_config
+from solo_hardneg.reproduce.store import DONE, Result
+from solo_hardneg.study.significance import mean_and_std
 
 METRICS = {"top1": "top-1", "top5": "top-5"}
+# A line of a paper's table: its numbers by metric.
+Line = Mapping[str, published.PublishedNumber]
 
 
-def values(results: Mapping[str, Result], metric: str) -> dict[str, list[float]]:
-    """A metric of the cells that are done, by row, in the order of their seeds."""
-    found: dict[str, list[float]] = {}
-    for result in sorted(results.values(), key=lambda result: (result.row, result.seed)):
+def group_accuracies(results: Iterable[Result], metric: str) -> dict[str, list[float]]:
+    """Returns a metric of the finished cells by row, in the order of the seeds."""
+    groups: dict[str, list[float]] = {}
+    for result in sorted(results, key=lambda result: result.cell.seed):
         if result.state == DONE and metric in result.metrics:
-            found.setdefault(result.row, []).append(float(result.metrics[metric]))
-    return found
+            groups.setdefault(result.cell.row, []).append(float(result.metrics[metric]))
+    return groups
 
 
-def published_cells(
-    row: Row, data: str, fallback: str, temperature: float
-) -> list[list[Published]]:
-    """What the papers print of a row: a list for each of its lines, of one number per metric.
+def published_lines(row: Row, data: str, fallback: str, temperature: float) -> list[Line]:
+    """Finds the lines that the papers print of a row.
 
     Args:
-        row: of the experiment.
-        data: the dataset; where the paper has another one only, that is taken, and says so itself.
-        fallback: the experiment's own dataset.
-        temperature: τ of our run, which chooses where a table has several.
+        row: Row of the experiment.
+        data: Dataset.
+        fallback: The experiment's dataset, taken where the paper has no numbers of ``data``.
+        temperature: τ of the runs; chooses where a table has several.
     """
-    wanted = temperature if row.temperature == "config" else row.temperature
-    lines = []
-    for table, label in row.published:
-        cells = [c for c in published.cells() if (c.table, c.label) == (table, label)]
-        several = len({c.temperature for c in cells}) > 1
-        if several and isinstance(wanted, float | int):
-            near = [c for c in cells if c.temperature is not None]
-            cells = [c for c in near if math.isclose(c.temperature or 0.0, wanted)]
-        elif several:
-            cells = [c for c in cells if c.temperature is None]
-        here = [c for c in cells if c.dataset == data]
-        cells = here or [c for c in cells if c.dataset == fallback]
-        if cells:
-            lines.append(cells)
+    wanted = row.published_temperature
+    wanted = temperature if isinstance(wanted, str) else wanted
+    lines: list[Line] = []
+    for reference in row.published:
+        cells = [c for c in published.cells() if [c.table, c.label] == reference]
+        if len({c.temperature for c in cells}) > 1:
+            cells = [c for c in cells if _matches_temperature(c.temperature, wanted)]
+        for dataset in (data, fallback):
+            if line := {c.metric: c for c in cells if c.dataset == dataset}:
+                lines.append(line)
+                break
     return lines
 
 
-def build(
-    experiment: Experiment,
-    data: str,
-    plan: Mapping[str, Cell],
-    results: Mapping[str, Result],
+def _matches_temperature(one: float | None, other: float | None) -> bool:
+    return one is other if one is None or other is None else math.isclose(one, other)
+
+
+def make_table(
+    experiment: Experiment, data: str, cells: Sequence[Cell], results: Iterable[Result]
 ) -> pd.DataFrame:
-    """The table: a line for each row and each place where the papers print it.
+    """Makes the table: a line for each row and each place where the papers print it.
 
     Returns:
-        for each metric (``top1``, ``top5``) the columns ``published_…``, ``published_…_std``,
-        ``ours_…``, ``ours_…_std``, ``difference_…`` (of ours to the published number; NaN unless
-        the dataset is the same), ``published_…_to_baseline`` and ``ours_…_to_baseline``; beside
-        them ``row``, ``title``, ``baseline``, ``seeds``, ``source``, ``published_on``, ``note``.
-        In percent and points.
+        For each metric (``top1``, ``top5``), in percent and points: ``published_…``,
+        ``published_…_std``, ``ours_…``, ``ours_…_std``, ``difference_…`` (NaN if the published
+        number is of another dataset), ``published_…_to_baseline`` and ``ours_…_to_baseline``.
+        Before them ``row``, ``title``, ``baseline``, ``seeds``, ``source``, ``published_on``
+        (the dataset) and ``note``.
     """
-    ours = {metric: values(results, metric) for metric in METRICS}
-    temperatures = {row.name: _temperature(plan, row) for row in experiment.rows}
-    printed = {
-        row.name: published_cells(row, data, experiment.data, temperatures[row.name])
-        for row in experiment.rows
-    }
-    lines = []
-    for row in experiment.rows:
-        for cells in printed[row.name] or [[]]:
-            first = cells[0] if cells else None
-            line: dict[str, Any] = {
-                "row": row.name,
-                "title": row.title,
-                "baseline": row.baseline,
-                "seeds": len(ours["top1"].get(row.name, ())),
-                "source": first.source if first else "",
-                "published_on": first.dataset if first else "",
-                "note": first.note if first else "",
-            }
-            for metric in METRICS:
-                line.update(_numbers(metric, row, cells, ours[metric], printed, data))
-            lines.append(line)
-    return pd.DataFrame(lines)
+    results = list(results)
+    printed: dict[str, list[Line]] = {}
+    for name, row in experiment.rows.items():
+        temperature = _run_temperature([cell for cell in cells if cell.row == name])
+        printed[name] = published_lines(row, data, experiment.data, temperature)
+    pairs = [(row, line) for row in experiment.rows.values() for line in printed[row.name] or [{}]]
+    seeds = {row: len(values) for row, values in group_accuracies(results, "top1").items()}
+    table = pd.DataFrame([_describe_row(row, line, seeds.get(row.name, 0)) for row, line in pairs])
+    baselines = [_baseline_line(line, printed.get(row.baseline, [])) for row, line in pairs]
+    for metric in METRICS:
+        groups = group_accuracies(results, metric)
+        statistics = {row: mean_and_std(values) for row, values in groups.items()}
+        ours = {row: mean for row, (mean, _) in statistics.items()}
+        spread = {row: std for row, (_, std) in statistics.items()}
+        numbers = [_number(line, metric) for _, line in pairs]
+        table[f"published_{metric}"] = [value for value, _ in numbers]
+        table[f"published_{metric}_std"] = [std for _, std in numbers]
+        table[f"ours_{metric}"] = table["row"].map(ours).astype(float)
+        table[f"ours_{metric}_std"] = table["row"].map(spread).astype(float)
+        difference = table[f"ours_{metric}"] - table[f"published_{metric}"]
+        table[f"difference_{metric}"] = difference.where(table["published_on"] == data)
+        beside = [_number(line, metric)[0] for line in baselines]
+        table[f"published_{metric}_to_baseline"] = table[f"published_{metric}"] - beside
+        beside = table["baseline"].map(ours).astype(float)
+        table[f"ours_{metric}_to_baseline"] = table[f"ours_{metric}"] - beside
+    return table
 
 
-def _numbers(
-    metric: str,
-    row: Row,
-    cells: Sequence[Published],
-    ours: Mapping[str, Sequence[float]],
-    printed: Mapping[str, list[list[Published]]],
-    data: str,
-) -> dict[str, float]:
-    theirs, theirs_std = _printed(cells, metric)
-    base, _ = _printed(_same_table(cells, printed.get(row.baseline) or []), metric)
-    mine, mine_base = Value(tuple(ours.get(row.name, ()))), Value(tuple(ours.get(row.baseline, ())))
-    same = bool(cells) and cells[0].dataset == data
-    return {
-        f"published_{metric}": theirs,
-        f"published_{metric}_std": theirs_std,
-        f"ours_{metric}": mine.mean,
-        f"ours_{metric}_std": mine.std,
-        f"difference_{metric}": mine.mean - theirs if same else math.nan,
-        f"published_{metric}_to_baseline": theirs - base,
-        f"ours_{metric}_to_baseline": mine.mean - mine_base.mean,
-    }
+def _describe_row(row: Row, line: Line, seeds: int) -> dict[str, Any]:
+    known = {"row": row.name, "title": row.title, "baseline": row.baseline, "seeds": seeds}
+    for cell in line.values():  # all metrics have the same source
+        return {**known, "source": cell.source, "published_on": cell.dataset, "note": cell.note}
+    return {**known, "source": "", "published_on": "", "note": ""}
 
 
-def _same_table(
-    cells: Sequence[Published], lines: Sequence[list[Published]]
-) -> Sequence[Published]:
-    """The baseline's line of the same table; its only line, where it has one; else none."""
-    tables = {line[0].table: line for line in lines}
-    if cells and cells[0].table in tables:
-        return tables[cells[0].table]
-    return lines[0] if len(lines) == 1 else []
+def _number(line: Line, metric: str) -> tuple[float, float]:
+    """Returns a published number and its standard deviation; NaN where the paper has none."""
+    if metric not in line:
+        return math.nan, math.nan
+    std = line[metric].std
+    return line[metric].value, math.nan if std is None else std
 
 
-def _printed(cells: Sequence[Published], metric: str) -> tuple[float, float]:
-    for cell in cells:
-        if cell.metric == metric:
-            return cell.value, math.nan if cell.std is None else cell.std
-    return math.nan, math.nan
+def _baseline_line(line: Line, baselines: Sequence[Line]) -> Line:
+    """Returns the baseline's line in the same table, or else its only line."""
+    tables = {cell.table for cell in line.values()}
+    for baseline in baselines:
+        if tables & {cell.table for cell in baseline.values()}:
+            return baseline
+    return baselines[0] if len(baselines) == 1 else {}
 
 
-def _temperature(plan: Mapping[str, Cell], row: Row) -> float:
-    """τ of the row's runs; NaN for a method without one."""
-    mine = [cell for cell in plan.values() if cell.row == row.name]
-    if not mine:
+def _run_temperature(cells: Sequence[Cell]) -> float:
+    """Returns τ of a row's runs; NaN for a method without one."""
+    if not cells:
         return math.nan
-    value = composed(mine[0].config, mine[0].pretrain).method_kwargs.get("temperature")
-    return math.nan if value is None else float(value)
+    cfg = compose_config(cells[0].config, cells[0].pretrain)
+    return float(cfg.method_kwargs.get("temperature") or math.nan)
 
 
-def readable(table: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """One metric of the table as text, for a page or a terminal."""
-    name = METRICS[metric]
+def format_table(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Formats one metric of the table for readers."""
     return pd.DataFrame(
         {
             "row": table["title"],
-            "published": [
-                _pm(a, b)
-                for a, b in zip(
-                    table[f"published_{metric}"], table[f"published_{metric}_std"], strict=True
-                )
-            ],
-            f"ours, {name}": [
-                _pm(a, b)
-                for a, b in zip(table[f"ours_{metric}"], table[f"ours_{metric}_std"], strict=True)
-            ],
-            "seeds": [str(n) if n else "" for n in table["seeds"]],
-            "difference": [_signed(v) for v in table[f"difference_{metric}"]],
-            "published, to baseline": [
-                _signed(v) for v in table[f"published_{metric}_to_baseline"]
-            ],
-            "ours, to baseline": [_signed(v) for v in table[f"ours_{metric}_to_baseline"]],
+            "published": _with_std(table, f"published_{metric}"),
+            f"ours, {METRICS[metric]}": _with_std(table, f"ours_{metric}"),
+            "seeds": [str(number or "") for number in table["seeds"]],
+            "difference": table[f"difference_{metric}"].map(_signed),
+            "published, to baseline": table[f"published_{metric}_to_baseline"].map(_signed),
+            "ours, to baseline": table[f"ours_{metric}_to_baseline"].map(_signed),
         }
     )
 
 
-def _pm(mean: float, std: float) -> str:
-    if math.isnan(mean):
-        return ""
-    return f"{mean:.2f}" if math.isnan(std) else f"{mean:.2f} ± {std:.2f}"
+def _with_std(table: pd.DataFrame, column: str) -> pd.Series:
+    mean = table[column].map("{:.2f}".format).where(table[column].notna(), "")
+    std = table[f"{column}_std"]
+    return mean + std.map(" ± {:.2f}".format).where(std.notna(), "")
 
 
 def _signed(value: float) -> str:

@@ -1,5 +1,5 @@
-"""Runs of days that nothing breaks: checkpoints that are whole, and signals that save.
+"""Whole checkpoints, and runs that save before they end; in both hosts.
 
-:mod:`.checkpoint_io` writes and reads checkpoints, :mod:`.reading` knows what is in them and which
-others there are, :mod:`.stopping` ends a run. All three work in both hosts.
+``checkpoint_io`` writes and reads checkpoints, ``auto_resume`` finds the one to resume and
+``resumed_settings`` applies changed settings to it; ``signals`` and ``limits`` end a run.
 """

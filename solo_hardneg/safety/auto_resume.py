@@ -1,4 +1,4 @@
-"""Auto-resume in both hosts: finds the run to go on with, and says why others are left alone."""
+"""Auto-resume in both hosts: finds the run to resume, and reports why others were skipped."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from solo_hardneg.analysis.untrusted import read_config, resolved
 from solo_hardneg.distributed import gather_objects
 from solo_hardneg.errors import CheckpointError, printable
-from solo_hardneg.safety.reading import newest_checkpoint
+from solo_hardneg.files import read_config, resolved
+from solo_hardneg.models.checkpoints import newest_checkpoint
 
-# What must be equal for a run to be resumed by itself; the host's list.
+# Keys whose values must be equal for a run to be resumed; the host's list.
 SHOULD_MATCH = (
     "name",
     "backbone",
@@ -31,74 +31,127 @@ SHOULD_MATCH = (
     "wandb.entity",
     "pretrained_feature_extractor",
 )
-_SHOWN = 10  # runs of this name that are listed with the reason
-_found: Path | None = None  # what this process has found last
+_LISTED = 10  # skipped runs that are printed
+_OTHER_NAME = "it has another name"
+
+_found: Path | None = None  # result of the last search in this process
+
+
+class _Run(NamedTuple):
+    """A run with a checkpoint; ``mismatch`` is the reason not to resume it."""
+
+    written: float
+    checkpoint: Path
+    wandb_id: str | None
+    mismatch: str | None
 
 
 def find_checkpoint(
     folder: Path, cfg: DictConfig, max_hours: float, keys: Sequence[str] = SHOULD_MATCH
 ) -> tuple[Path | None, str | None]:
-    """The newest checkpoint of a run like this one, and the run's wandb id.
+    """Returns the newest checkpoint of a matching run and the run's wandb id.
 
-    Prints which run is taken, and for other runs of this name why they aren't. Nothing in their
-    ``args.json`` is resolved but references to the same file; what asks for more, as
-    ``${oc.env:USER}``, must be the same text in this run's config.
+    Prints the choice, and why other runs of this name were skipped. In another run's ``args.json``
+    only references to the same file are resolved; any other, such as ``${oc.env:USER}``, must be
+    the same text in this run's config.
 
     Args:
-        folder: the runs lie somewhere below it.
-        cfg: this run's parsed config.
-        max_hours: age of the oldest checkpoint to consider.
-        keys: what must be equal.
+        folder: Searched recursively.
+        cfg: This run's parsed config.
+        max_hours: Older checkpoints are skipped.
+        keys: Keys that must be equal.
     """
-    mine = {key: _mine(cfg, key) for key in keys}
-    container: Any = OmegaConf.to_container(cfg)
-    as_written = resolved(container)  # as this run's own args.json will be read
-    allowed = {key: (mine[key], _select(as_written, key)) for key in keys}
-    oldest = time.time() - max_hours * 3600
-    matching: list[tuple[float, Path, str | None]] = []
-    left: list[tuple[float, Path, str]] = []
-    others = 0
-    for args in folder.rglob("args.json"):
-        try:
-            newest = newest_checkpoint(args.parent)
-            written = newest.stat().st_mtime if newest is not None and args.is_file() else None
-        except OSError:  # another process has just removed it
-            continue
-        if newest is None or written is None:
-            continue
-        try:
-            theirs = read_config(args)
-        except (OSError, ValueError) as error:
-            left.append((written, newest, f"its args.json can't be read ({_short(str(error))})"))
-            continue
-        found = {key: _select(theirs, key) for key in keys}
-        if "name" in keys and found["name"] not in allowed["name"]:
-            others += 1
-            continue
-        differing = [key for key in keys if found[key] not in allowed[key]]
-        if differing:
-            pairs = (f"{k} is {_short(found[k])} there, {_short(mine[k])} here" for k in differing)
-            left.append((written, newest, "; ".join(pairs)))
-        elif written < oldest:
-            reason = f"its checkpoint is older than auto_resume.max_hours={max_hours:g}"
-            left.append((written, newest, reason))
-        else:
-            wandb_id = theirs.get("wandb_run_id")
-            matching.append((written, newest, wandb_id if isinstance(wandb_id, str) else None))
-    chosen = max(matching, key=lambda run: run[0], default=None)
-    _report(folder, None if chosen is None else chosen[1], len(matching), left, others)
     global _found
-    _found = None if chosen is None else chosen[1]
-    return (None, None) if chosen is None else chosen[1:]
+    accepted = _accepted_values(cfg, keys)
+    found = [_examine(args, accepted, max_hours) for args in folder.rglob("args.json")]
+    runs = sorted((run for run in found if run is not None), key=lambda run: run.written)
+    matching = [run for run in runs if run.mismatch is None]
+    skipped = [run for run in runs if run.mismatch not in (None, _OTHER_NAME)]
+    chosen = matching[-1] if matching else None
+    if chosen is not None:
+        among = f", the newest of {len(matching)} matching runs" if len(matching) > 1 else ""
+        _log(f"resuming {printable(chosen.checkpoint)}{among}.")
+    for run in skipped[::-1][:_LISTED]:
+        _log(f"skipped {printable(run.checkpoint)}: {run.mismatch}.")
+    if len(skipped) > _LISTED:
+        _log(f"skipped {len(skipped) - _LISTED} older ones.")
+    if chosen is None:
+        others = sum(run.mismatch == _OTHER_NAME for run in runs)
+        named = f" ({others} of other names)" if others else ""
+        _log(f"no run to resume in {printable(folder)}{named}; starting from scratch.")
+        if skipped:
+            _log("to resume one of them, use its settings or +resume_from_checkpoint=PATH.")
+    _found = chosen.checkpoint if chosen else None
+    return (chosen.checkpoint, chosen.wandb_id) if chosen else (None, None)
+
+
+def _examine(args: Path, accepted: Mapping[str, Sequence[Any]], max_hours: float) -> _Run | None:
+    """Compares the run of an ``args.json`` with this one; ``None`` if it has no checkpoint."""
+    try:
+        newest = newest_checkpoint(args.parent)
+        if newest is None or not args.is_file():
+            return None
+        written = newest.stat().st_mtime
+    except OSError:  # another process has just removed it
+        return None
+    try:
+        config = read_config(args)
+    except (OSError, ValueError) as error:
+        return _Run(written, newest, None, f"its args.json can't be read ({_shorten(str(error))})")
+    values = {key: _value_at(config, key) for key in accepted}
+    differing = [key for key, value in values.items() if value not in accepted[key]]
+    mismatch: str | None = None
+    if "name" in differing:
+        mismatch = _OTHER_NAME
+    elif differing:
+        mismatch = "; ".join(
+            f"{key} is {_shorten(values[key])} there, {_shorten(accepted[key][0])} here"
+            for key in differing
+        )
+    elif written < time.time() - max_hours * 3600:
+        mismatch = f"its checkpoint is older than auto_resume.max_hours={max_hours:g}"
+    wandb_id = config.get("wandb_run_id")
+    return _Run(written, newest, wandb_id if isinstance(wandb_id, str) else None, mismatch)
+
+
+def _accepted_values(cfg: DictConfig, keys: Sequence[str]) -> dict[str, tuple[Any, Any]]:
+    """This run's value of each key: resolved, and as its own ``args.json`` will be read."""
+    unresolved: Any = OmegaConf.to_container(cfg)
+    as_written = resolved(unresolved)
+    accepted = {}
+    for key in keys:
+        value = OmegaConf.select(cfg, key)
+        if OmegaConf.is_config(value):
+            value = OmegaConf.to_container(value, resolve=True)
+        accepted[key] = (None if value == "None" else value, _value_at(as_written, key))
+    return accepted
+
+
+def _value_at(config: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted key; solo-learn writes the word None for no value."""
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return None if value == "None" else value
+
+
+def _shorten(value: Any) -> str:
+    text = printable(value if isinstance(value, str) else json.dumps(value, default=str))
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+@rank_zero_only
+def _log(text: str) -> None:
+    print(f"auto_resume: {text}")
 
 
 def check_agreement() -> None:
-    """Refuses a run that some processes would resume and others start, waiting for each other.
+    """Refuses a run that some ranks would resume and others start anew, which would deadlock.
 
     All ranks must call it together, before Lightning loads a checkpoint.
 
     Raises:
-        CheckpointError: :func:`find_checkpoint` has found one on some ranks only.
+        CheckpointError: :func:`find_checkpoint` found a checkpoint on some ranks only.
     """
     found = gather_objects(None if _found is None else str(_found))
     lacking = [rank for rank, path in enumerate(found) if path is None]
@@ -111,36 +164,11 @@ def check_agreement() -> None:
         )
 
 
-@rank_zero_only
-def _report(
-    folder: Path,
-    chosen: Path | None,
-    matching: int,
-    left: list[tuple[float, Path, str]],
-    others: int,
-) -> None:
-    """Prints which run is resumed, and why those of the same name aren't."""
-    if chosen is not None:
-        of = f", the newest of {matching} runs with these settings" if matching > 1 else ""
-        print(f"auto_resume: {printable(chosen)} is resumed{of}.")
-    for _, path, reason in sorted(left, reverse=True)[:_SHOWN]:
-        print(f"auto_resume: {printable(path)} is left: {reason}.")
-    if len(left) > _SHOWN:
-        print(f"auto_resume: {len(left) - _SHOWN} older ones are left, too.")
-    if chosen is None:
-        named = f" ({others} of other names)" if others else ""
-        place = printable(folder)
-        print(f"auto_resume: no run to resume in {place}{named}; this one starts from scratch.")
-    if chosen is None and left:
-        do = "+resume_from_checkpoint=PATH, or the settings that it was trained with"
-        print(f"To go on with one of them: {do}.")
+def replace_solo_learn_search() -> None:
+    """Makes solo-learn's auto-resume search with :func:`find_checkpoint`; idempotent.
 
-
-def extend_solo_learn() -> None:
-    """Lets solo-learn's auto-resume find runs by :func:`find_checkpoint`.
-
-    Its own resolves what others' ``args.json`` refer to, ends with a traceback at a damaged one,
-    and doesn't say why a run is left. Calling it again is harmless.
+    solo-learn's own search resolves references in other users' ``args.json``, fails with a
+    traceback at a damaged one, and doesn't report why a run was skipped.
     """
     from solo.utils.auto_resumer import AutoResumer
 
@@ -149,22 +177,3 @@ def extend_solo_learn() -> None:
         return find_checkpoint(Path(self.checkpoint_dir), cfg, hours, self.SHOULD_MATCH)
 
     AutoResumer.find_checkpoint = find
-
-
-def _mine(cfg: DictConfig, key: str) -> Any:
-    """This run's value; the host takes the word None for none."""
-    value = OmegaConf.select(cfg, key)
-    value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-    return None if value == "None" else value
-
-
-def _select(args: Mapping[str, Any], key: str) -> Any:
-    value: Any = args
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return None if value == "None" else value
-
-
-def _short(value: Any) -> str:
-    text = printable(value if isinstance(value, str) else json.dumps(value, default=str))
-    return text if len(text) <= 80 else f"{text[:77]}..."

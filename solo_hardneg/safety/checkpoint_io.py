@@ -1,4 +1,4 @@
-"""Checkpoints that are whole: written at once or not at all, read without executing anything."""
+"""Checkpoints that are whole: written atomically, and read without executing their content."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import errno
 import os
 import tempfile
 from collections import Counter
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -17,144 +18,131 @@ from omegaconf import DictConfig, OmegaConf
 
 from solo_hardneg.distributed import all_or_none
 from solo_hardneg.errors import CheckpointError
+from solo_hardneg.files import write_atomically
+from solo_hardneg.host import config_of, host_checkpointer
+from solo_hardneg.models.checkpoints import newest_checkpoint, read_checkpoint, read_or_older
 from solo_hardneg.safety.auto_resume import check_agreement
-from solo_hardneg.safety.reading import newest_checkpoint, read_checkpoint, read_or_older
-from solo_hardneg.trainers import config_of, host_checkpointer
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class SafeCheckpoints(Callback):
-    """Puts :class:`SafeCheckpointIO` in the place of Lightning's, before a checkpoint is loaded."""
+    """Replaces Lightning's checkpoint plug-in by :class:`SafeCheckpointIO`."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Replaces the plug-in, and tries whether checkpoints can be written at all.
+        """Replaces the plug-in, and tests whether checkpoints can be written at all.
 
         Raises:
-            CheckpointError: the host's folder for checkpoints can't be made or written to, or
-                auto-resume has found a run on some ranks only. All ranks raise it.
+            CheckpointError: The host's checkpoint folder can't be created or written to, or
+                auto-resume found a run on some ranks only. All ranks raise it.
         """
         cfg = config_of(trainer, pl_module)
-        if stage == "fit" and cfg is not None and _found_by_itself(cfg):
+        if stage == "fit" and _found_by_auto_resume(cfg):
             check_agreement()
         inner = trainer.strategy.checkpoint_io
         if isinstance(inner, SafeCheckpointIO):
             inner = inner.inner
-        if type(inner) is TorchCheckpointIO:  # others write folders, or later, or elsewhere
+        if type(inner) is TorchCheckpointIO:  # others write folders, asynchronously or remotely
             trainer.strategy.checkpoint_io = SafeCheckpointIO(inner, trainer, cfg)
         saver = host_checkpointer(trainer)
-        home = getattr(saver, "logdir", None) or getattr(saver, "folder", None)
-        if stage == "fit" and home is not None:
-            error = _try_writing(Path(home)) if trainer.is_global_zero else None
+        folder = getattr(saver, "logdir", None) or getattr(saver, "folder", None)
+        if stage == "fit" and folder is not None:
+            error = _probe_writing(Path(folder)) if trainer.is_global_zero else None
             error = trainer.strategy.broadcast(error)
             if error is not None:
                 raise CheckpointError(error)
 
 
 class SafeCheckpointIO(CheckpointIO):
-    """Reads and writes the checkpoints of a trainer on local disks.
+    """Reads and writes a trainer's checkpoints on local disks.
 
     Args:
-        inner: what it stands in for, and what does paths that are no files (``s3://...``).
-        trainer: whose processes must agree on what is loaded.
-        cfg: the run's config, if it has one: says who has chosen the checkpoint to resume.
+        inner: Replaced plug-in, which still handles remote paths (``s3://...``).
+        trainer: Trainer whose ranks must agree on the file to load.
+        cfg: The run's config, if it has one.
 
     Attributes:
-        newest: the last checkpoint that this process has written.
+        newest: Checkpoint last written by this process.
     """
 
     def __init__(self, inner: CheckpointIO, trainer: Trainer, cfg: DictConfig | None) -> None:
         self.inner = inner
         self.newest: Path | None = None
         self._trainer, self._cfg = trainer, cfg
-        self._chosen: dict[str, Path] = {}  # what is read in the place of what was asked for
-
-    # ------------------------------------------------------------------ writing
+        self._chosen: dict[str, Path] = {}  # requested path -> file read instead
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
-        """Writes a file beside ``path``, flushes it to the disk, and renames it.
+        """Writes to a file beside ``path``, flushes it to disk, and renames it.
 
         Raises:
-            CheckpointError: it can't be written. Nothing of it stays, older ones do.
+            CheckpointError: The file can't be written. It is removed; older ones stay.
         """
-        if _elsewhere(path) or storage_options is not None:
+        if _is_remote(path) or storage_options is not None:
             self.inner.save_checkpoint(checkpoint, path, storage_options=storage_options)
             return
-        path = Path(path)
-        part = path.with_name(f"{path.name}.part")
+        path, content = Path(path), to_plain_containers(checkpoint)
+        for leftover in path.parent.glob(f".{escape(path.name)}.*.part"):  # of a killed process
+            leftover.unlink(missing_ok=True)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # By a name instead of a file, torch says of a full disk only that its writer failed.
-            with part.open("wb") as file:
-                torch.save(plain(checkpoint), file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, path)
-        except BaseException as error:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
+            # Given a path instead of a file, torch reports a full disk only as a failed writer.
+            write_atomically(path, lambda file: torch.save(content, file), durable=True)
+        except Exception as error:
             cause = _os_error(error)
-            if cause is None or not isinstance(error, Exception):
+            if cause is None:
                 raise
-            raise CheckpointError(self._unwritten(checkpoint, path, cause)) from error
+            raise CheckpointError(self._save_error(checkpoint, path, cause)) from error
         _flush_folder(path.parent)
         self.newest = path
 
-    def _unwritten(self, checkpoint: dict[str, Any], path: Path, cause: OSError) -> str:
-        """What is said of a checkpoint that can't be written."""
-        place = None if self._cfg is None else OmegaConf.select(self._cfg, "checkpoint.dir")
-        which = f"epoch {checkpoint.get('epoch')}, step {checkpoint.get('global_step')}"
+    def _save_error(self, checkpoint: dict[str, Any], path: Path, cause: OSError) -> str:
+        folder = None if self._cfg is None else OmegaConf.select(self._cfg, "checkpoint.dir")
+        step = f"epoch {checkpoint.get('epoch')}, step {checkpoint.get('global_step')}"
         last = self.newest or newest_checkpoint(path.parent)
-        text = "There is no complete one of this run yet."
+        remedy = "This run has no complete checkpoint yet."
         if last is not None:
-            text = f"The last complete one is {last}: go on with {resume_words(last)}"
+            remedy = f"The last complete one is {last}: resume it with {resume_override(last)}"
         return (
-            f"checkpoint.dir={place or path.parent}: the checkpoint of {which} can't be written to "
-            f"{path} ({cause.strerror}). {_advice(cause)} {text}"
+            f"checkpoint.dir={folder or path.parent}: the checkpoint of {step} can't be written to "
+            f"{path} ({cause.strerror}). {_advice(cause)} {remedy}"
         )
-
-    # ------------------------------------------------------------------ reading
 
     def load_checkpoint(
         self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Reads tensors and plain values, in all versions of Lightning and on all ranks the same.
+        """Reads tensors and plain values only, the same file on all ranks.
 
-        A checkpoint that ``auto_resume`` has found may be damaged: then the run's one before it is
-        read. All processes of the run must call it together.
+        If a checkpoint found by ``auto_resume`` is damaged, the run's previous one is read. All
+        ranks must call it together.
 
         Raises:
-            CheckpointError: it can't be read. All ranks raise it.
+            CheckpointError: The file can't be read. All ranks raise it.
         """
-        if _elsewhere(path):
+        if _is_remote(path):
             return dict(self.inner.load_checkpoint(path))
-        asked, content = str(path), None
-        if asked not in self._chosen:
-            self._chosen[asked], content = self._choose(Path(path))
-
-        def read() -> dict[str, Any]:
-            file = self._chosen[asked]
-            return read_checkpoint(self._key, file)[1] if content is None else content
-
-        return all_or_none(read)  # not all may see the disk on which it lies
+        content = None
+        if str(path) not in self._chosen:
+            self._chosen[str(path)], content = self._choose(Path(path))
+        file = self._chosen[str(path)]
+        # A rank may not see the disk that holds the file.
+        return all_or_none(lambda: content or read_checkpoint(self._key, file)[1])
 
     def _choose(self, path: Path) -> tuple[Path, dict[str, Any] | None]:
-        """The file that all ranks read, by the first one's word, and what that one has read."""
+        """Returns the file that rank 0 chose for all ranks, and on rank 0 its content."""
         answer: tuple[Path | None, str] = (None, "")
         content = error = None
         if self._trainer.is_global_zero:
             read: Any = read_checkpoint
-            if _found_by_itself(self._cfg):
-                # With checkpoint.keep_prev, solo-learn takes any one of its folder.
+            if _found_by_auto_resume(self._cfg):
+                # With checkpoint.keep_prev, solo-learn picks any file in the folder.
                 read, path = read_or_older, newest_checkpoint(path.parent) or path
             try:
                 file, content = read(self._key, path)
                 answer = file, ""
-            except Exception as unreadable:  # whatever it is, the other ranks wait for an answer
-                answer, error = (None, str(unreadable)), unreadable
+            except Exception as caught:  # of any kind: the other ranks wait for an answer
+                answer, error = (None, str(caught)), caught
         chosen, text = self._trainer.strategy.broadcast(answer)
         if chosen is None:
             raise error or CheckpointError(text)
@@ -162,98 +150,103 @@ class SafeCheckpointIO(CheckpointIO):
 
     @property
     def _key(self) -> str:
-        found = "auto_resume.enabled=True found"
-        return found if _found_by_itself(self._cfg) else "resume_from_checkpoint"
+        automatic = _found_by_auto_resume(self._cfg)
+        return "auto_resume.enabled=True found" if automatic else "resume_from_checkpoint"
 
-    def named(self, path: Any) -> str:
-        """``key=path`` for messages: what has chosen the checkpoint, and the file that was read."""
+    def source_of(self, path: Any) -> str:
+        """Returns ``key=path`` for messages: the key that chose the checkpoint, and its file."""
         return f"{self._key}={self._chosen.get(str(path), path)}"
-
-    # ------------------------------------------------------------------ the rest
 
     def remove_checkpoint(self, path: Any) -> None:
         """Removes a checkpoint."""
         self.inner.remove_checkpoint(path)
 
     def teardown(self) -> None:
-        """Ends what it stands in for."""
+        """Tears down the replaced plug-in."""
         self.inner.teardown()
 
 
-def resumed_from(trainer: Trainer) -> str:
-    """``key=path`` of the checkpoint that a run is resumed from, for messages."""
+def resume_source(trainer: Trainer) -> str:
+    """Returns ``key=path`` of the checkpoint that a run resumes from, for messages."""
     checkpoint_io, path = trainer.strategy.checkpoint_io, trainer.ckpt_path
     if isinstance(checkpoint_io, SafeCheckpointIO):
-        return checkpoint_io.named(path)
+        return checkpoint_io.source_of(path)
     return f"ckpt_path={path}"
 
 
-def _found_by_itself(cfg: DictConfig | None) -> bool:
-    """Whether the host has looked for the checkpoint.
+def resume_override(path: Path) -> str:
+    """Returns the override that resumes a checkpoint, quoted for a shell.
 
-    Of one that the user names, solo-learn takes the key out of the config.
+    The inner quotes are for Hydra: solo-learn's checkpoint names contain an =.
+    """
+    return f"\"++resume_from_checkpoint='{path.absolute()}'\""
+
+
+def resume_command(trainer: Trainer, options: str = "with") -> str:
+    """Returns how to resume from the newest checkpoint, for messages."""
+    text = f"the same command {options} auto_resume.enabled=True"
+    path = getattr(trainer.strategy.checkpoint_io, "newest", None)
+    return text if path is None else f"{text} or {resume_override(path)}"  # None: foreign plug-in
+
+
+def _found_by_auto_resume(cfg: DictConfig | None) -> bool:
+    """Whether the host searched for the checkpoint.
+
+    If the user names a checkpoint, solo-learn removes ``resume_from_checkpoint`` from the config.
     """
     if cfg is None or not OmegaConf.select(cfg, "auto_resume.enabled", default=False):
         return False
     return "resume_from_checkpoint" in cfg and cfg.resume_from_checkpoint is None
 
 
-def plain(value: Any) -> Any:
-    """A checkpoint's content in containers that can be read without executing anything.
+def to_plain_containers(value: Any) -> Any:
+    """Converts a checkpoint's containers to types that load with ``weights_only=True``.
 
-    solo-learn hands lists of its config to optimizers, and PyTorch counts milestones in a Counter.
+    solo-learn passes lists of its config to optimizers, and MultiStepLR keeps a Counter.
     """
     if OmegaConf.is_config(value):
         return OmegaConf.to_container(value, resolve=True)
     if type(value) in (dict, Counter):
-        return {key: plain(part) for key, part in value.items()}
+        return {key: to_plain_containers(part) for key, part in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(plain(part) for part in value)
+        return type(value)(to_plain_containers(part) for part in value)
     return value
 
 
-def resume_words(path: Path) -> str:
-    """What to add to the command so that it goes on from a checkpoint, as a shell takes it.
-
-    The inner quotes are for Hydra: solo-learn puts an = into the names of checkpoints.
-    """
-    return f"\"++resume_from_checkpoint='{path.absolute()}'\""
-
-
-def unwritable(place: Path, error: OSError) -> str:
-    """What is said of a folder that can't be made or written to."""
+def unwritable(folder: Path, error: OSError) -> str:
+    """Returns the message for a folder that can't be created or written to."""
     reason = error.strerror or type(error).__name__
-    return f"checkpoint.dir={place}: can't be written to ({reason}). {_advice(error)}"
+    return f"checkpoint.dir={folder}: can't be written to ({reason}). {_advice(error)}"
 
 
-def _try_writing(home: Path) -> str | None:
-    """Writes to the folder, or to the one in which it will be made, and says what was wrong.
+def _probe_writing(folder: Path) -> str | None:
+    """Writes to the folder, or to its first existing parent, and returns the error message.
 
-    Nothing stays: a run that is refused later leaves no folder behind.
+    Leaves nothing behind: the run may still be refused for another reason.
     """
-    place = home.absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
+    existing = folder.absolute()
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
     try:
-        with tempfile.NamedTemporaryFile(dir=place, prefix=".try-") as file:
+        with tempfile.NamedTemporaryFile(dir=existing, prefix=".try-") as file:
             file.write(bytes(4096))
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        return unwritable(home, error)
+        return unwritable(folder, error)
     return None
 
 
 def _advice(error: OSError) -> str:
-    if error.errno in _FULL:
+    if error.errno in _DISK_FULL:
         return "Make room, or set checkpoint.dir to another disk."
     if error.errno in _FORBIDDEN:
         return "Set checkpoint.dir to a folder that this user may write to."
-    return "Look after the disk, or set checkpoint.dir to another one."
+    return "Check the disk, or set checkpoint.dir to another one."
 
 
 def _os_error(error: BaseException | None) -> OSError | None:
-    """What the operating system has said; torch's writer puts an error of its own over it."""
+    """The operating system's error; torch's writer raises its own on top of it."""
     while error is not None:
         if isinstance(error, OSError):
             return error
@@ -261,12 +254,12 @@ def _os_error(error: BaseException | None) -> OSError | None:
     return None
 
 
-def _elsewhere(path: Any) -> bool:
+def _is_remote(path: Any) -> bool:
     return "://" in str(path)
 
 
 def _flush_folder(folder: Path) -> None:
-    """So that the new name, too, outlives a power cut; not all file systems can do that."""
+    """Makes the new name survive a power cut, where the file system supports it."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -3,91 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from pydantic import Field
+from torch import Tensor
 
-from solo_hardneg.standalone.base import PROJECTOR_SIZES, ProjectedMomentumMethod, check_head
-from solo_hardneg.standalone.checks import COUNT, REQUIRED, Number, Rules, settle
-
-BYOL_RULES: Rules = {
-    **PROJECTOR_SIZES,
-    "method_kwargs.pred_hidden_dim": (REQUIRED, COUNT),
-    # One image has no batch statistics, which both heads take of vectors.
-    "optimizer.batch_size": (REQUIRED, Number(least=2, whole=True)),
-}
-
-
-def build_head(key: str, inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """The form of BYOL's projector and predictor: (B, inputs) -> (B, outputs).
-
-    Raises:
-        ConfigError: it would not fit into this machine's memory; ``key`` is the hidden size's.
-    """
-    check_head(key, inputs, hidden, outputs)
-    return nn.Sequential(
-        nn.Linear(inputs, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, outputs)
-    )
+from solo_hardneg.standalone.base import BaseMomentumMethod, build_mlp
+from solo_hardneg.validate import REQUIRED, Count, Rules
 
 
 def byol_loss_func(p: Tensor, z: Tensor) -> Tensor:
-    """The loss of one direction: the squared distance of unit vectors, averaged (equation 2).
+    """Loss of one direction: mean squared distance of unit vectors (equation 2).
 
     Args:
         p: (B, D) predictions from one view.
-        z: (B, D) the momentum projections of the other; they get no gradient.
+        z: (B, D) momentum projections of the other view; they get no gradient.
 
     Returns:
-        2 - 2 cos(p, z), a scalar in [0, 4].
+        Scalar 2 - 2 cos(p, z), in [0, 4].
     """
     return 2 - 2 * F.cosine_similarity(p, z.detach(), dim=1).mean()
 
 
-class BYOL(ProjectedMomentumMethod):
-    """Each view predicts what the momentum network makes of the other."""
+class BYOL(BaseMomentumMethod):
+    """Predicts the momentum projection of each view from the other view."""
+
+    config_rules: ClassVar[Rules] = {
+        "method_kwargs.pred_hidden_dim": (REQUIRED, Count),
+        "optimizer.batch_size": (REQUIRED, Annotated[int, Field(ge=2)]),  # for BatchNorm
+    }
+    projector_norm = True
 
     def __init__(self, cfg: DictConfig) -> None:
         super().__init__(cfg)
-        width = cfg.method_kwargs.proj_output_dim
-        key, hidden = "method_kwargs.pred_hidden_dim", cfg.method_kwargs.pred_hidden_dim
-        self.predictor = build_head(key, width, hidden, width)
-
-    @staticmethod
-    def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
-        """Checks the keys of BYOL."""
-        cfg = super(BYOL, BYOL).add_and_assert_specific_cfg(cfg)
-        settle(cfg, BYOL_RULES)
-        return cfg
-
-    def make_projector(self, method_kwargs: DictConfig) -> nn.Module:
-        """The projector of BYOL."""
-        sizes = method_kwargs.proj_hidden_dim, method_kwargs.proj_output_dim
-        return build_head("method_kwargs.proj_hidden_dim", self.features_dim, *sizes)
+        kwargs = cfg.method_kwargs
+        self.predictor = build_mlp(kwargs, kwargs.proj_output_dim, "pred_hidden_dim", True)
 
     @property
     def learnable_params(self) -> list[dict[str, Any]]:
-        """The parent's groups and the predictor."""
-        return [
-            *super().learnable_params,
-            {"name": "predictor", "params": self.predictor.parameters()},
-        ]
+        """The parent's parameter groups and the predictor's."""
+        predictor = {"name": "predictor", "params": self.predictor.parameters()}
+        return [*super().learnable_params, predictor]
 
     def forward(self, X: Tensor) -> dict[str, Any]:
-        """As the parent's, and the predictions ``p`` (B, D), not normalized."""
+        """As the parent's, with predictions ``p`` (B, D), not normalized."""
         out = super().forward(X)
         return {**out, "p": self.predictor(out["z"])}
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Any:
-        """The loss of both directions, summed, and the loss of the classifier."""
+        """Sum of both directions' losses, plus the classifier's loss."""
         out = super().training_step(batch, batch_idx)
         p1, p2 = out["p"]
         z1, z2 = out["momentum_z"]
         byol_loss = byol_loss_func(p1, z2) + byol_loss_func(p2, z1)
-        # Near 1/sqrt(D) while the images' projections differ, 0 once they have collapsed.
+        # Near 1/sqrt(D) while images have different projections, 0 once they have collapsed.
         spread = F.normalize(torch.stack(out["z"]).detach(), dim=2).std(dim=1).mean()
-        metrics = {"train_neg_cos_sim": byol_loss, "train_z_std": spread}  # the host's names
-        self.log_dict(metrics, on_epoch=True, sync_dist=True, batch_size=len(p1))
+        self.log_epoch({"train_neg_cos_sim": byol_loss, "train_z_std": spread}, p1)
         return byol_loss + out["loss"]

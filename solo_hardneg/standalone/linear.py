@@ -12,17 +12,17 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from solo_hardneg.standalone.backbones import try_out
+from solo_hardneg.models.backbones import check_output
 from solo_hardneg.standalone.training import TrainedModule, class_metrics
 
 
 class LinearModel(TrainedModule):
-    """Trains ``classifier`` on ``backbone``, which stays as it is, batch statistics included.
+    """Trains ``classifier`` on ``backbone``, which stays frozen, batch statistics included.
 
     Args:
-        backbone: maps images (B, 3, H, W) to features (B, D).
-        cfg: a config of linear evaluation.
-        features_dim: D; by default what the backbone says of itself.
+        backbone: Maps images (B, 3, H, W) to features (B, D).
+        cfg: Config of linear evaluation.
+        features_dim: D; by default the backbone's own attribute.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class LinearModel(TrainedModule):
 
     @property
     def learnable_params(self) -> list[dict[str, Any]]:
-        """The classifier alone."""
+        """Parameter group of the classifier."""
         return [{"name": "classifier", "params": self.classifier.parameters()}]
 
     def forward(self, X: Tensor) -> dict[str, Any]:
@@ -49,31 +49,30 @@ class LinearModel(TrainedModule):
     def _step(self, part: str, batch: Sequence[Tensor]) -> Tensor:
         X, targets = batch
         metrics = class_metrics(self(X)["logits"], targets)
-        log = {f"{part}_{key}": value for key, value in metrics.items()}
-        self.log_dict(log, on_epoch=True, sync_dist=True, batch_size=len(targets))
+        self.log_epoch({f"{part}_{key}": value for key, value in metrics.items()}, targets)
         return metrics["loss"]
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
-        """The loss of the classifier on a batch ``[X, targets]``."""
-        self.backbone.eval()  # Lightning puts all of the module into training mode
+        """Loss of the classifier on a batch ``[X, targets]``."""
+        self.backbone.eval()  # Lightning puts the whole module into training mode
         return self._step("train", batch)
 
     def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
-        """Logs ``val_loss``, ``val_acc1`` and ``val_acc5``, averaged over the images."""
+        """Logs ``val_loss``, ``val_acc1`` and ``val_acc5``."""
         return self._step("val", batch)
 
 
 @torch.no_grad()
-def embed(
+def encode(
     backbone: nn.Module, loader: DataLoader, device: torch.device
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The features (N, D) of all images of a loader, and their targets (N,).
+    """Features (N, D) and targets (N,) of all images of a loader.
 
     Raises:
-        ConfigError: the backbone can't take images of their size.
+        ConfigError: The backbone can't take images of their size.
     """
     backbone = backbone.to(device).eval()
-    try_out(backbone, next(iter(loader))[0].to(device)[:1], None, "the pretrained run's")
+    check_output(backbone, next(iter(loader))[0].to(device)[:1], None, "the pretrained run's")
     rows = [(backbone(X.to(device)).float().cpu().numpy(), y.numpy()) for X, y in loader]
     features, targets = zip(*rows, strict=True)
     return np.concatenate(features), np.concatenate(targets)

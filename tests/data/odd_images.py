@@ -1,4 +1,4 @@
-"""Image files with more than 8-bit RGB in them, and what is to come out."""
+"""Writes image files other than 8-bit RGB, and returns their expected pixels."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 from PIL import Image
 
 RAMP = np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)
-TURNED_RIGHT = 6  # the orientation that cameras store most
+TURNED_RIGHT = 6  # a common EXIF orientation
 
 
 def sixteen_bits(file: Path) -> np.ndarray:
-    """Writes a grey ramp of 16 bits; returns its 8-bit pixels."""
+    """Writes a 16-bit grey ramp; returns its 8-bit pixels."""
     if file.suffix == ".pgm":
         file.write_bytes(b"P5 32 32 65535\n" + RAMP.astype(">u2").tobytes())
     else:
@@ -21,7 +21,7 @@ def sixteen_bits(file: Path) -> np.ndarray:
 
 
 def turned(file: Path) -> np.ndarray:
-    """Writes an image of 24 x 40 pixels that is to be turned; returns it upright."""
+    """Writes an image of 24 x 40 pixels with an EXIF rotation; returns it upright."""
     pixels = np.zeros((24, 40, 3), np.uint8)
     pixels[:12, :20, 0] = pixels[12:, 20:, 1] = 255
     exif = Image.Exif()

@@ -1,4 +1,4 @@
-"""One meaning of an image file, whoever opens it."""
+"""All readers decode an image file alike."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from solo_hardneg.data.images import check_images, check_tiffs, open_rgb
+from solo_hardneg.data.resident.images import load_images
 from solo_hardneg.errors import DataError
-from solo_hardneg.resident.images import load_images
 
 
 def by_pil(file: Path) -> np.ndarray:
@@ -35,7 +35,7 @@ def by_dali(file: Path) -> np.ndarray:
     @pipeline_def(batch_size=1, num_threads=1, device_id=None)
     def pipeline():
         content, _ = fn.readers.file(files=[str(file)], labels=[0])
-        return fn.decoders.image(content, output_type=types.RGB)  # as both hosts have it
+        return fn.decoders.image(content, output_type=types.RGB)  # as in solo-learn
 
     made = pipeline()
     made.build()
@@ -53,7 +53,7 @@ FILES = [
     [
         *((by_pil, *file) for file in FILES),
         *((by_dali, *file) for file in FILES),
-        (resident, *FILES[0]),  # opens files as the first does
+        (resident, *FILES[0]),  # uses open_rgb
     ],
 )
 def test_all_readers_get_the_same_pixels(tmp_path, reader, write, name):
@@ -74,7 +74,7 @@ def test_other_modes_become_rgb(tmp_path, mode):
     assert open_rgb(file).mode == "RGB"
 
 
-def test_the_first_frame_of_an_animation(tmp_path):
+def test_an_animation_gives_its_first_frame(tmp_path):
     first, second = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")
     first.save(tmp_path / "a.webp", save_all=True, append_images=[second], lossless=True)
     assert open_rgb(tmp_path / "a.webp").getpixel((0, 0)) == (255, 0, 0)
@@ -89,7 +89,7 @@ def test_pixels_without_a_known_range_are_refused(tmp_path, write, kind, check):
         check(file)
 
 
-def test_a_damaged_orientation_turns_nothing(tmp_path):
+def test_damaged_exif_data_is_ignored(tmp_path):
     file = tmp_path / "a.jpg"
     image = Image.open(png(tmp_path / "a.png"))
     image.save(file, exif=b"Exif\0\0" + b"no TIFF header at all")
@@ -97,7 +97,7 @@ def test_a_damaged_orientation_turns_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut off", "text", "folder"])
-def test_what_cant_be_read_is_named(tmp_path, damage):
+def test_an_unreadable_file_is_named(tmp_path, damage):
     file = tmp_path / "a.png"
     if damage == "cut off":
         cut(file)
@@ -110,26 +110,26 @@ def test_what_cant_be_read_is_named(tmp_path, damage):
             check(file)
 
 
-def test_an_image_that_is_too_large(tmp_path, monkeypatch):
+def test_a_too_large_image_is_refused(tmp_path, monkeypatch):
     file = png(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
     with pytest.raises(DataError, match=r"a\.png: this image is too large .*Make it smaller"):
         open_rgb(file)
 
 
-def test_open_files_go_by_a_name(tmp_path):
+def test_open_files_are_named_in_errors(tmp_path):
     content = io.BytesIO(png(tmp_path / "a.png").read_bytes())
     assert open_rgb(content, "archive: a").size == (40, 40)
     with pytest.raises(DataError, match="archive: a: this image can't be read"):
         open_rgb(io.BytesIO(b""), "archive: a")
 
 
-def test_images_of_solo_learns_h5_files(tmp_path):
-    """Its dataset reads the bytes of a file; here they lie in a dictionary."""
-    from solo_hardneg.data.solo_learn import _OpenedByUs
+def test_solo_learns_h5_images_are_opened_alike(tmp_path):
+    """A dictionary stands in for the HDF5 file."""
+    from solo_hardneg.data.solo_learn import _OpensRGB
 
     expected = sixteen_bits(tmp_path / "a.png")
-    dataset = _OpenedByUs()
+    dataset = _OpensRGB()
     content = np.frombuffer((tmp_path / "a.png").read_bytes(), np.uint8)
     dataset.h5_path, dataset.h5_file = "all.h5", {"n1": {"a": content, "b": content[:60]}}
     assert np.array_equal(np.asarray(dataset._load_img("n1", "a")), expected)

@@ -1,4 +1,4 @@
-"""Shared memory is measured and checked before worker processes start."""
+"""The check of shared memory before worker processes start."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ VIEW = 3 * 32 * 32 * 4
 
 
 class Views(torch.utils.data.Dataset):
-    """Items (index, two views, label), drawn at random as augmentations are."""
+    """Items (index, two views, label), with random numbers as in augmentations."""
 
     def __len__(self):
         return 400
@@ -38,7 +38,7 @@ class Method(LightningModule):
 
 @pytest.fixture
 def free(monkeypatch):
-    """``free(bytes, total)`` sets how much shared memory there is."""
+    """``free(bytes, total)`` sets the size of shared memory."""
 
     def set_free(number, total=2**40):
         stat = SimpleNamespace(f_bavail=number, f_blocks=total, f_frsize=1)
@@ -52,8 +52,8 @@ BATCH = 40 * 2 * VIEW + 2 * 4096
 
 
 @pytest.mark.parametrize(("images", "batches"), [(400, 5), (120, 3)])
-def test_what_the_workers_need(free, images, batches):
-    """Two batches for each worker and the trainer's one, if there are so many."""
+def test_too_little_memory_is_refused_to_the_byte(free, images, batches):
+    """Two batches per worker and the trainer's one, at most those of the dataset."""
     dataset = torch.utils.data.Subset(Views(), range(images))
     loader = CheckedLoader(dataset, batch_size=40, num_workers=2)
     needed = batches * BATCH + 2 * 64 * 1024
@@ -75,7 +75,7 @@ def test_without_workers_nothing_is_checked(free):
     assert len(list(CheckedLoader(Views(), batch_size=40))) == 10
 
 
-def test_processes_of_one_machine_share_it(free, monkeypatch):
+def test_processes_of_one_machine_share_memory(free, monkeypatch):
     monkeypatch.setattr(module, "get_world_size", lambda: 4)
     for gpus, here in ((0, 4), (2, 2), (8, 4)):
         monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
@@ -87,7 +87,7 @@ def test_processes_of_one_machine_share_it(free, monkeypatch):
         module.check_shared_memory("data.num_workers", 2, 5, BATCH)
 
 
-def test_what_a_loaders_own_batches_take_is_not_held_against_it(free):
+def test_a_loader_is_checked_only_once(free):
     loader = CheckedLoader(Views(), batch_size=40, num_workers=1)
     free(2**30)
     first = iter(loader)
@@ -96,12 +96,12 @@ def test_what_a_loaders_own_batches_take_is_not_held_against_it(free):
     assert len(next(first)[1]) == 2
 
 
-def test_shared_memory_without_a_limit(free):
+def test_unlimited_memory_is_accepted(free):
     free(0, 0)
     module.check_shared_memory("data.num_workers", 2, 5, BATCH)
 
 
-def test_random_numbers_are_not_used_up():
+def test_measuring_leaves_random_generators_alone():
     def state():
         return torch.rand(1).item(), random.random(), np.random.rand()
 
@@ -113,12 +113,12 @@ def test_random_numbers_are_not_used_up():
     seed()
     expected = state()
     seed()
-    CheckedLoader(Views(), batch_size=40, num_workers=1)._measure()
+    CheckedLoader(Views(), batch_size=40, num_workers=1)._batch_bytes()
     assert state() == expected
 
 
 def test_lightning_shows_the_error(free):
-    """It hides what iter() raises behind an error of its own."""
+    """Lightning replaces errors of iter()."""
     free(0)
     trainer = Trainer(accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False)
     with pytest.raises(ConfigError, match="data.num_workers=1: .*/dev/shm has 0 KiB free"):

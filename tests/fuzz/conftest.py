@@ -1,7 +1,7 @@
-"""How many cases are tried, and what they read.
+"""Files that the fuzzed configs name.
 
-``pytest tests/fuzz --all --hypothesis-profile=long --timeout=0`` tries thousands;
-``--hypothesis-show-statistics`` says how they ended.
+``pytest tests/fuzz --all --hypothesis-profile=long --timeout=0`` tries thousands of cases;
+``--hypothesis-show-statistics`` counts their outcomes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The images that configs refer to: a few small ones of two classes."""
+    """Small images of two classes."""
     folder = tmp_path_factory.mktemp("fuzz")
     write_images(folder / "train", per_class=10, classes=2, side=10)
     write_images(folder / "val", per_class=2, classes=2, side=10)
@@ -24,7 +24,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def trained(files: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The same, and a checkpoint for linear evaluation."""
+    """The images and a checkpoint for linear evaluation."""
     from solo_hardneg.standalone.run import pretrain
 
     folder = tmp_path_factory.mktemp("trained")

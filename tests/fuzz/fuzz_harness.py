@@ -1,4 +1,4 @@
-"""Runs a config in this process, and says how it ended; keeps it from doing harm."""
+"""Runs a config in this process within limits, and returns its outcome."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from omegaconf.errors import OmegaConfBaseException
 from solo_hardneg import plugin
 from solo_hardneg.errors import HardnegError
 
-_BATCHES = 12  # that a run may take before it has made two steps
-_MEMORY = 6 * 2**30  # bytes that it may take beside what is taken already
+_BATCHES = 12  # at most, before a run has made two steps
+_MEMORY = 6 * 2**30  # bytes that a run may allocate
 _ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"}
 
 
 class EnoughError(BaseException):
-    """The run was asked for more than is worth waiting for, or for other processes."""
+    """The run needs many batches or other processes."""
 
 
 class TwoSteps(Callback):
-    """Ends a run after two steps of the optimizer, and looks at each loss."""
+    """Ends a run after two optimizer steps, and collects the losses."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
@@ -55,7 +55,7 @@ def _address_space() -> int:
 
 @contextlib.contextmanager
 def harmless(folder: Path, environment: Mapping[str, str] | None = None) -> Iterator[TwoSteps]:
-    """In here a run starts no processes, asks no network, takes no gigabytes, makes two steps."""
+    """Limits runs to two steps and a few gigabytes, without network or other processes."""
     import torch.distributed
     from lightning.pytorch.strategies.launchers import multiprocessing, subprocess_script
 
@@ -87,9 +87,10 @@ def outcome(
     folder: Path,
     environment: Mapping[str, str] | None = None,
 ) -> str:
-    """How a run of plain values ends: ``trained``, ``refused: ...`` and so on.
+    """Runs a config of plain values; returns ``trained``, ``refused: MESSAGE`` and the like.
 
-    Anything else that happens is raised, and so is a loss that isn't finite.
+    Raises:
+        Exception: Any error but a HardnegError, and AssertionError for a non-finite loss.
     """
     try:
         cfg = OmegaConf.create(config)

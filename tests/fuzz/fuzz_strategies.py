@@ -1,8 +1,7 @@
-"""Valid configs at the size of these tests, and edits of them: what Hypothesis draws from.
+"""Hypothesis strategies: small valid configs, and edits of them.
 
-An edit is a tuple of plain values, so that a case can be written down as an example:
-``("set", path, value)``, ``("delete", path)``, ``("add", path of a mapping, key, value)`` and
-``("reverse", path of a mapping or list)``. A path is dotted; numbers are places in a list.
+An edit is ``("set", path, value)``, ``("delete", path)``, ``("add", path of mapping, key, value)``
+or ``("reverse", path of a mapping or list)``. Paths are dotted; numbers are positions in a list.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _FOLDERS = (
     "data.suggest.crop_size=8",
     "data.suggest.backbone=resnet18",
 )
-# name -> the config, and overrides that only it has
+# name -> (config, overrides)
 BASES: dict[str, tuple[str, ...]] = {
     "mocov2_banded": ("mocov2_banded", _QUEUE, "negatives=hardest_10"),
     "mocov2_sscl": ("mocov2_sscl", _QUEUE, f"{_MIX}={{hardest: 8, pairs: 4}}"),
@@ -58,7 +57,7 @@ _SMALL = (
     "+enable_model_summary=false",
 )
 _HEADS = ("method_kwargs.proj_hidden_dim=8", "method_kwargs.proj_output_dim=4")
-# What a config may hold beside: at its default, so that it can be changed like the rest.
+# Optional keys, at their defaults, so that edits can change them.
 _OPTIONAL: dict[str, Any] = {
     "accumulate_grad_batches": 1,
     "gradient_clip_val": None,
@@ -84,7 +83,7 @@ _OPTIONAL: dict[str, Any] = {
 
 @cache
 def composed(name: str) -> Any:
-    """A valid config as plain values; its interpolations still stand. Don't change it."""
+    """A valid config as plain values, interpolations unresolved. Cached: don't change it."""
     config, *own = BASES[name]
     small = ["data=digits", *_SMALL, *(() if config == "linear" else _HEADS), *own]
     with initialize_config_module("solo_hardneg.configs", version_base="1.2"):
@@ -100,7 +99,7 @@ def composed(name: str) -> Any:
 
 
 def edited(config: Any, edits: list[Edit]) -> Any:
-    """A copy of plain values after some edits; those whose path is gone by then do nothing."""
+    """Applies edits to a copy of plain values; skips edits whose path no longer exists."""
     config = copy.deepcopy(config)
     for kind, path, *rest in edits:
         parts = [int(part) if part.isdigit() else part for part in path.split(".") if part]
@@ -140,7 +139,7 @@ def _at(config: Any, parts: list[Any]) -> Any:
 
 
 def paths(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """All dotted paths of plain values, mappings and lists among them, and what stands there."""
+    """All dotted paths of plain values, mappings and lists included, with their values."""
     if prefix:
         yield prefix, value
     items: Any = ()
@@ -175,7 +174,7 @@ _NEW_KEYS = [
     *("lr", "fraction", "classifier", "finetune", "mixup", "mean", "std", "nesterov", "eta"),
     *("betas", "", "a b", "a=b", 0, 1, True, 1.5, "lr_lambda", "pretrained", "drop_rate"),
 ]
-# Lightning's own, which the standalone host hands on.
+# Arguments of Lightning's Trainer, which the standalone host passes on.
 _TRAINER_KEYS = [
     *("accelerator", "strategy", "devices", "precision", "fast_dev_run", "max_epochs"),
     *("min_epochs", "max_steps", "min_steps", "max_time", "limit_train_batches"),
@@ -229,7 +228,7 @@ _verbs = {
     "retain": _verb(strength=_number, band=_band, decay=_number),
     "typo": _any_value,
 }
-# In the order in which they are drawn, which is another one from case to case.
+# In the order of the draw, which differs from case to case.
 policies = st.lists(
     st.sampled_from(sorted(_verbs)).flatmap(
         lambda verb: st.tuples(st.just(verb), st.one_of(_verbs[verb], _verbs[verb], _any_value))
@@ -241,8 +240,8 @@ policies = st.lists(
 
 
 def _value_for(path: str, old: Any) -> st.SearchStrategy[Any]:
-    """Mostly of the kind that stands there, sometimes anything."""
-    if "backbone.kwargs" in path:  # timm's own: nobody bounds a depth of a billion
+    """Draws mostly values of the present type, sometimes any value."""
+    if "backbone.kwargs" in path:  # timm doesn't bound the depth
         return st.sampled_from([*_EDGES, math.nan, *_WORDS, *_ODD])
     if isinstance(old, bool):
         return st.one_of(st.just(not old), _any_value)
@@ -255,14 +254,14 @@ def _value_for(path: str, old: Any) -> st.SearchStrategy[Any]:
 
 @cache
 def edits_of(name: str, groups: tuple[str, ...] = ()) -> st.SearchStrategy[list[Edit]]:
-    """One to four edits of a composed config, anywhere in it, or in some of its groups."""
+    """Draws one to four edits of a composed config, or of some of its groups."""
     config = composed(name)
     found = {p: v for p, v in paths(config) if not groups or p.partition(".")[0] in groups}
     by_group: dict[str, list[str]] = {}
     for path in found:
         by_group.setdefault(path.partition(".")[0], []).append(path)
     anywhere = st.sampled_from(sorted(found))
-    # Each group as often as any other, however many keys it has.
+    # Each group with the same probability.
     in_group = st.sampled_from(sorted(by_group)).flatmap(lambda g: st.sampled_from(by_group[g]))
     place = st.one_of(anywhere, in_group)
     mappings = [p for p, v in found.items() if isinstance(v, dict)]
@@ -289,7 +288,7 @@ def edits_of(name: str, groups: tuple[str, ...] = ()) -> st.SearchStrategy[list[
 
 
 def cases(*names: str, groups: tuple[str, ...] = ()) -> st.SearchStrategy[tuple[str, list[Edit]]]:
-    """The name of a config, and edits of it, or of some of its groups."""
+    """Draws the name of a config, and edits of it or of some of its groups."""
     return st.sampled_from(names).flatmap(
         lambda name: st.tuples(st.just(name), edits_of(name, groups))
     )

@@ -1,8 +1,7 @@
-"""Whatever stands in our part of a config inside solo-learn passes, or is one of our errors.
+"""Inside solo-learn, any value of our config keys passes or ends in a HardnegError.
 
-solo-learn parses the edited config first, as its ``main_pretrain.py`` does; what it doesn't take is
-its own affair. Then our methods check what is theirs. As a script, with solo-learn importable, this
-tries as many cases as its argument says, prints the first failing one, shrunk, or how they ended.
+solo-learn parses the edited config first and may refuse it; then our methods check their keys. As
+a script, this tries ``argv[1]`` cases and prints the first failing one, or counts of the outcomes.
 """
 
 from __future__ import annotations
@@ -31,25 +30,24 @@ NAMES = ("mocov2_banded", "mocov2_sscl", "simclr_banded", "simclr_sscl", "labels
 @pytest.mark.full
 @pytest.mark.host
 def test_our_part_passes_or_is_refused(solo_learn: Path, tmp_path: Path) -> None:
-    for name in ("cat", "dog"):  # solo-learn counts the classes of data.train_path
+    for name in ("cat", "dog"):  # classes of data.train_path
         (tmp_path / name).mkdir()
     examples = settings.default.max_examples
     paths = (solo_learn, PROJECT, PROJECT / "tests")
     env = {"PYTHONPATH": ":".join(map(str, paths))}
     result = run_python(__file__, examples, cwd=tmp_path, env=env, timeout=3600).ok()
     counts = json.loads(result.out.strip().splitlines()[-1])
-    assert set(counts) == {"passed", "refused", "refused by solo-learn"}
-    # One that says no to everything would pass the rest, too.
+    assert set(counts) <= {"passed", "refused", "refused by solo-learn"}
     assert counts["passed"] > examples / 20
     assert counts["refused"] > examples / 4
 
 
 def how_it_ends(name: str, edits: list[Any]) -> str:
-    """``passed``, ``refused``, or ``refused by solo-learn``; raises anything else."""
+    """Returns ``passed``, ``refused``, or ``refused by solo-learn``; raises other errors."""
     from solo.args.pretrain import parse_cfg
     from solo.methods import METHODS
 
-    from solo_hardneg.analysis.settings import read_settings
+    from solo_hardneg.recording.settings import read_hardness
 
     overrides = [("set", "data.dataset", "custom"), ("set", "data.train_path", str(Path.cwd()))]
     config = edited(edited(composed(name), edits), [*overrides, ("set", "data.val_path", None)])
@@ -62,20 +60,20 @@ def how_it_ends(name: str, edits: list[Any]) -> str:
         return "refused by solo-learn"
     try:
         cfg = METHODS[cfg.method].add_and_assert_specific_cfg(cfg)
-        read_settings(cfg)
+        read_hardness(cfg)
     except HardnegError as error:
         return "refused" if str(error) else "refused without a word"
     except Exception as error:
         frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
         own = [name for name in frames if "/solo_hardneg/" in name or "/solo/" in name]
-        if own and "/solo/" in own[-1]:  # its code, not ours, is the one that fails
+        if own and "/solo/" in own[-1]:
             return "refused by solo-learn"
         raise
     return "passed"
 
 
 def main(examples: int) -> None:
-    """Tries so many cases."""
+    """Tries ``examples`` cases and prints counts of the outcomes."""
     plugin.register()
     counts: Counter[str] = Counter()
 

@@ -1,7 +1,7 @@
-"""Whatever stands in a config: two steps with a finite loss, or one of our errors.
+"""Any config ends in two steps with a finite loss, or in a HardnegError.
 
-Each case is a valid config with up to four edits; see ``fuzz_strategies``. What was found so is
-below, one example of each check that refuses it now.
+A case is a valid config with up to four edits; see ``fuzz_strategies``. ``FOUND`` lists cases that
+once ended in a traceback.
 """
 
 from __future__ import annotations
@@ -21,20 +21,18 @@ LONG = "x" * 300
 
 
 def end_of(name: str, edits: list[Any], files: dict[str, str], folder: Any) -> str:
-    """How the run of an edited config ends; raises whatever is neither of ours nor a success."""
+    """Runs an edited config and returns its outcome."""
     job = linear if name == "linear" else pretrain
     return outcome(job, edited(composed(name), edits), folder, files)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", BASES)
-def test_what_the_cases_start_from_trains(name, trained, tmp_path):
+def test_unedited_configs_train(name, trained, tmp_path):
     assert end_of(name, [], trained, tmp_path) == "trained"
 
 
-def test_what_is_neither_shows(tmp_path):
-    """Otherwise the tests below would say nothing."""
-
+def test_other_errors_and_infinite_losses_are_raised(tmp_path):
     def fails(cfg):
         raise KeyError("optimizer")
 
@@ -47,7 +45,7 @@ def test_what_is_neither_shows(tmp_path):
         outcome(diverges, composed("simclr"), tmp_path)
 
 
-# What was found, each of which ended in somebody else's traceback, and what the message names.
+# (config, edit, part of the message)
 FOUND: list[tuple[str, tuple[Any, ...], str]] = [
     ("simclr", ("set", "accelerator", ""), "accelerator="),
     ("simclr", ("set", "limit_train_batches", math.inf), "limit_train_batches"),
@@ -89,7 +87,7 @@ FOUND: list[tuple[str, tuple[Any, ...], str]] = [
 
 
 @pytest.mark.parametrize(("name", "edit", "named"), FOUND)
-def test_what_was_found_is_refused_by_its_key(files, tmp_path, name, edit, named):
+def test_cases_found_earlier_are_refused_by_key(files, tmp_path, name, edit, named):
     end = end_of(name, [edit], files, tmp_path)
     assert end.startswith("refused: ")
     assert named in end

@@ -1,4 +1,4 @@
-"""What the tests inside solo-learn share: images, small settings, and a pretraining run."""
+"""Images, small settings and a pretraining run for the tests inside solo-learn."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Images:
 
 @pytest.fixture(scope="session")
 def small(images: Images) -> list[str]:
-    """Overrides for a pretraining run of three steps with a config of ours."""
+    """Overrides for a pretraining run of three steps with one of our configs."""
     return [
         "data=custom",
         *images.overrides(),
@@ -53,9 +53,9 @@ def hardest(small: list[str]) -> list[str]:
 def pretrained(
     solo_learn: Path, hardest: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Run]:
-    """It, trained by solo-learn's script as users start it."""
+    """That run, trained by solo-learn's script."""
     folder = tmp_path_factory.mktemp("pretrained")
     arguments = [*hardest, f"checkpoint.dir={folder / 'checkpoints'}"]
     result = run_python(solo_learn / "main_pretrain.py", *arguments, cwd=folder).ok()
     yield Run(arguments, result, only_checkpoint(folder / "checkpoints"))
-    shutil.rmtree(folder)  # hundreds of megabytes, of no use to anybody once the tests are over
+    shutil.rmtree(folder)  # hundreds of megabytes

@@ -1,6 +1,6 @@
 """``solo-hardneg run main_knn.py`` on a machine without a GPU: ``knn_on_the_cpu.py ARGUMENTS``.
 
-main_knn.py moves everything to a GPU, and its classifier hands torchmetrics an argument that newer
+main_knn.py moves everything to a GPU, and its classifier passes torchmetrics an argument that newer
 versions refuse.
 """
 

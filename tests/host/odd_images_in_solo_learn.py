@@ -1,7 +1,6 @@
-"""Run with solo-learn importable: what its loaders make of odd folders, printed as JSON.
+"""Prints as JSON how solo-learn's loaders read odd folders, compared with the standalone host.
 
-``python odd_images_in_solo_learn.py FOLDER``; what it finds is compared with the standalone host's
-lists and pixels here, and judged in ``test_odd_images.py``.
+``python odd_images_in_solo_learn.py FOLDER``, with solo-learn importable; see ``test_odd_images``.
 """
 
 from __future__ import annotations
@@ -14,7 +13,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import solo.methods  # noqa: F401, as its programs have it
+import solo.methods  # noqa: F401, as in its programs
+from marked_images import dali_is_installed
 from omegaconf import OmegaConf
 from solo.args import linear as linear_args
 from solo.args import pretrain as pretrain_args
@@ -22,11 +22,10 @@ from solo.data import classification_dataloader, pretrain_dataloader
 from solo.data.pretrain_dataloader import prepare_dataloader, prepare_datasets
 
 from solo_hardneg import plugin
-from solo_hardneg.dali import is_installed
 from solo_hardneg.data import loader as our_loader
+from solo_hardneg.data.datasets import Split, load_split
 from solo_hardneg.data.images import open_rgb
 from solo_hardneg.errors import HardnegError
-from solo_hardneg.standalone.data import Split, load_split
 
 root = Path(sys.argv[1])
 
@@ -36,7 +35,7 @@ def standalone(folder: str, **data: Any) -> Split:
     return load_split(OmegaConf.create({"data": data}), True)
 
 
-def theirs(folder: str, **options: Any) -> Any:
+def solo_learn(folder: str, **options: Any) -> Any:
     return prepare_datasets("custom", np.asarray, root / folder, **options)
 
 
@@ -54,8 +53,8 @@ def files_of(dataset: Any) -> list[str]:
     return [str(dataset.root / name) for name in dataset.images]
 
 
-def dali(folder: str) -> None:
-    """An epoch of its DALI loader."""
+def run_dali(folder: str) -> None:
+    """Runs an epoch of its DALI loader."""
     from nvidia.dali import fn
     from solo.data.dali_dataloader import PretrainDALIDataModule
 
@@ -76,7 +75,7 @@ plugin.register()
 found: dict[str, Any] = {}
 for name, no_labels in (("labelled", False), ("unlabelled", True)):
     for fraction in (-1, 0.5):
-        dataset = theirs(name, no_labels=no_labels, data_fraction=fraction)
+        dataset = solo_learn(name, no_labels=no_labels, data_fraction=fraction)
         ours = standalone(name, no_labels=no_labels, fraction=fraction)
         items = [dataset[i] for i in range(len(ours.images))]
         found[f"{name} {fraction}"] = {
@@ -96,17 +95,17 @@ found["classes"] = [
     for module in (pretrain_args, linear_args)
 ]
 
-damaged = theirs("damaged")
+damaged = solo_learn("damaged")
 found["damaged"] = refusal(lambda: [damaged[i] for i in range(len(damaged.samples))])
 found["in a worker"] = refusal(lambda: list(prepare_dataloader(damaged, 2, num_workers=1)))
-found["no classes"] = refusal(lambda: theirs("unlabelled/flat"))
-found["no images"] = refusal(lambda: theirs("empty", no_labels=True))
-odd = ("damaged", "no bytes", "floats", "latin1") if is_installed() else ()
-found["dali"] = {name: refusal(lambda name=name: dali(name)) for name in odd}
+found["no classes"] = refusal(lambda: solo_learn("unlabelled/flat"))
+found["no images"] = refusal(lambda: solo_learn("empty", no_labels=True))
+odd = ("damaged", "no bytes", "floats", "latin1") if dali_is_installed() else ()
+found["dali"] = {name: refusal(lambda name=name: run_dali(name)) for name in odd}
 stat = SimpleNamespace(f_bavail=16, f_blocks=2**30, f_frsize=4096)
 our_loader.os.statvfs = lambda _: stat  # type: ignore
 _, validation = classification_dataloader.prepare_dataloaders(*evaluated, 2, num_workers=2)
-training = prepare_dataloader(theirs("labelled"), 2, num_workers=2)
+training = prepare_dataloader(solo_learn("labelled"), 2, num_workers=2)
 found["shared memory"] = [refusal(lambda each=each: list(each)) for each in (training, validation)]
 before = pretrain_dataloader.ImageFolder, pretrain_dataloader.CustomDatasetWithoutLabels
 plugin.register()

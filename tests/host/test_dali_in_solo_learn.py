@@ -1,27 +1,23 @@
-"""DALI inside an unmodified solo-learn, on the CPU: its own loaders, with true indexes."""
+"""solo-learn's DALI loaders on the CPU give true indexes."""
 
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from integration_helpers import (
-    PROJECT,
     Job,
     Result,
     load_checkpoint,
     run_in_one_process,
     run_python,
 )
-
-sys.path.insert(0, str(PROJECT / "tests" / "dali"))  # where these images are made and read
 from marked_images import IMAGES, PER_CLASS, PLAIN, check_lines, read_lines, write_marked
 
-from solo_hardneg.analysis import records
+from solo_hardneg.recording import records
 
 pytest.importorskip("nvidia.dali")
 pytestmark = [pytest.mark.full, pytest.mark.host, pytest.mark.timeout(900)]
@@ -33,12 +29,13 @@ RUNS = {
     "moco": ["mocov2_banded", QUEUE, "negatives=drop_own_image", *RECORDED],
     "sscl": ["simclr_sscl", *MIXING, *RECORDED],
     "baseline": ["mocov2plus", QUEUE, *RECORDED],
+    "thresholds": ["simclr_banded", "negatives=glofnd", "negatives.drop.from_epoch=0"],
     "dummies": ["simclr_sscl", *MIXING, *RECORDED, "dali.encode_indexes_into_labels=false"],
 }
 REFUSED = {
     "own image of dummies": (
         [*RUNS["moco"], "dali.encode_indexes_into_labels=false"],
-        "needs dataset indexes, and DALI's are dummies unless ++dali.encode_indexes_into",
+        "needs dataset indexes, and DALI's are dummies. Set ++dali.encode_indexes_into",
     ),
     "no validation": (
         [*RUNS["moco"], "data.val_path=null"],
@@ -52,7 +49,7 @@ REFUSED = {
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     place = tmp_path_factory.mktemp("dali")
     images = write_marked(place / "images")
-    # What is no image must not move the indexes of those that are.
+    # Other files must not shift the indexes of images.
     shutil.copytree(images / "class0", images / ".ipynb_checkpoints")
     shutil.copy(images / "class1" / "009.png", images / "class1" / ".000.png")
     (images / "class2" / "Thumbs.db").touch()
@@ -90,7 +87,7 @@ def programs(solo_learn: Path, folder: Path) -> dict[str, Result]:
             f"pretrained_feature_extractor='{folder / 'pretrained.ckpt'}'",
         ],
     )
-    path = {"PYTHONPATH": str(PROJECT / "tests" / "dali")}
+    path = {"PYTHONPATH": str(Path(__file__).parent)}
     first = run_in_one_process({"moco": jobs.pop("moco")}, cwd=folder, env=path, timeout=400)
     (checkpoint,) = (folder / "moco").rglob("*.ckpt")
     (folder / "pretrained.ckpt").symlink_to(checkpoint)
@@ -109,18 +106,18 @@ def test_labels_and_indexes_belong_to_the_images(
 
 
 @pytest.mark.parametrize("name", ["moco", "sscl", "baseline"])
-def test_the_recorder_counts_the_images(
-    programs: dict[str, Result], folder: Path, name: str
-) -> None:
+def test_recorder_counts_the_images(programs: dict[str, Result], folder: Path, name: str) -> None:
     programs[name].ok()
     (place,) = (folder / name).rglob("hardness")
-    rows = records.read(place).table
+    rows = records.read_records(place).table
     images = rows[(rows.kind == "image") & (rows.quantity == "met")]
     assert set(images.bin) <= set(range(IMAGES))
     assert len(set(images.bin)) > IMAGES / 2
 
 
-def test_the_queue_knows_its_images(programs: dict[str, Result], folder: Path) -> None:
+def test_queue_holds_indexes_and_labels_of_its_images(
+    programs: dict[str, Result], folder: Path
+) -> None:
     programs["moco"].ok()
     state = load_checkpoint(folder / "pretrained.ckpt")["state_dict"]
     indexes = state["queue_indexes"]
@@ -128,11 +125,19 @@ def test_the_queue_knows_its_images(programs: dict[str, Result], folder: Path) -
     assert torch.equal(state["queue_labels"], indexes // PER_CLASS)
 
 
+def test_each_image_learns_its_own_threshold(programs: dict[str, Result], folder: Path) -> None:
+    programs["thresholds"].ok()
+    (checkpoint,) = (folder / "thresholds").rglob("*.ckpt")
+    steps = load_checkpoint(checkpoint)["state_dict"]["threshold_moments"][2]
+    assert len(steps) == IMAGES
+    assert steps.sum() == 2 * 5 * 8  # each image of each batch once, not once a view
+
+
 def test_dummies_are_not_recorded_as_images(programs: dict[str, Result], folder: Path) -> None:
     result = programs["dummies"].ok()
     assert "DALI's indexes are dummies" in result.text
     (place,) = (folder / "dummies").rglob("hardness")
-    rows = records.read(place).table
+    rows = records.read_records(place).table
     assert "image" not in set(rows.kind)
     assert "scalar" in set(rows.kind)
     lines = read_lines(folder / "dummies.lines.0")
@@ -147,18 +152,18 @@ def test_linear_evaluation(programs: dict[str, Result]) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cant_be_is_refused(programs: dict[str, Result], name: str) -> None:
+def test_impossible_settings_are_refused(programs: dict[str, Result], name: str) -> None:
     assert programs[name].code != 0
     assert REFUSED[name][1] in programs[name].text
 
 
-def test_processes_share_the_images_out(solo_learn: Path, folder: Path) -> None:
+def test_processes_split_the_images(solo_learn: Path, folder: Path) -> None:
     ddp = ["devices='2'", "strategy=ddp", "sync_batchnorm=False", "max_epochs=1"]
     result = run_python(
         solo_learn / "main_pretrain.py",
         *arguments(folder, "ddp", [*RUNS["moco"], *ddp]),
         cwd=folder,
-        env={"PYTHONPATH": str(PROJECT / "tests" / "dali")},
+        env={"PYTHONPATH": str(Path(__file__).parent)},
         timeout=400,
     ).ok()
     assert result.code == 0

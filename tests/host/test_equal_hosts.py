@@ -1,7 +1,7 @@
 """The two hosts are interchangeable: equal losses, equal checkpoints.
 
-Run as a script (``python test_equal_hosts.py write|read FOLDER``) this is the process in which one
-of the hosts takes its steps; the environment says which.
+As a script (``python test_equal_hosts.py write|read FOLDER``), takes the steps of one host, which
+the environment selects.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from integration_helpers import CLASSES, Images, Run, load_checkpoint, only_chec
 
 pytestmark = [pytest.mark.full, pytest.mark.host, pytest.mark.timeout(900)]
 
-# The losses of solo-learn and of the standalone host, and the folder with what they left.
+# Losses of solo-learn and of the standalone host, and the folder with their tensors.
 Losses = tuple[dict[str, Any], dict[str, Any], Path]
 
-# A config of our methods, and what is changed in it; standalone/ compares the baselines.
+# Our methods, by config and overrides; standalone/ compares the baselines.
 MODELS = {
     "simclr_sscl": ["simclr_sscl", "negatives.mix.hardest=4", "negatives.mix.pairs=2"],
     "mocov2_banded_symmetric": [
@@ -39,14 +39,14 @@ SMALL = [
 
 
 def batch(seed: int, size: int = 8, classes: int = 3) -> list[Any]:
-    """A batch as both hosts give it to a method."""
+    """A batch in the format of both hosts."""
     generator = torch.Generator().manual_seed(seed)
     views = [torch.randn(size, 3, 32, 32, generator=generator) for _ in range(2)]
     return [torch.arange(size) + size * seed, views, torch.arange(size) % classes]
 
 
 def build(config_name: str, *overrides: str) -> Any:
-    """A method of this process's host, from our config."""
+    """Builds a method of this process's host from one of our configs."""
     from hydra import compose, initialize_config_module
     from omegaconf import OmegaConf
 
@@ -67,7 +67,7 @@ def build(config_name: str, *overrides: str) -> Any:
 def step(model: Any, seed: int) -> torch.Tensor:
     """The loss of one training step, without a trainer and without the optimizer."""
     model.train()
-    torch.manual_seed(seed)  # of what is mixed
+    torch.manual_seed(seed)  # for mix
     return model.training_step(batch(seed), seed)
 
 
@@ -96,7 +96,7 @@ def main(task: str, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def losses(solo_learn: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Losses]:
-    """The losses of solo-learn, and those of the standalone host with solo-learn's weights."""
+    """Losses of solo-learn, and of the standalone host with solo-learn's weights."""
     folder = tmp_path_factory.mktemp("losses")
     path = f"{solo_learn}:{Path(__file__).parents[1]}"
     for host, task in (("solo", "write"), ("standalone", "read")):
@@ -110,7 +110,7 @@ def losses(solo_learn: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         file.unlink()
 
 
-def test_each_process_had_its_host(losses: Losses) -> None:
+def test_each_process_used_its_host(losses: Losses) -> None:
     solo, standalone, _ = losses
     assert (solo["host"], solo["solo"]) == ("solo", True)
     assert (standalone["host"], standalone["solo"]) == ("standalone", False)
@@ -127,8 +127,8 @@ def test_equal_weights_and_batches_give_equal_losses(losses: Losses, name: str) 
         torch.testing.assert_close(one[key], other[key], atol=1e-5, rtol=1e-4, msg=key)
 
 
-def test_the_models_have_losses_of_their_own(losses: Losses) -> None:
-    """Otherwise the test above compares a constant with itself."""
+def test_losses_of_the_models_differ(losses: Losses) -> None:
+    """So the test above doesn't compare constants."""
     values = [losses[0][name] for name in MODELS]
     assert len({round(value, 3) for value in values}) == len(MODELS)
 
@@ -146,7 +146,7 @@ def linear_arguments(images: Images, checkpoint: Path, folder: Path) -> list[str
 
 
 def check_backbone(pretrained: Path, evaluated: Path) -> None:
-    """All of the pretrained backbone is what was evaluated, batch statistics included."""
+    """Checks that the evaluated backbone equals the pretrained one, including batch statistics."""
     before, after = (load_checkpoint(path)["state_dict"] for path in (pretrained, evaluated))
     names = [name for name in before if name.startswith("backbone.")]
     assert len(names) > 100
@@ -174,7 +174,7 @@ def test_solo_learn_evaluates_a_standalone_checkpoint(
         file.unlink()
 
 
-def test_the_standalone_host_evaluates_a_checkpoint_of_solo_learn(
+def test_standalone_evaluates_a_solo_learn_checkpoint(
     pretrained: Run, images: Images, tmp_path: Path
 ) -> None:
     arguments = linear_arguments(images, pretrained.checkpoint, tmp_path)

@@ -1,4 +1,4 @@
-"""Every config and every preset composes inside solo-learn, and its parsers take it."""
+"""Every config and preset composes inside solo-learn and passes its parsers."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def test_every_config_composes_and_parses(solo_learn: Path, images: Images) -> N
     ).ok()
     found = json.loads(result.out.splitlines()[-1])
     assert len(found) >= 8 + 5 + 2 * len(PRESETS)
-    refused = {what: error for what, error in found.items() if error}
-    # In SimCLR, what needs a queue; and nothing else.
+    refused = {case: error for case, error in found.items() if error}
+    # Only presets that need a queue, in SimCLR.
     assert set(refused) == {
         f"simclr_banded negatives={preset} data=imagenet" for preset in WITH_A_QUEUE
     }

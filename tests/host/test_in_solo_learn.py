@@ -1,14 +1,14 @@
-"""Our methods inside an unmodified checkout of solo-learn: its own scripts, in one process."""
+"""Our methods in the scripts of an unmodified solo-learn, run in one process."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import marked_images
 import pytest
 import torch
 from integration_helpers import (
@@ -24,11 +24,7 @@ from integration_helpers import (
     run_python,
 )
 
-from solo_hardneg.analysis import records
-from solo_hardneg.dali import is_installed
-
-sys.path.insert(0, str(PROJECT / "tests" / "dali"))  # where these images are made and read
-import marked_images
+from solo_hardneg.recording import records
 
 # Needs the real host; elsewhere the standalone one stands for it.
 pytestmark = [pytest.mark.host, pytest.mark.timeout(900)]
@@ -38,7 +34,7 @@ EASIEST_95 = {"keep": {"band": [0.0, 0.95]}}
 IMAGES = CLASSES * PER_CLASS
 RECORDED = ("hardness.enabled=true", "hardness.every_n_steps=1")
 QUEUE = "method_kwargs.queue_size=32"
-# What is wrong, and what the message must say. All of it is known before the first step.
+# Overrides, and parts of the message before the first step.
 BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
     "preset": (
         ["negatives=typo"],
@@ -58,14 +54,14 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where each program has a folder of checkpoints, named like the program."""
+    """Folder that holds a checkpoint folder named after each program."""
     folder = tmp_path_factory.mktemp("programs")
     yield folder
     shutil.rmtree(folder)
 
 
 def pretraining(small: list[str], hardest: list[str], images: Images) -> dict[str, list[str]]:
-    """Runs of main_pretrain.py, by name; none of them has a folder for its checkpoints yet."""
+    """Arguments of main_pretrain.py by run, without ``checkpoint.dir``."""
     resumable = [*hardest, "auto_resume.enabled=True"]
     watch = "+hydra.callbacks.watch"
     own_config = [
@@ -98,7 +94,7 @@ def pretraining(small: list[str], hardest: list[str], images: Images) -> dict[st
 
 
 def dali(hardest: list[str], folder: Path) -> list[str]:
-    """The same on DALI's CPU pipeline, with images that tell which they are."""
+    """Arguments for a run on DALI's CPU pipeline, with images that encode their index."""
     images, watch = marked_images.write_marked(folder / "images"), "+hydra.callbacks.watch"
     return [
         *(*hardest, "negatives=drop_own_image", *marked_images.PLAIN, "accelerator=cpu"),
@@ -112,7 +108,7 @@ def dali(hardest: list[str], folder: Path) -> list[str]:
 def programs(
     solo_learn: Path, small: list[str], hardest: list[str], images: Images, outputs: Path
 ) -> dict[str, Result]:
-    """How the programs end, which one process runs one after another."""
+    """Results of all programs, which run one after another in one process."""
     runs = pretraining(small, hardest, images)
     main = solo_learn / "main_pretrain.py"
     folder_of = {name: name for name in runs} | {"other_policy": "pretrained"}
@@ -130,8 +126,8 @@ def programs(
         "pretrained_feature_extractor='{checkpoint of pretrained}'",
     ]
     jobs["linear"] = Job(solo_learn / "main_linear.py", linear)
-    # The last two, as they change solo-learn and PyTorch.
-    if is_installed():
+    # These two come last, because they patch solo-learn and PyTorch.
+    if marked_images.dali_is_installed():
         jobs["dali"] = Job(main, [*dali(hardest, outputs), "checkpoint.dir=dali"])
     knn = {
         "pretrained_checkpoint_dir": "{folder of pretrained}",
@@ -149,7 +145,7 @@ def programs(
     here = Path(__file__).parent
     command = ["run", solo_learn / "main_knn.py", *options]
     jobs["knn"] = Job(here / "knn_on_the_cpu.py", command)
-    path = {"PYTHONPATH": f"{here}:{PROJECT / 'tests' / 'dali'}"}
+    path = {"PYTHONPATH": str(here)}
     return run_in_one_process(jobs, cwd=outputs, env=path, timeout=800)
 
 
@@ -158,7 +154,7 @@ def identity(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_queue(state: dict[str, torch.Tensor], views: int, size: int = 32) -> None:
-    """After three steps of eight images: each image's key is there once, with its own label."""
+    """Checks that after three steps of eight images each key is there once, with its label."""
     assert state["queue"].shape == (views, 16, size)
     assert state["queue_filled"].tolist() == [IMAGES]
     assert state["queue_ptr"].tolist() == [IMAGES]
@@ -189,13 +185,11 @@ def test_pretraining_on_the_hardest_5_percent(programs: dict[str, Result], outpu
     assert "solo-hardneg host: solo-learn in" in result.text
 
 
-def test_a_preset_is_added_to_solo_learns_own_config(
-    programs: dict[str, Result], outputs: Path
-) -> None:
+def test_preset_added_to_solo_learns_own_config(programs: dict[str, Result], outputs: Path) -> None:
     programs["own_config"].ok()
     checkpoint = load_checkpoint(only_checkpoint(outputs / "own_config"))
     assert identity(checkpoint)["negatives"] == HARDEST_5
-    # Nobody asked for one direction there, so it is MoCo as solo-learn has it.
+    # Without the key, the loss is symmetric, as in solo-learn.
     assert identity(checkpoint)["symmetric"] is True
     check_queue(checkpoint["state_dict"], views=2)
 
@@ -207,9 +201,7 @@ def test_sscl_with_simclr(programs: dict[str, Result], outputs: Path) -> None:
     assert checkpoint["global_step"] == 3
 
 
-def test_our_own_script_trains_solo_learns_classes(
-    programs: dict[str, Result], outputs: Path
-) -> None:
+def test_our_script_trains_solo_learns_classes(programs: dict[str, Result], outputs: Path) -> None:
     programs["our_runner"].ok()
     checkpoint = load_checkpoint(only_checkpoint(outputs / "our_runner"))
     assert identity(checkpoint)["method"] == "mocov2_banded"
@@ -225,7 +217,7 @@ def test_images_without_labels(programs: dict[str, Result], outputs: Path) -> No
 
 def test_linear_evaluation(programs: dict[str, Result], outputs: Path) -> None:
     programs["linear"].ok()
-    # solo-learn loads whatever fits and says nothing of the rest, so look at what it evaluated.
+    # solo-learn silently skips weights that don't fit, so compare what it evaluated.
     evaluated = load_checkpoint(only_checkpoint(outputs / "linear"))["state_dict"]
     ours = load_checkpoint(only_checkpoint(outputs / "pretrained"))["state_dict"]
     backbone = [name for name in ours if name.startswith("backbone.")]
@@ -233,7 +225,7 @@ def test_linear_evaluation(programs: dict[str, Result], outputs: Path) -> None:
     for name in backbone:
         assert torch.equal(evaluated[name], ours[name]), name
     (place,) = (outputs / "linear").rglob("hardness")
-    found = records.read(place)
+    found = records.read_records(place)
     assert {*found.table.kind} == {"metric"}
     assert "val_acc1" in {*found.table.quantity}
 
@@ -244,7 +236,7 @@ def test_knn_evaluation_through_run(programs: dict[str, Result]) -> None:
     assert "Result: acc@1=" in result.out
 
 
-def test_the_same_policy_resumes(programs: dict[str, Result], outputs: Path) -> None:
+def test_same_policy_resumes(programs: dict[str, Result], outputs: Path) -> None:
     programs["resumed"].ok()
     resumed = load_checkpoint(only_checkpoint(outputs / "resumed"))
     first = load_checkpoint(only_checkpoint(outputs / "pretrained"))
@@ -253,7 +245,7 @@ def test_the_same_policy_resumes(programs: dict[str, Result], outputs: Path) -> 
     state = resumed["state_dict"]
     assert state["queue_filled"].tolist() == [32]
     assert state["queue_ptr"].tolist() == [2 * IMAGES - 32]
-    # 48 keys went into 32 slots: those that nothing has overwritten are the first run's.
+    # 48 keys went into 32 slots: those not overwritten are the first run's.
     kept = slice(2 * IMAGES - 32, IMAGES)
     assert torch.equal(state["queue"][:, :, kept], first["state_dict"]["queue"][:, :, kept])
     assert torch.equal(state["queue_indexes"][kept], first["state_dict"]["queue_indexes"][kept])
@@ -264,14 +256,14 @@ def test_auto_resume_into_another_policy_is_refused(
 ) -> None:
     refused = programs["other_policy"]
     assert refused.code != 0
-    # It is solo-learn that picked this checkpoint.
+    # solo-learn has chosen this checkpoint.
     assert "Resuming from previous checkpoint that matches specifications" in refused.out
     assert "CheckpointError: This checkpoint belongs to another policy" in refused.err
     for policy, place in ((HARDEST_5, "there"), (EASIEST_95, "here")):
         assert f"{json.dumps(policy)} {place}" in refused.err
-    for way_out in ("name=", "auto_resume.enabled=False", "resume_from_checkpoint"):
-        assert way_out in refused.err
-    only_checkpoint(outputs / "pretrained")  # no other was written beside it
+    for remedy in ("name=", "auto_resume.enabled=False", "resume_from_checkpoint"):
+        assert remedy in refused.err
+    only_checkpoint(outputs / "pretrained")  # no other was written
 
 
 @pytest.mark.parametrize("name", BAD_INPUT)
@@ -286,25 +278,25 @@ def test_bad_input_is_refused_before_training(
     assert not (outputs / f"bad_{name}").exists()
 
 
-def test_a_baselines_recorded_pools_have_the_loss_that_it_took(
+def test_recorded_pools_of_a_baseline_have_its_loss(
     programs: dict[str, Result], outputs: Path
 ) -> None:
     assert "Hardness records: " in programs["baseline"].ok().out
     lines = [json.loads(line) for line in (outputs / "baseline.jsonl").read_text().splitlines()]
     host, pools = ([line for line in lines if line["kind"] == k][:24] for k in ("host", "pool"))
     assert len(host) == 24  # 24 images, 8 at a time, four times, in two directions
-    # The first two steps meet random vectors, too.
+    # The queue holds random vectors in the first two steps.
     pools = [pool["loss"] for pool in pools if pool["size"] == 16][: len(host) - 4]
     assert pools == pytest.approx([line["loss"] for line in host[4:]], abs=1e-4)
     (place,) = (outputs / "baseline").rglob("hardness")
-    table = records.read(place).table
+    table = records.read_records(place).table
     assert {*table.epoch} == {0, 1, 2, 3}
     assert {"mass/hardest_5", "similarity", "same_class", "met", "age"} <= {*table.quantity}
     assert "solo_hardneg" not in load_checkpoint(only_checkpoint(outputs / "baseline"))
 
 
 def test_dali_on_the_cpu_has_true_indexes(programs: dict[str, Result], outputs: Path) -> None:
-    if not is_installed():
+    if not marked_images.dali_is_installed():
         pytest.skip("DALI isn't installed")
     programs["dali"].ok()
     marked_images.check_lines(marked_images.read_lines(outputs / "dali.lines.0"))
@@ -331,9 +323,9 @@ class Recorder(Callback):
 
 
 @pytest.mark.full
-def test_a_sweep_in_worker_processes(solo_learn: Path, hardest: list[str], tmp_path: Path) -> None:
-    # The launcher sends the program's own dictionary of methods along, in which ours are. The
-    # worker's, which whatever the worker imports looks into, must have them too.
+def test_sweep_in_worker_processes(solo_learn: Path, hardest: list[str], tmp_path: Path) -> None:
+    # The launcher sends the program's own dict of methods, which contains ours. The worker's dict,
+    # which its imports use, must contain them too.
     (tmp_path / "recorder.py").write_text(RECORDER)
     run_python(
         *(solo_learn / "main_pretrain.py", "--multirun", *hardest, *RECORDED),
@@ -353,8 +345,10 @@ def test_a_sweep_in_worker_processes(solo_learn: Path, hardest: list[str], tmp_p
     # Both ran in children of the program that was started.
     assert found[0]["parent"] == found[1]["parent"]
     assert found[0]["parent"] not in {process["pid"] for process in found}
-    # Our callback is in the workers, too.
-    recorded = [records.read(place).config["negatives"] for place in tmp_path.rglob("hardness")]
+    # Our callbacks run in the workers, too.
+    recorded = [
+        records.read_records(place).config["negatives"] for place in tmp_path.rglob("hardness")
+    ]
     assert sorted(recorded, key=str) == sorted(policies, key=str)
     for file in files:
         file.unlink()

@@ -1,4 +1,4 @@
-"""A run of solo-learn's own script that is killed, and goes on from solo-learn's checkpoint."""
+"""A killed run of solo-learn's script resumes from solo-learn's checkpoint."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(tmp_path)
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_been(
+def test_killed_run_resumes_with_the_same_losses(
     solo_learn: Path, small: list[str], folder: Path
 ) -> None:
     command = [
@@ -35,6 +35,6 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(
         *(f"optimizer.batch_size={BATCH}", f"max_epochs={EPOCHS}", "scheduler.warmup_epochs=0"),
         *("checkpoint.frequency=1", "accelerator=cpu", "+enable_progress_bar=false"),
     ]
-    # In the middle of an epoch: while a checkpoint is written, the newest one may be half a file.
+    # In the first half of an epoch, when no checkpoint is being written.
     middle = [step for step in range(STEPS, EPOCHS * STEPS) if 1 <= step % STEPS <= STEPS // 2]
     check_resumed(folder, command, EPOCHS, STEPS, draw("solo-learn", middle))

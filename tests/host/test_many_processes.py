@@ -1,8 +1,8 @@
-"""solo-learn's own script with ``strategy=ddp``: two processes do what one does.
+"""solo-learn's script with ``strategy=ddp``: two processes equal one.
 
-All ranks together take a step's images in the same order as one process, in float64: what is left
-between their losses is rounding. In float32 that grows over 50 steps to a thousandth, because two
-negatives that are about equally hard change places at the end of a band.
+The ranks take a step's images in the order of one process, in float64, so losses differ by rounding
+only. In float32 the difference grows to a thousandth over 50 steps, because two negatives of nearly
+equal similarity swap ranks at the end of a band.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from many_processes import (
 from presets import small
 from torch import Tensor
 
-from solo_hardneg.analysis import records
+from solo_hardneg.recording import records
 
 pytestmark = [pytest.mark.full, pytest.mark.host, pytest.mark.timeout(900)]
 
@@ -41,7 +41,7 @@ CASES = [
     ("simclr_banded", "sscl"),
 ]
 MOCOS = [case for case in CASES if case[0].startswith("moco")]
-# As users run it: in float32, mixing at random, both directions.
+# In float32, with random mixing and both directions.
 AS_USUAL = {"mocov2_banded": ["method_kwargs.symmetric=true"], "simclr_banded": []}
 
 
@@ -57,13 +57,13 @@ def name_of(method: str, preset: str, world: int) -> str:
 
 
 def arguments_of(method: str, preset: str) -> list[str]:
-    """What chooses a preset, small enough."""
+    """Overrides that choose a preset, with small sizes."""
     sizes = ("method_kwargs.queue_size=", "optimizer.batch_size=")
     return [a for a in small(method, preset) if not a.startswith(sizes)]
 
 
 def of_preset(place: Place, method: str, preset: str, world: int) -> Program:
-    """A run of a preset with two processes, or one that does as they do."""
+    """A run of a preset with two processes, or with one in their order of images."""
     file = place.folder / name_of(method, preset, world).replace(" ", "-")
     watched = watching(file, ranks=RANKS if world == 1 else 1)
     more = [
@@ -77,10 +77,10 @@ def of_preset(place: Place, method: str, preset: str, world: int) -> Program:
 
 @pytest.fixture(scope="module")
 def ended(solo_learn: Path, place: Place) -> dict[str, list[Result]]:
-    """How all programs ended, rank by rank."""
+    """Results of all programs, by rank."""
     programs = {
         name_of(*run, world): of_preset(place, *run, world)
-        for world in (1, RANKS)  # one process each, which take turns, at first
+        for world in (1, RANKS)  # those of one process first
         for run in CASES
     }
     for method, more in AS_USUAL.items():
@@ -91,7 +91,7 @@ def ended(solo_learn: Path, place: Place) -> dict[str, list[Result]]:
 
 
 def seen(place: Place, ended: dict[str, list[Result]], name: str) -> list[dict[str, Any]]:
-    """What the ranks of a program saw."""
+    """The recordings of a program's ranks."""
     for result in ended[name]:
         result.ok()
     stem = name.replace(" ", "-")
@@ -100,36 +100,36 @@ def seen(place: Place, ended: dict[str, list[Result]], name: str) -> list[dict[s
 
 
 def mean_loss(ranks: list[dict[str, Any]]) -> Tensor:
-    """(steps,) of all ranks."""
+    """(steps,) mean loss over all ranks."""
     return torch.tensor([rank["losses"] for rank in ranks], dtype=torch.float64).mean(dim=0)
 
 
 @pytest.mark.parametrize(("method", "preset"), CASES)
-def test_the_loss_is_that_of_one_process(
+def test_loss_equals_one_process(
     place: Place, ended: dict[str, list[Result]], method: str, preset: str
 ) -> None:
-    look = functools.partial(seen, place, ended)
-    (alone,) = look(name_of(method, preset, 1))
-    ranks = look(name_of(method, preset, RANKS))
+    recordings = functools.partial(seen, place, ended)
+    (single,) = recordings(name_of(method, preset, 1))
+    ranks = recordings(name_of(method, preset, RANKS))
     for step in range(STEPS):
         together = torch.cat([rank["indexes"][step] for rank in ranks])
-        assert torch.equal(together, alone["indexes"][step])
-    expected = mean_loss([alone])
+        assert torch.equal(together, single["indexes"][step])
+    expected = mean_loss([single])
     assert len(expected) == STEPS == 50
     torch.testing.assert_close(mean_loss(ranks), expected, rtol=1e-10, atol=0)
     assert len(set(expected.tolist())) == STEPS
-    assert (expected - expected.mean()).abs().max() > 0.1  # it does train
+    assert (expected - expected.mean()).abs().max() > 0.1  # it trains
 
 
 @pytest.mark.parametrize(("method", "preset"), MOCOS)
-def test_the_queues_are_equal_and_those_of_one_process(
+def test_queues_are_equal_and_equal_one_process(
     place: Place, ended: dict[str, list[Result]], method: str, preset: str
 ) -> None:
-    look = functools.partial(seen, place, ended)
-    (alone,) = look(name_of(method, preset, 1))
-    ranks = look(name_of(method, preset, RANKS))
+    recordings = functools.partial(seen, place, ended)
+    (single,) = recordings(name_of(method, preset, 1))
+    ranks = recordings(name_of(method, preset, RANKS))
     check_equal_queues(ranks)
-    for buffer, expected in alone["queue"].items():
+    for buffer, expected in single["queue"].items():
         exact = not expected.is_floating_point()
         tolerance = 0 if exact else 1e-9
         found = ranks[0]["queue"][buffer]
@@ -137,7 +137,7 @@ def test_the_queues_are_equal_and_those_of_one_process(
 
 
 def check_equal_queues(ranks: list[dict[str, Any]]) -> None:
-    """After each step, and in the end."""
+    """Checks equality after each step and at the end."""
     assert len(ranks[0]["digests"]) == STEPS
     assert len(set(ranks[0]["digests"])) == STEPS
     first = ranks[0]["queue"]
@@ -148,7 +148,7 @@ def check_equal_queues(ranks: list[dict[str, Any]]) -> None:
         assert all(torch.equal(value, first[name]) for name, value in rank["queue"].items())
 
 
-def test_drawn_at_random_in_float32_queues_are_equal_and_losses_finite(
+def test_float32_with_random_mixing_has_equal_queues_and_finite_losses(
     place: Place, ended: dict[str, list[Result]]
 ) -> None:
     ranks = seen(place, ended, "mocov2_banded as usual")
@@ -160,8 +160,8 @@ def test_drawn_at_random_in_float32_queues_are_equal_and_losses_finite(
         assert losses.isfinite().all()
 
 
-def test_as_users_start_it(solo_learn: Path, place: Place) -> None:
-    """Lightning starts the other process: the same program, in which ours is registered anew."""
+def test_process_started_by_lightning(solo_learn: Path, place: Place) -> None:
+    """The second process runs the program again, and registers our methods."""
     folder = place.folder / "as_users"
     folder.mkdir()
     more = ["negatives=hardest_5", f"checkpoint.dir={folder}", *watching(folder / "seen")]
@@ -176,10 +176,10 @@ def test_as_users_start_it(solo_learn: Path, place: Place) -> None:
     check_equal_queues(ranks)
     assert result.text.count("Backend of the loss:") == 1
     (checkpoint,) = folder.rglob("*.ckpt")
-    # solo-learn's processes make up a folder each; the records are in that of the checkpoint.
+    # solo-learn's processes name a folder each; the records are in the checkpoint's.
     (recorded,) = folder.rglob("hardness")
     assert recorded.parent == checkpoint.parent
-    assert {*records.read(recorded).table["rank"]} == {0, 1}
+    assert {*records.read_records(recorded).table["rank"]} == {0, 1}
     state = torch.load(checkpoint, weights_only=True)
     assert state["global_step"] == STEPS
     assert state["epoch"] == EPOCHS - 1

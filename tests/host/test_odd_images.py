@@ -1,4 +1,4 @@
-"""Images and classes inside solo-learn are those of the standalone host, and errors name files."""
+"""solo-learn reads the same images and classes as the standalone host; errors name files."""
 
 from __future__ import annotations
 
@@ -60,18 +60,18 @@ def test_both_hosts_have_the_same_images(found: dict[str, Any], case: str, image
     assert found[case] == {"files": True, "labels": True, "pixels": True, "images": images}
 
 
-def test_so_has_evaluation_and_the_classifier(found: dict[str, Any]) -> None:
+def test_evaluation_and_classifier_have_the_same_images(found: dict[str, Any]) -> None:
     assert found["evaluated"] == [True, True]
     assert found["classes"] == [2, 2]
 
 
 @pytest.mark.parametrize("case", ["damaged", "in a worker"])
-def test_a_damaged_image_is_named(found: dict[str, Any], case: str) -> None:
+def test_damaged_image_is_named(found: dict[str, Any], case: str) -> None:
     assert "damaged/a/2.png: this image can't be read" in found[case]
     assert found[case].endswith("Replace or remove the file.")
 
 
-def test_dali_names_it_too(found: dict[str, Any]) -> None:
+def test_dali_names_a_damaged_image(found: dict[str, Any]) -> None:
     pytest.importorskip("nvidia.dali")
     for name in ("damaged", "no bytes"):
         assert f"{name}/a/2.png: this image can't be read" in found["dali"][name]
@@ -79,12 +79,12 @@ def test_dali_names_it_too(found: dict[str, Any]) -> None:
     assert "0.png: DALI can't open names that are not in UTF-8" in found["dali"]["latin1"]
 
 
-def test_folders_without_classes_or_images(found: dict[str, Any]) -> None:
+def test_folders_without_classes_or_images_are_refused(found: dict[str, Any]) -> None:
     assert "flat: it holds no class folders. Put each class in" in found["no classes"]
     assert "empty: there are no images in it. Known endings" in found["no images"]
 
 
-def test_little_shared_memory(found: dict[str, Any]) -> None:
+def test_too_little_shared_memory(found: dict[str, Any]) -> None:
     for text in found["shared memory"]:
         assert text.startswith("ConfigError: data.num_workers=2: ")
         assert "/dev/shm has 64 KiB free" in text

@@ -1,6 +1,6 @@
-"""A run of solo-learn's own script goes on in another number of processes than it was begun in.
+"""A run of solo-learn's script resumes with another number of processes.
 
-The batch of all ranks together stays, so the losses are those of the run that went on as it was.
+The global batch stays, so the losses equal those of the uninterrupted run.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import torch
 from integration_helpers import Result
 from many_processes import EPOCHS, STEPS, Place, Program, prepare, run_ranks, watching
 
-from solo_hardneg.analysis import records
+from solo_hardneg.recording import records
 
 pytestmark = [pytest.mark.full, pytest.mark.host]
 
-# The method, and the number of processes before and after.
+# Method, and number of processes before and after.
 CHANGES = [("mocov2_banded", 2, 1), ("mocov2_banded", 1, 2)]
 DONE = 2  # epochs before the change
 MORE = [
@@ -35,7 +35,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 
 def program(place: Place, name: str, method: str, world: int, *more: str) -> Program:
-    """A run whose checkpoints, records and losses lie in the folder ``name``."""
+    """A run that writes checkpoints, records and losses to the folder ``name``."""
     folder = place.folder / name
     folder.mkdir(exist_ok=True)
     where = [f"checkpoint.dir={folder / 'runs'}", f"hardness.dir={folder / 'hardness'}"]
@@ -44,14 +44,14 @@ def program(place: Place, name: str, method: str, world: int, *more: str) -> Pro
 
 
 def resume_from(folder: Path) -> str:
-    """The override for the checkpoint of the epoch after which the number changes."""
+    """The override that resumes the checkpoint before the change."""
     (checkpoint,) = folder.rglob(f"*ep={DONE - 1}.ckpt")
     return f"+resume_from_checkpoint='{checkpoint}'"
 
 
 @pytest.fixture(scope="module")
 def whole(solo_learn: Path, place: Place) -> None:
-    """Runs that nothing interrupts, in one process and in two."""
+    """Uninterrupted runs in one and in two processes."""
     names = {f"{method}-{old}": (method, old) for method, old, _ in CHANGES}
     programs = {name: program(place, name, *run) for name, run in names.items()}
     for results in run_ranks(programs, solo_learn / "main_pretrain.py", place.folder).values():
@@ -61,7 +61,7 @@ def whole(solo_learn: Path, place: Place) -> None:
 
 @pytest.fixture(scope="module")
 def ended(solo_learn: Path, place: Place, whole: None) -> dict[str, list[Result]]:
-    """How those ended that go on from them."""
+    """Results of the resumed runs."""
     programs = {}
     for method, old, new in CHANGES:
         name, begun = f"{method}-{old}-to-{new}", place.folder / f"{method}-{old}"
@@ -74,14 +74,14 @@ def ended(solo_learn: Path, place: Place, whole: None) -> dict[str, list[Result]
 
 
 def losses(folder: Path, world: int) -> torch.Tensor:
-    """(steps,) the mean over the ranks."""
+    """(steps,) mean loss over the ranks."""
     seen = [torch.load(folder / f"seen-rank{r}.pt", weights_only=True) for r in range(world)]
     assert all(s["digests"] == seen[0]["digests"] for s in seen)
     return torch.tensor([s["losses"] for s in seen], dtype=torch.float64).mean(dim=0)
 
 
 @pytest.mark.parametrize(("method", "old", "new"), CHANGES)
-def test_the_losses_go_on(
+def test_losses_continue(
     place: Place, ended: dict[str, list[Result]], method: str, old: int, new: int
 ) -> None:
     for result in ended[f"{method}-{old}-to-{new}"]:
@@ -90,24 +90,26 @@ def test_the_losses_go_on(
     found = losses(place.folder / f"{method}-{old}-to-{new}", new)
     before = DONE * STEPS // EPOCHS
     assert (len(expected), len(found)) == (STEPS, STEPS - before)
-    # Lightning puts the checkpoint into a module that is not float64 yet, which rounds it.
+    # Lightning loads the checkpoint before it converts the module to float64, which rounds it.
     torch.testing.assert_close(found, expected[before:], rtol=1e-6, atol=0)
     assert (expected[before:] - expected[before]).abs().max() > 0.01
 
 
 @pytest.mark.parametrize(("method", "old", "new"), CHANGES)
-def test_it_is_said_once_that_random_states_are_not_restored(
+def test_warns_once_that_random_states_are_not_restored(
     ended: dict[str, list[Result]], method: str, old: int, new: int
 ) -> None:
     first, *others = [result.text for result in ended[f"{method}-{old}-to-{new}"]]
     processes = "1 process" if old == 1 else f"{old} processes"
-    said = f"has the random states of {processes}, and this run has {new}: each draws anew"
-    assert first.count(said) == 1
+    warning = (
+        f"has the random states of {processes}, and this run has {new}: random numbers start anew"
+    )
+    assert first.count(warning) == 1
     assert not any("random states" in text for text in others)
 
 
 @pytest.mark.parametrize(("method", "old", "new"), CHANGES)
-def test_records_of_epochs_that_are_trained_again_are_the_new_ranks(
+def test_repeated_epochs_have_the_records_of_the_new_ranks(
     place: Place, ended: dict[str, list[Result]], method: str, old: int, new: int
 ) -> None:
     folder = place.folder / f"{method}-{old}-to-{new}" / "hardness"
@@ -115,13 +117,13 @@ def test_records_of_epochs_that_are_trained_again_are_the_new_ranks(
     assert sorted(file.name for file in folder.iterdir()) == [
         f"epoch0000{epoch}-rank{r}.parquet" for epoch in ranks for r in range(ranks[epoch])
     ]
-    table = records.read(folder).table
+    table = records.read_records(folder).table
     steps = table[table["quantity"] == "similarity"]
     per_epoch = steps.groupby("epoch")["rank"].nunique().to_dict()
     assert per_epoch == ranks
 
 
-def test_a_queue_that_the_new_ranks_dont_fill_is_refused(ended: dict[str, list[Result]]) -> None:
+def test_queue_that_does_not_hold_whole_batches_is_refused(ended: dict[str, list[Result]]) -> None:
     for result in ended["indivisible"]:
         assert result.code == 1
         assert (

@@ -1,4 +1,4 @@
-"""The recorder inside an unmodified solo-learn: its other baselines and ours."""
+"""The recorder in an unmodified solo-learn, on its baselines and on our methods."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from integration_helpers import Images, Job, Result, run_in_one_process
 
-from solo_hardneg.analysis import records
+from solo_hardneg.recording import records
 
 pytestmark = [pytest.mark.full, pytest.mark.host, pytest.mark.timeout(900)]
 
 ON = ["hardness.enabled=true", "hardness.every_n_steps=1", "max_epochs=4"]
-# The config, and what differs from it.
+# Config and overrides.
 BASELINES = {
     "simclr": ("simclr", []),
     "supcon": ("simclr", ["method=supcon"]),
@@ -29,7 +29,7 @@ OTHERS = {
     "mocov2_banded": ("mocov2_banded", ["negatives=hardest_5", "method_kwargs.queue_size=24"]),
     "off": ("simclr", ["hardness.enabled=false"]),
 }
-OWN_CONFIG = [  # a config of a user's own, here solo-learn's, without our group
+OWN_CONFIG = [  # a user's config without our groups, here one of solo-learn's
     *("--config-path", "scripts/pretrain/cifar", "--config-name", "simclr"),
     *("auto_resume.enabled=False", "accelerator=cpu", "devices='1'", "strategy=auto"),
     *("sync_batchnorm=False", "precision=32", "wandb.enabled=False", "optimizer.batch_size=8"),
@@ -62,23 +62,23 @@ def programs(solo_learn: Path, small: list[str], images: Images, folder: Path) -
 
 def records_of(folder: Path) -> records.Records:
     (place,) = folder.rglob("hardness")
-    return records.read(place)
+    return records.read_records(place)
 
 
 @pytest.mark.parametrize("method", BASELINES)
-def test_a_baselines_pools_have_the_loss_that_it_took(
+def test_recorded_pools_of_a_baseline_have_its_loss(
     programs: dict[str, Result], folder: Path, method: str
 ) -> None:
     programs[method].ok()
     lines = [json.loads(line) for line in (folder / f"{method}.jsonl").read_text().splitlines()]
-    # 24 images, 8 at a time, four times. Later programs of the same process write on.
+    # 24 images, 8 per step, 4 epochs; later programs of the same process append.
     directions = 1 if method in ("simclr", "supcon") else 2
     host, pools = (
         [line for line in lines if line["kind"] == kind][: 12 * directions]
         for kind in ("host", "pool")
     )
     assert len(host) == 12 * directions
-    # MoCo v3 scales its loss by 2τ; SupCon's is no function of the mean of several positives.
+    # MoCo v3 scales its loss by 2τ; SupCon's is not a function of the mean positive.
     scale = 2 * 0.2 if method == "mocov3" else 1
     quantities = {
         "simclr": ["loss", "positive", "negatives"],
@@ -90,7 +90,7 @@ def test_a_baselines_pools_have_the_loss_that_it_took(
 
 
 @pytest.mark.parametrize("method", [*BASELINES, "mocov2_banded", "own_config"])
-def test_what_is_in_the_records(programs: dict[str, Result], folder: Path, method: str) -> None:
+def test_content_of_the_records(programs: dict[str, Result], folder: Path, method: str) -> None:
     result = programs[method].ok()
     found = records_of(folder / method)
     assert "Hardness records: " in result.out
@@ -99,6 +99,7 @@ def test_what_is_in_the_records(programs: dict[str, Result], folder: Path, metho
         assert found.config["method"] == method
     quantities = {*found.table.quantity}
     assert {"mass/hardest_5", "similarity", "same_class", "met", "train_acc1_epoch"} <= quantities
+    assert {"rankme", "alignment", "uniformity"} <= quantities
     assert {"age" in quantities} == {method.startswith("mocov2")}
     (note,) = found.notes
     assert note.startswith("the depth in WordNet is missing. ")
@@ -108,7 +109,7 @@ def test_what_is_in_the_records(programs: dict[str, Result], folder: Path, metho
     assert labels.value.notna().all()
 
 
-def test_a_method_without_negatives_records_its_metrics(
+def test_method_without_negatives_records_its_metrics(
     programs: dict[str, Result], folder: Path
 ) -> None:
     text = programs["byol"].ok().text
@@ -118,6 +119,6 @@ def test_a_method_without_negatives_records_its_metrics(
     assert any("the negatives of method=byol are not recorded" in note for note in found.notes)
 
 
-def test_switched_off_there_is_nothing(programs: dict[str, Result], folder: Path) -> None:
+def test_disabled_recorder_writes_nothing(programs: dict[str, Result], folder: Path) -> None:
     programs["off"].ok()
     assert not [*(folder / "off").rglob("hardness")]

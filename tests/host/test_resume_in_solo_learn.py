@@ -1,4 +1,4 @@
-"""solo-learn's own script goes on: with other settings, after a limit, beside others' runs."""
+"""solo-learn's script resumes with other settings, after a limit, and beside foreign runs."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def ended(solo_learn: Path, small: list[str], pretrained: Run, outputs: Path) -> dict[str, Result]:
-    """How runs end that go on from the ones before them; an epoch has three steps."""
+    """Results of runs that resume earlier ones; an epoch has three steps."""
     for name, content in {"a": b'{"name": "${oc.env:SOLO_HARDNEG_NOT_SET}"}', "b": b"\xff"}.items():
-        neighbour = outputs / "limited" / "mocov2_banded" / name
-        neighbour.mkdir(parents=True)
-        (neighbour / "args.json").write_bytes(content)
-        (neighbour / "x.ckpt").touch()
+        foreign = outputs / "limited" / "mocov2_banded" / name
+        foreign.mkdir(parents=True)
+        (foreign / "args.json").write_bytes(content)
+        (foreign / "x.ckpt").touch()
     banded = ["--config-name", "mocov2_banded", *small, "method_kwargs.queue_size=32"]
     limited = [*banded, "max_epochs=2", f"checkpoint.dir={outputs / 'limited'}"]
     limited.append("++checkpoint.frequency=10")  # solo-learn saves in the first epoch only
@@ -64,7 +64,7 @@ def newest(folder: Path) -> Path:
     return max(folder.rglob("*.ckpt"), key=lambda file: file.stat().st_mtime_ns)
 
 
-def test_a_limit_is_named_and_used_up(ended: dict[str, Result]) -> None:
+def test_limit_is_named_and_used_up(ended: dict[str, Result]) -> None:
     first = ended["first"].ok().out
     assert "max_steps=4 reached (step 4, inside epoch 2)." in first
     assert "++resume_from_checkpoint=" in first
@@ -72,7 +72,7 @@ def test_a_limit_is_named_and_used_up(ended: dict[str, Result]) -> None:
     assert "it has trained 4 steps, and max_steps=4. Raise max_steps" in ended["used_up"].err
 
 
-def test_it_goes_on_inside_the_epoch_and_with_its_own_settings(
+def test_resumes_inside_the_epoch_with_new_settings(
     ended: dict[str, Result], outputs: Path
 ) -> None:
     out = ended["resumed"].ok().out
@@ -87,41 +87,41 @@ def test_it_goes_on_inside_the_epoch_and_with_its_own_settings(
     assert last["lr_schedulers"][0]["last_epoch"] == 6
 
 
-def test_auto_resume_says_what_it_takes_and_leaves(ended: dict[str, Result]) -> None:
-    assert "is resumed" in ended["resumed"].out
-    assert "args.json can't be read" in ended["resumed"].out  # a neighbour's
-    left = ended["other_rate"].ok().out
-    assert "optimizer.lr is 0.0009375 there, 0.015625 here" in left
-    assert "starts from scratch" in left
+def test_auto_resume_reports_its_choice(ended: dict[str, Result]) -> None:
+    assert "auto_resume: resuming " in ended["resumed"].out
+    assert "args.json can't be read" in ended["resumed"].out
+    out = ended["other_rate"].ok().out
+    assert "optimizer.lr is 0.0009375 there, 0.015625 here" in out
+    assert "starting from scratch" in out
 
 
-def test_the_hosts_own_method_has_nothing_left_to_do(ended: dict[str, Result]) -> None:
+def test_finished_host_method_is_refused(ended: dict[str, Result]) -> None:
     assert "max_epochs=1 reached (step 3, epoch 1)." in ended["baseline"].ok().out
     assert ended["baseline_again"].code != 0
-    assert "is resumed" in ended["baseline_again"].out
+    assert "auto_resume: resuming " in ended["baseline_again"].out
     assert "all of its epochs, max_epochs=1. Raise max_epochs" in ended["baseline_again"].err
 
 
-def test_a_checkpoint_does_not_overrule_the_config(ended: dict[str, Result], outputs: Path) -> None:
+def test_config_overrides_the_checkpoint(ended: dict[str, Result], outputs: Path) -> None:
     out = ended["named"].ok().out
     assert "optimizer.lr: 0.0009375 there, 0.015625 here" in out
     assert "optimizer.weight_decay: 0.0001 there, 0.25 here" in out
     groups = load_checkpoint(newest(outputs / "named"))["optimizer_states"][0]["param_groups"]
     assert {g["name"]: (g["initial_lr"], g["weight_decay"]) for g in groups} == {
         "backbone": (0.015625, 0.25),
-        "classifier": (0.3, 0),  # not scaled where there is no validation
+        "classifier": (0.3, 0),  # not scaled without validation
         "projector": (0.015625, 0.25),
     }  # fmt: skip
 
 
-def test_more_epochs_follow_the_longer_schedule(ended: dict[str, Result], outputs: Path) -> None:
+def test_schedule_is_lengthened_with_the_epochs(ended: dict[str, Result], outputs: Path) -> None:
     assert "max_epochs: 1 there, 3 here" in ended["longer"].ok().out
     (schedule,) = load_checkpoint(newest(outputs / "longer"))["lr_schedulers"]
     assert (schedule["max_epochs"], schedule["last_epoch"]) == (9, 9)
     assert max(schedule["_last_lr"]) < 1e-9
 
 
-def test_another_optimizer_is_refused(ended: dict[str, Result]) -> None:
+def test_different_optimizer_is_refused(ended: dict[str, Result]) -> None:
     assert ended["adamw"].code != 0
     assert "CheckpointError: resume_from_checkpoint=" in ended["adamw"].err
     assert "optimizer.name: sgd there, adamw here" in ended["adamw"].err

@@ -1,7 +1,7 @@
-"""Composes and parses, in one process of solo-learn, every config, dataset and preset.
+"""Composes and parses every config, dataset and preset in one process of solo-learn.
 
-Run in its checkout as a script: ``python walk_configs.py FOLDER``; the folder stands for all
-datasets. Prints one JSON mapping of what it tried to an error, or to ``null``.
+Run in its checkout: ``python walk_configs.py CONFIGS FOLDER``; the folder replaces all datasets.
+Prints a JSON mapping from each case to its error or ``null``.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from solo_hardneg.runner import config_names
 
 
 def names(folder: Path) -> list[str]:
-    """The configs that lie in a folder."""
+    """Names of the configs in a folder."""
     return sorted(file.stem for file in folder.glob("*.yaml"))
 
 
 def parse(name: str, overrides: list[str]) -> DictConfig:
-    """Composes as ``main_pretrain.py`` and ``main_linear.py`` would, and lets them parse it."""
+    """Composes and parses a config as ``main_pretrain.py`` or ``main_linear.py``."""
     cfg = compose(name, overrides)
     OmegaConf.set_struct(cfg, False)
     if name == "linear":
@@ -35,7 +35,7 @@ def parse(name: str, overrides: list[str]) -> DictConfig:
 
 
 def main(configs: Path, images: str) -> None:
-    """Tries them all."""
+    """Parses all configs and prints the errors."""
     paths = [f"data.train_path={images}", f"data.val_path={images}"]
     paths.append("pretrained_feature_extractor=none.ckpt")
     datasets = [name for name in names(configs / "data") if name != "digits"]
@@ -57,6 +57,6 @@ def main(configs: Path, images: str) -> None:
 
 
 if __name__ == "__main__":
-    # A folder without configs: as solo-learn's own programs, which have none of their own.
+    # A folder without configs, as in solo-learn's own programs.
     with initialize_config_dir(sys.argv[2], version_base="1.2"):
         main(Path(sys.argv[1]), sys.argv[2])

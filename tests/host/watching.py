@@ -1,6 +1,6 @@
-"""In the program of solo-learn: writes down its losses, and the losses of the recorded pools.
+"""Hydra callback that records solo-learn's losses and those of the recorded pools.
 
-A Hydra callback of the tests (``+hydra.callbacks.watch._target_=watching.Watch``).
+Enabled by ``+hydra.callbacks.watch._target_=watching.Watch``.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class Watch(Callback):
         self.file = file
 
     def on_job_start(self, config: Any, **kwargs: Any) -> None:
-        from solo_hardneg.analysis import recorder, statistics
         from solo_hardneg.losses import info_nce
+        from solo_hardneg.recording import recorder, statistics
 
-        def note(kind: str, loss: Any, positive: Any, negatives: Any, **more: int) -> None:
+        def write(kind: str, loss: Any, positive: Any, negatives: Any, **more: int) -> None:
             line = {"kind": kind, "loss": float(loss.mean()), "positive": float(positive.mean())}
             if negatives.ndim == 2:
                 negatives = torch.logsumexp(negatives, dim=1)
@@ -46,20 +46,20 @@ class Watch(Callback):
         def summarize(pool: Any, temperature: float, *rest: Any) -> Any:
             loss, _ = info_nce(pool.positive, pool, temperature)
             negatives = (pool.similarity / temperature).masked_fill(~pool.present, -torch.inf)
-            note("pool", loss, pool.positive, negatives, size=int(pool.present.shape[1]))
+            write("pool", loss, pool.positive, negatives, size=int(pool.present.shape[1]))
             return statistics.summarize(pool, temperature, *rest)
 
         recorder.summarize = summarize
         module = sys.modules[f"solo.methods.{config.method}"]
         names = [name for name in vars(module) if name.endswith("_loss_func")]
         for name in names:
-            theirs = getattr(module, name)
+            loss_func = getattr(module, name)
 
-            @functools.wraps(theirs)
-            def watched(*args: Any, theirs: Any = theirs, **kwargs: Any) -> Any:
-                loss = theirs(*args, **kwargs)
+            @functools.wraps(loss_func)
+            def watched(*args: Any, loss_func: Any = loss_func, **kwargs: Any) -> Any:
+                loss = loss_func(*args, **kwargs)
                 parts = by_hand(*args, **kwargs) if "indexes" in kwargs else (loss, loss)
-                note("host", loss, *parts)
+                write("host", loss, *parts)
                 return loss
 
             setattr(module, name, watched)

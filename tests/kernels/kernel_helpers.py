@@ -1,4 +1,4 @@
-"""What the tests of the kernels share: bands, and the outcome of a loss to be compared."""
+"""Bands and losses for the tests of the kernels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from solo_hardneg.losses import mocov2plus_loss_func
 from solo_hardneg.negatives import build
-from solo_hardneg.negatives.kept import Kept
+from solo_hardneg.negatives.stats import LossStats
 
 BACKENDS = ["chunked", *(["numba"] if importlib.util.find_spec("numba") else [])]
 BANDS = {
@@ -32,35 +32,42 @@ BANDS = {
 
 
 class Outcome:
-    """One loss, its gradients, and what the policy left."""
+    """One loss, its gradients, and statistics of what the policy left.
+
+    Args:
+        loss: Scalar.
+        leaves: Its inputs, the query first.
+        reports: What the loss reported, once.
+        scale: Factor of the loss before the backward pass.
+        tau: Temperature.
+    """
 
     def __init__(
-        self, loss: Tensor, leaves: list[Tensor], kept: list[Kept], scale: float, tau: float
+        self, loss: Tensor, leaves: list[Tensor], reports: list[LossStats], scale: float, tau: float
     ) -> None:
         self.loss = loss.detach()
         if loss.requires_grad:
             (loss * scale).backward()
         self.grads = [leaf.grad for leaf in leaves if leaf.requires_grad]
-        (self.kept,) = kept
-        self.rounding = 3e-6 * abs(scale) / (tau * len(leaves[0]))  # of parts that cancel
+        (self.stats,) = reports
+        self.rounding = 3e-6 * abs(scale) / (tau * len(leaves[0]))  # where terms cancel
 
-    def same_as(self, other: Outcome, rtol: float = 1e-5) -> None:
+    def assert_equal(self, other: Outcome, rtol: float = 1e-5) -> None:
+        """Asserts equality up to rounding."""
         torch.testing.assert_close(self.loss, other.loss, rtol=rtol, atol=1e-7)
-        for mine, theirs in zip(self.grads, other.grads, strict=True):
-            assert (mine is None) == (theirs is None)
-            if theirs is not None:
-                # Relative to the largest: a sum's small parts have the rounding of its large ones.
-                largest = float(theirs.abs().max())
-                torch.testing.assert_close(
-                    mine, theirs, rtol=rtol, atol=rtol * largest + self.rounding
-                )
-        assert torch.equal(self.kept.counts, other.kept.counts)
-        assert self.kept.candidates == other.kept.candidates
-        assert sorted(self.kept.notes) == sorted(other.kept.notes)
-        for name, values in other.kept.notes.items():
-            assert torch.equal(self.kept.notes[name], values), name
-        if other.kept.hard_share is not None:
-            torch.testing.assert_close(self.kept.hard_share, other.kept.hard_share)
+        for found, expected in zip(self.grads, other.grads, strict=True):
+            assert (found is None) == (expected is None)
+            if expected is not None:
+                # Relative to the largest, whose rounding errors the small elements share.
+                atol = rtol * float(expected.abs().max()) + self.rounding
+                torch.testing.assert_close(found, expected, rtol=rtol, atol=atol)
+        assert torch.equal(self.stats.counts, other.stats.counts)
+        assert self.stats.candidates == other.stats.candidates
+        assert sorted(self.stats.notes) == sorted(other.stats.notes)
+        for name, values in other.stats.notes.items():
+            assert torch.equal(self.stats.notes[name], values), name
+        if other.stats.hard_share is not None:
+            torch.testing.assert_close(self.stats.hard_share, other.stats.hard_share)
 
 
 def moco_loss(
@@ -72,14 +79,15 @@ def moco_loss(
     queue_grad: bool = False,
     **more: Any,
 ) -> Outcome:
+    """Computes MoCo's loss of copies of query, key and queue."""
     query, key, queue = (tensor.clone(memory_format=torch.preserve_format) for tensor in tensors)
     query.requires_grad_(), key.requires_grad_(), queue.requires_grad_(queue_grad)
-    kept: list[Kept] = []
+    reports: list[LossStats] = []
     torch.manual_seed(0)
     loss = mocov2plus_loss_func(
-        query, key, queue, tau, policy=build(config), backend=backend, report=kept.append, **more
+        query, key, queue, tau, policy=build(config), backend=backend, report=reports.append, **more
     )
-    return Outcome(loss, [query, key, queue], kept, scale, tau)
+    return Outcome(loss, [query, key, queue], reports, scale, tau)
 
 
 EACH_BACKEND = pytest.mark.parametrize("backend", BACKENDS)

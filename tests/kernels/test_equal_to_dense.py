@@ -1,4 +1,4 @@
-"""Every backend that can be had here against the dense, readable one."""
+"""Every available backend against the dense reference, with MoCo's loss."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from kernel_helpers import BACKENDS, BANDS, EACH_BACKEND, moco_loss, named
-from loss_helpers import POLICIES, moco
+from loss_helpers import BY_SIMILARITY, POLICIES, SIX_KINDS, moco
 from torch import Tensor
 
 from solo_hardneg.errors import ConfigError
 from solo_hardneg.losses import mocov2plus_loss_func
 from solo_hardneg.negatives import TooFewNegativesError, build
 from solo_hardneg.negatives.pool import Pool
-from solo_hardneg.negatives.weigh import Reweight
-
-# ---------------------------------------------------------------- MoCo
+from solo_hardneg.negatives.reweight import Reweight
 
 
 def with_ties(kind: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -27,7 +25,7 @@ def with_ties(kind: str) -> tuple[Tensor, Tensor, Tensor]:
         queue = queue[:, :1].expand(-1, 120).contiguous()
     elif kind == "twice":
         queue = torch.cat([queue[:, :60], queue[:, :60]], dim=1)
-    elif kind == "few values":  # axes: similarities are exact, whatever the order of summation
+    elif kind == "few values":  # axes, so that similarities are exact in any order of summation
         query, queue = torch.eye(8)[:6], torch.eye(8).repeat(1, 15)
     elif kind == "sorted":
         queue = queue[:, (query[0] @ queue).argsort()]
@@ -44,20 +42,20 @@ TENSORS = {
 
 @EACH_BACKEND
 @named(BANDS)
-def test_bands_of_many_shapes_ties_and_layouts(backend: str, config: dict[str, Any]) -> None:
+def test_shapes_ties_and_layouts(backend: str, config: dict[str, Any]) -> None:
     if backend == "numba" and config == BANDS["holes"]:
-        with pytest.raises(ConfigError, match="numba: follows one band"):
+        with pytest.raises(ConfigError, match="numba: supports a single band"):
             moco_loss(backend, config, moco())
         return
     for kind, tensors in TENSORS.items():
         scale = -3.5 if kind.startswith("(") else 1.0
         found = moco_loss(backend, config, tensors, scale=scale)
-        found.same_as(moco_loss("dense", config, tensors, scale=scale))
-        assert found.kept.backend == backend
+        found.assert_equal(moco_loss("dense", config, tensors, scale=scale))
+        assert found.stats.backend == backend
 
 
 @EACH_BACKEND
-def test_a_band_that_leaves_too_few_to_mix(backend: str) -> None:
+def test_a_band_leaves_too_few_to_mix(backend: str) -> None:
     config = {"keep": {"band": [0.5, 1.0]}, "mix": {"hardest": 51, "pairs": 4}}
     with pytest.raises(TooFewNegativesError, match="hardest=51: there are only M=50 "):
         moco_loss(backend, config, moco(3, 100, 4))
@@ -65,14 +63,23 @@ def test_a_band_that_leaves_too_few_to_mix(backend: str) -> None:
 
 @EACH_BACKEND
 @named(POLICIES)
-def test_everything_that_the_formula_has(backend: str, config: dict[str, Any]) -> None:
+def test_policies(backend: str, config: dict[str, Any]) -> None:
     tensors = moco(6, 60, 7)
     expected = moco_loss("dense", config, tensors)
     if list(config)[:1] == ["mix"] and "keep" in config:
         with pytest.raises(ConfigError, match=r"backend=\w+: negatives.keep stands below"):
             moco_loss(backend, config, tensors)
         return
-    moco_loss(backend, config, tensors).same_as(expected)
+    moco_loss(backend, config, tensors).assert_equal(expected)
+
+
+@EACH_BACKEND
+@pytest.mark.parametrize("detach", [True, False])
+@pytest.mark.parametrize("band", [[0.0, 1.0], [0.8, 1.0], [0.0, 0.9]])
+def test_synthetic_negatives_of_six_kinds(backend: str, detach: bool, band: list[float]) -> None:
+    config = {"keep": {"band": band}, "mix": {**SIX_KINDS, "detach": detach}, "debias": 0.05}
+    tensors = moco(70, 200, 16)
+    moco_loss(backend, config, tensors).assert_equal(moco_loss("dense", config, tensors))
 
 
 CLASSES: dict[str, dict[str, Any]] = {
@@ -84,32 +91,37 @@ CLASSES: dict[str, dict[str, Any]] = {
     "retained": {"keep": {"band": [0.3, 1.0]}, "retain": {"strength": 1.0}},
     "none left": {"keep": {"label": "same"}, "reweight": 0.5, "debias": 0.1},
     "mixed": {"drop": {"label": "same"}, "mix": {"hardest": 3, "pairs": 4}},
+    "six kinds": {"drop": {"label": "same"}, "mix": SIX_KINDS, "reweight": 0.5},
+    "learned": {"drop": {"above": "learned", "share": 0.1}, "reweight": 0.3},
+    "learned and same": {"drop": {"above": "learned", "share": 0.1, "label": "same"}},
+    **BY_SIMILARITY,
 }
 
 
 @named(CLASSES)
-def test_classes_images_reserve_and_retention(
+def test_labels_images_similarity_reserve_and_retention(
     config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("solo_hardneg.kernels.chunked._NUMBERS", {"cpu": 1})
+    monkeypatch.setattr("solo_hardneg.kernels.chunked._BLOCK_SIZE", {"cpu": 1})
     torch.manual_seed(1)
     query_labels = torch.randint(3, (20,))
-    query_labels[4] = 9  # of whose class there is no key
+    query_labels[4] = 9  # a class without keys
     known = {
         "query_labels": query_labels,
         "queue_labels": torch.randint(-1, 3, (90,)),
         "query_indexes": torch.arange(20),
         "queue_indexes": torch.randint(40, (90,)),
+        "query_thresholds": torch.rand(20) - 0.2,
         "queue_age": torch.randperm(90),
         "queue_size": 77,
     }
     tensors = moco(20, 90, 6)
     expected = moco_loss("dense", config, tensors, **known)
     for rows in (1, 7, 64):
-        monkeypatch.setattr("solo_hardneg.kernels.chunked._LEAST_ROWS", rows)
+        monkeypatch.setattr("solo_hardneg.kernels.chunked._MIN_ROWS", rows)
         found = moco_loss("chunked", config, tensors, **known)
-        found.same_as(expected)
-        assert found.kept.backend == "chunked"
+        found.assert_equal(expected)
+        assert found.stats.backend == "chunked"
 
 
 @given(
@@ -121,8 +133,8 @@ def test_classes_images_reserve_and_retention(
     tau=st.sampled_from([0.07, 0.5]),
     seed=st.integers(0, 99),
 )
-@example("chunked", (3, 20, 1), (19, 20), "keep", 0.0, 0.5, 1)  # all are ties
-@example("numba", (1, 3, 1), (0, 14), "keep", 0.0, 0.07, 0)  # all are at the band's edge
+@example("chunked", (3, 20, 1), (19, 20), "keep", 0.0, 0.5, 1)  # all similarities tie
+@example("numba", (1, 3, 1), (0, 14), "keep", 0.0, 0.07, 0)  # all tie at the band's edge
 def test_any_band(
     backend: str,
     shape: tuple[int, int, int],
@@ -140,12 +152,12 @@ def test_any_band(
         with pytest.raises(type(error), match=str(error).partition(":")[0].replace("[", r"\[")):
             moco_loss(backend, config, tensors, tau)
         return
-    moco_loss(backend, config, tensors, tau).same_as(expected)
+    moco_loss(backend, config, tensors, tau).assert_equal(expected)
 
 
-def test_a_remainder_of_one_query_rounds_as_the_others() -> None:
-    """Vectors of ±1/√D: many similarities are equal, if they are all rounded alike."""
-    number = 49
+def test_blocks_round_alike() -> None:
+    """Vectors of ±1/√D, many of whose similarities tie if all are rounded alike."""
+    number = 49  # one more than a block
     generator = torch.Generator().manual_seed(0)
     codes = torch.randint(2, (number + 3000, 12), generator=generator) * 2.0 - 1
     query, queue = codes[:number] / 12**0.5, (codes[number:] / 12**0.5).T
@@ -156,7 +168,7 @@ def test_a_remainder_of_one_query_rounds_as_the_others() -> None:
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_thousands_of_like_terms_lose_no_digit() -> None:
+def test_long_sums_lose_no_digits() -> None:
     query, key, queue = moco(4, 60_000, 8)
     queue = torch.nn.functional.normalize(queue + 3 * query[0][:, None], dim=0).T.contiguous().T
     config = {"keep": {"band": [0.9, 1.0]}}
@@ -167,7 +179,7 @@ def test_thousands_of_like_terms_lose_no_digit() -> None:
         assert error < 3e-6 * expected.grads[0].abs().max() + 3e-7
 
 
-def test_a_changed_verb_is_left_to_the_dense_way() -> None:
+def test_a_changed_verb_is_an_error() -> None:
     class Twice(Reweight):
         def __call__(self, pool: Pool) -> Pool:
             return super().__call__(super().__call__(pool))
@@ -178,7 +190,7 @@ def test_a_changed_verb_is_left_to_the_dense_way() -> None:
         mocov2plus_loss_func(*moco(), policy=policy, backend="chunked")
 
 
-def test_fill_without_ages_is_refused_by_all() -> None:
+def test_fill_without_ages_is_an_error() -> None:
     policy = build({"drop": {"band": [0.9, 1.0]}, "fill": "older"})
     for backend in ("dense", "chunked"):
         with pytest.raises(ConfigError, match="their age is not known here"):
@@ -186,25 +198,25 @@ def test_fill_without_ages_is_refused_by_all() -> None:
 
 
 @pytest.mark.parametrize("backend", ["dense", *BACKENDS])
-def test_a_key_that_is_no_number_shows_and_ends(backend: str) -> None:
+def test_nan_and_infinite_keys(backend: str) -> None:
     query, key, queue = moco(5, 3000, 8)
     for value in (torch.nan, torch.inf, -torch.inf):
         queue[:, 7] = value
         for name in ("all", "hardest", "middle", "easiest", "without the hardest", "weighed"):
             loss = moco_loss(backend, BANDS[name], (query, key, queue)).loss
             if value != value and name in ("all", "hardest"):
-                assert loss.isnan()  # elsewhere NaN is the hardest, and left out
+                assert loss.isnan()  # other bands drop NaN, which ranks hardest
 
 
-THROUGH = {"mix": {"hardest": 5, "pairs": 4, "queries": 3, "detach": False}}
+UNDETACHED = {"mix": {"hardest": 5, "pairs": 4, "queries": 3, "detach": False}}
 
 
-@named({**BANDS, "mixed": {**THROUGH, "reweight": {"beta": 0.4}}})
-def test_a_queue_that_wants_a_gradient(config: dict[str, Any]) -> None:
+@named({**BANDS, "mixed": {**UNDETACHED, "reweight": {"beta": 0.4}}})
+def test_gradient_of_the_queue(config: dict[str, Any]) -> None:
     tensors = moco(5, 64, 7)
     tensors = (*tensors[:2], tensors[2].T.contiguous().T)
     expected = moco_loss("dense", config, tensors, queue_grad=True)
-    moco_loss("chunked", config, tensors, queue_grad=True).same_as(expected)
+    moco_loss("chunked", config, tensors, queue_grad=True).assert_equal(expected)
 
 
 @EACH_BACKEND
@@ -214,10 +226,10 @@ def test_long_vectors_and_low_temperatures(backend: str) -> None:
     for config in (BANDS["all"], BANDS["hardest"], BANDS["without the hardest"]):
         for tau in (0.01, 5.0):
             found = moco_loss(backend, config, tensors, tau)
-            found.same_as(moco_loss("dense", config, tensors, tau))
+            found.assert_equal(moco_loss("dense", config, tensors, tau))
 
 
-# ---------------------------------------------------------------- gradients, or none
+# ---------------------------------------------------------------- gradients
 
 
 @EACH_BACKEND
@@ -228,11 +240,11 @@ def test_without_gradient(backend: str) -> None:
             found = moco_loss(backend, config, tensors)
             expected = moco_loss("dense", config, tensors)
         assert found.grads == expected.grads == [None, None]
-        found.same_as(expected)
+        found.assert_equal(expected)
 
 
 @EACH_BACKEND
-def test_only_the_key_wants_a_gradient(backend: str) -> None:
+def test_only_the_key_requires_a_gradient(backend: str) -> None:
     query, key, queue = moco(5, 200, 7)
     grads = []
     for name in (backend, "dense"):
@@ -244,7 +256,7 @@ def test_only_the_key_wants_a_gradient(backend: str) -> None:
 
 
 @EACH_BACKEND
-def test_the_queue_may_change_before_the_backward_pass_which_may_be_run_twice(backend: str) -> None:
+def test_the_queue_may_change_before_two_backward_passes(backend: str) -> None:
     tensors = moco(5, 200, 7)
     expected = moco_loss("dense", BANDS["hardest"], tensors).grads[0]
     query, key, queue = (t.clone() for t in tensors)
@@ -261,7 +273,7 @@ def test_the_queue_may_change_before_the_backward_pass_which_may_be_run_twice(ba
 
 
 @EACH_BACKEND
-def test_half_precision_is_computed_in_single(backend: str) -> None:
+def test_half_precision_is_computed_in_float32(backend: str) -> None:
     for dtype in (torch.float16, torch.bfloat16):
         tensors = tuple(t.to(dtype) for t in moco(5, 200, 8))
         expected = moco_loss("dense", BANDS["hardest"], tensors)

@@ -1,4 +1,4 @@
-"""No fault of the compiled loops' cache ends a run."""
+"""The cache of compiled loops, whose faults never end a run."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from typing import Any
 import numba
 import pytest
 
-from solo_hardneg.kernels import numba_cache, numba_loops
-from solo_hardneg.kernels.numba_cache import cached
+from solo_hardneg.kernels.numba import cache as numba_cache
+from solo_hardneg.kernels.numba import loops
+from solo_hardneg.kernels.numba.cache import cached
 
 SOURCE = "def twice(x):\n    return 2 * x\n"
 
 
 @pytest.fixture
 def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
-    """``compiled()`` is a new function, as in a new process; its cache is in ``tmp_path/cache``."""
+    """Returns a function that compiles anew, as a new process does, with ``tmp_path/cache``."""
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(numba_cache, "_warned", set())
     file = tmp_path / "loops.py"
@@ -36,34 +37,32 @@ def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], An
     return make
 
 
-def test_what_was_compiled_is_loaded(compiled: Callable[..., Any]) -> None:
+def test_compiled_functions_are_loaded(compiled: Callable[..., Any]) -> None:
     first, second = compiled(), compiled()
     assert (first(21), second(21)) == (42, 42)
     assert (first.stats.cache_hits.total(), second.stats.cache_hits.total()) == (0, 1)
 
 
-def test_no_folder_can_be_written(
-    compiled: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_writable_folder(compiled: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(numba.config, "CACHE_DIR", "/proc/nowhere")
     with pytest.warns(UserWarning, match=r"no locator (.|\n)*set NUMBA_CACHE_DIR"):
         function = compiled(Path("/proc/nowhere/loops.py"))
     assert function(21) == 42
 
 
-def test_the_folder_can_no_longer_be_written(compiled: Callable[..., Any], tmp_path: Path) -> None:
+def test_the_folder_becomes_unwritable(compiled: Callable[..., Any], tmp_path: Path) -> None:
     function = compiled()
     shutil.rmtree(tmp_path / "cache")
     (tmp_path / "cache").write_bytes(b"")
     with pytest.warns(UserWarning, match=f"{tmp_path}/cache.*NUMBA_CACHE_DIR"):
         assert function(21) == 42
-    with warnings.catch_warnings():  # said once
+    with warnings.catch_warnings():  # warns once
         warnings.simplefilter("error")
         assert function(2.5) == 5
 
 
 @pytest.mark.parametrize("kind", ["nbi", "nbc"])
-def test_a_file_that_is_cut_off_is_made_again(
+def test_a_truncated_file_is_replaced(
     kind: str, compiled: Callable[..., Any], tmp_path: Path
 ) -> None:
     compiled()(21)
@@ -81,7 +80,7 @@ def test_without_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cached(numba.njit(lambda x: 2 * x))(21) == 42
 
 
-def test_all_loops_are_cached_so() -> None:
-    loops = [value for value in vars(numba_loops).values() if hasattr(value, "py_func")]
-    assert len(loops) > 5
-    assert {type(loop._cache) for loop in loops} == {numba_cache._Cache}
+def test_all_loops_are_cached() -> None:
+    found = [value for value in vars(loops).values() if hasattr(value, "py_func")]
+    assert len(found) > 5
+    assert {type(loop._cache) for loop in found} == {numba_cache._Cache}

@@ -1,4 +1,4 @@
-"""The kernels on a GPU, where there is one, at the sizes of training: equal to dense."""
+"""The kernels on a GPU at the sizes of training, equal to dense."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SIZES = SMALL if REHEARSAL else [(256, 65536, 128), (64, 16384, 256), (1, 37, 3)
 BACKENDS = ["chunked"] if REHEARSAL else ["chunked", "triton"]
 
 
-def on_the_gpu(backend: str, config: dict, shape: tuple[int, int, int]) -> Outcome:
+def gpu_loss(backend: str, config: dict, shape: tuple[int, int, int]) -> Outcome:
     generator = torch.Generator(DEVICE).manual_seed(0)
     number, width, dimensions = shape
     tensors = [
@@ -28,17 +28,17 @@ def on_the_gpu(backend: str, config: dict, shape: tuple[int, int, int]) -> Outco
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_equal_to_dense(backend: str, config: dict) -> None:
     for shape in SIZES:
-        on_the_gpu(backend, config, shape).same_as(on_the_gpu("dense", config, shape))
+        gpu_loss(backend, config, shape).assert_equal(gpu_loss("dense", config, shape))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_mixing(backend: str) -> None:
     hardest, shape = (64, (8, 512, 16)) if REHEARSAL else (1024, (64, 16384, 128))
     config = {"mix": {"hardest": hardest, "pairs": 64, "queries": 8}, "reweight": 0.2}
-    on_the_gpu(backend, config, shape).same_as(on_the_gpu("dense", config, shape))
+    gpu_loss(backend, config, shape).assert_equal(gpu_loss("dense", config, shape))
 
 
-def test_the_same_each_time() -> None:
-    first, again = (on_the_gpu(BACKENDS[-1], BANDS["hardest"], SIZES[0]) for _ in range(2))
+def test_bit_equal_each_time() -> None:
+    first, again = (gpu_loss(BACKENDS[-1], BANDS["hardest"], SIZES[0]) for _ in range(2))
     assert torch.equal(first.loss, again.loss)
     assert torch.equal(first.grads[0], again.grads[0])

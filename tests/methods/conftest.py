@@ -1,4 +1,4 @@
-"""Our methods, small enough to look into: a linear backbone on 8 x 8 images."""
+"""Small versions of our methods: a linear backbone on 8 x 8 images."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from solo_hardneg.methods.contrastive import ContrastiveMethod
 from solo_hardneg.negatives import Pool
 
 BATCH, QUEUE, CLASSES, FEATURES = 4, 12, 3, 32
-AS_COMPOSED = object()
+FROM_CONFIG = object()
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No large backbones, which :class:`Small` would replace, and no threads that wait."""
+    """Builds no large backbones, which :class:`Small` would replace; uses a single thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     monkeypatch.setattr(
@@ -38,7 +38,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @functools.cache
-def composed(method: str, *overrides: str) -> DictConfig:
+def compose_config(method: str, *overrides: str) -> DictConfig:
     queue = [f"method_kwargs.queue_size={QUEUE}"] if method.startswith("moco") else []
     with initialize_config_module("solo_hardneg.configs", version_base="1.2"):
         cfg = compose(
@@ -63,18 +63,18 @@ def composed(method: str, *overrides: str) -> DictConfig:
 
 @pytest.fixture
 def config() -> Callable[..., DictConfig]:
-    """``config("negatives=all", method=..., negatives={...})`` at the size of these tests.
+    """``config("negatives=all", method=..., negatives={...})`` composes a small config.
 
-    ``negatives`` takes the place of what the config has; left out, it is mocov2_banded's.
+    ``negatives`` replaces the composed group, which is that of mocov2_banded.
     """
 
     def make(
-        *overrides: str, method: str = "mocov2_banded", negatives: Any = AS_COMPOSED
+        *overrides: str, method: str = "mocov2_banded", negatives: Any = FROM_CONFIG
     ) -> DictConfig:
-        cfg = copy.deepcopy(composed(method, *overrides))
-        if negatives is not AS_COMPOSED:
+        cfg = copy.deepcopy(compose_config(method, *overrides))
+        if negatives is not FROM_CONFIG:
             cfg.negatives = negatives
-        # What the host's parse_cfg would add.
+        # As the host's parse_cfg does.
         cfg.data.num_classes = CLASSES
         cfg.data.num_large_crops, cfg.data.num_small_crops = 2, 0
         return cfg
@@ -83,7 +83,7 @@ def config() -> Callable[..., DictConfig]:
 
 
 class Images(Dataset):
-    """``count`` random images; view 2 is a little noisier than view 1."""
+    """``count`` random images; view 2 is view 1 plus some noise."""
 
     def __init__(self, count: int = 16, labelled: bool = True):
         generator = torch.Generator().manual_seed(0)
@@ -100,7 +100,7 @@ class Images(Dataset):
 
 
 class Small:
-    """A method with a backbone that takes no time, which takes down what happens."""
+    """A method with a linear backbone that records losses, batches and pools."""
 
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
@@ -120,19 +120,19 @@ class Small:
             self.observers.append(self.pools.append)
 
     def fill_queue(self, classes: Sequence[int] = (0, 1, 2) * 4) -> Any:
-        """Fills MoCo's queue with random unit keys of these classes, of images 0, 1, 2, …"""
+        """Fills MoCo's queue with random unit keys of these classes and of images 0, 1, 2, …"""
         generator = torch.Generator().manual_seed(3)
         views, dimensions, length = self.queue.shape
         keys = torch.randn(views, length, dimensions, generator=generator)
         numbers = torch.arange(length)
-        self.enqueue(
+        self.key_queue.enqueue(
             F.normalize(keys, dim=2), torch.tensor(classes)[numbers % len(classes)], numbers
         )
         return self
 
     @property
     def counts(self) -> list[int]:
-        """How many negatives the queries of each step had, where all had the same."""
+        """Number of negatives per query at each step, if equal for all queries."""
         assert all(len(pool.counts.unique()) == 1 for pool in self.pools)
         return [int(pool.counts[0]) for pool in self.pools]
 
@@ -155,7 +155,7 @@ class SmallSimCLR(Small, SimCLRBanded): ...
 class SmallSimCLRSSCL(Small, SimCLRSSCL): ...
 
 
-class SmallHostsSimCLR(Small, SimCLR): ...
+class SmallHostSimCLR(Small, SimCLR): ...
 
 
 SMALL = {
@@ -163,13 +163,13 @@ SMALL = {
     "mocov2_sscl": SmallMoCoSSCL,
     "simclr_banded": SmallSimCLR,
     "simclr_sscl": SmallSimCLRSSCL,
-    "simclr": SmallHostsSimCLR,
+    "simclr": SmallHostSimCLR,
 }
 
 
 @pytest.fixture
 def model(config: Callable[..., DictConfig]) -> Callable[..., Small]:
-    """``model("negatives=all", method=..., negatives={...})``, seeded."""
+    """``model("negatives=all", method=..., negatives={...})`` builds a seeded method."""
 
     def make(*overrides: str, method: str = "mocov2_banded", **changes: Any) -> Small:
         cfg = config(*overrides, method=method, **changes)
@@ -181,7 +181,7 @@ def model(config: Callable[..., DictConfig]) -> Callable[..., Small]:
 
 @pytest.fixture
 def fit() -> Callable[..., Trainer]:
-    """``fit(model, epochs, ckpt_path=...)`` trains on 16 images, 4 steps an epoch."""
+    """``fit(model, epochs, ckpt_path=...)`` trains on 16 images, 4 steps per epoch."""
 
     def run(
         model: Small,
@@ -210,7 +210,7 @@ def fit() -> Callable[..., Trainer]:
 
 @pytest.fixture
 def batch() -> Callable[..., list[Any]]:
-    """``batch(classes=[...])``: images 50, 51, … in two views, of classes 0, 1, 2, 0 by default."""
+    """``batch(classes=[...])`` makes two views of images 50, 51, …"""
 
     def make(classes: tuple[int, ...] = (0, 1, 2, 0)) -> list[Any]:
         generator = torch.Generator().manual_seed(4)

@@ -1,4 +1,4 @@
-"""What the tests of policies share."""
+"""Fixtures for tests of policies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from solo_hardneg.negatives import registry
 
 @pytest.fixture
 def scratch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A registry that forgets what the test enters."""
+    """Restores the registry after the test."""
     monkeypatch.setattr(registry, "_registry", dict(registry._registry))
     registry._load_entry_points.cache_clear()
     yield

@@ -1,10 +1,7 @@
-"""mix: which negatives are mixed, how they are drawn, and what comes out."""
+"""``mix``: the pool it leaves, and its arguments."""
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections import Counter
 from typing import Any
 
 import oracles
@@ -12,29 +9,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from loss_helpers import BOTH, draws_of, moco, recorded_draws, unit
-from torch import Tensor
+from loss_helpers import draws_of, moco, recorded_draws, unit
+from mix_helpers import mixing, pool_of
 
 from solo_hardneg.errors import ConfigError
 from solo_hardneg.losses import mocov2plus_loss_func
-from solo_hardneg.negatives import Pool, TooFewNegativesError, build, full_pool, mix
-from solo_hardneg.negatives import band as bands
+from solo_hardneg.negatives import Pool, TooFewNegativesError, build, full_pool
+from solo_hardneg.negatives.ranks import hardest_columns
 
-
-def pool_of(n: int = 4, m: int = 9, d: int = 5, **more: Any) -> Pool:
-    query, vectors = unit(n, d, seed=1), unit(m, d, seed=2)
-    return full_pool(query @ vectors.T, query=query, vectors=vectors, **more)
-
-
-def mixing(**arguments: Any) -> dict[str, Any]:
-    return {"mix": arguments}
-
-
-# ---------------------------------------------------------------- what comes out
+# ---------------------------------------------------------------- synthetic negatives
 
 
 @given(st.integers(1, 5), st.integers(2, 20), st.integers(0, 5), st.integers(0, 5), st.data())
-def test_synthetic_negatives_by_plain_loops(
+def test_synthetic_negatives_equal_plain_loops(
     n: int, m: int, pairs: int, queries: int, data: st.DataObject
 ) -> None:
     if pairs + queries == 0:
@@ -59,8 +46,8 @@ def test_synthetic_negatives_by_plain_loops(
     assert mixed.notes["mix_short"].tolist() == [0.0] * n
 
 
-def test_synthetic_negatives_are_unit_vectors_between_the_two() -> None:
-    """In the plane, at angles 0 (the query), 40° and 100°; half of the third is not among them."""
+def test_synthetic_negatives_lie_between_their_sources() -> None:
+    """In the plane: the query at 0°, negatives at 40°, 100° and 170°, of which two are mixed."""
     angles = torch.tensor([40.0, 100.0, 170.0]).deg2rad()
     vectors = torch.stack([angles.cos(), angles.sin()], dim=1).double()
     query = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
@@ -75,13 +62,13 @@ def test_synthetic_negatives_are_unit_vectors_between_the_two() -> None:
 
 def test_ties_among_the_hardest_break_as_in_bands() -> None:
     pool = full_pool(torch.tensor([[0.5, 0.9, 0.5, 0.5, 0.1]]))
-    assert bands.hardest(pool, 3).tolist() == [[1, 3, 2]]
-    assert bands.hardest(pool, 5).tolist() == [[1, 3, 2, 0, 4]]
+    assert hardest_columns(pool, 3).tolist() == [[1, 3, 2]]
+    assert hardest_columns(pool, 5).tolist() == [[1, 3, 2, 0, 4]]
     some = pool.only(torch.tensor([[True, False, True, False, True]]))
-    assert bands.hardest(some, 3).tolist() == [[2, 0, 4]]
+    assert hardest_columns(some, 3).tolist() == [[2, 0, 4]]
 
 
-def test_what_is_known_of_synthetic_negatives() -> None:
+def test_attributes_of_synthetic_negatives() -> None:
     pool = pool_of(
         n=2,
         m=4,
@@ -111,7 +98,7 @@ def test_what_is_known_of_synthetic_negatives() -> None:
         assert getattr(bare, name) is None
 
 
-def test_older_keys_take_the_place_of_dropped_ones_beside_the_synthetic() -> None:
+def test_fill_below_mix() -> None:
     query, key, queue = moco(n=3, m=12)
     config = {"drop": {"band": [0.5, 1.0]}, "mix": {"hardest": 2, "pairs": 3}, "fill": "older"}
     pools: list[Pool] = []
@@ -129,8 +116,8 @@ def test_older_keys_take_the_place_of_dropped_ones_beside_the_synthetic() -> Non
     assert pools[0].present[:, 12:].all()
 
 
-def test_queries_that_have_fewer_than_the_hardest() -> None:
-    """The rows have 0, 1, 2 and 5 negatives left; 3 are to be mixed."""
+def test_queries_with_fewer_negatives_than_hardest() -> None:
+    """Rows with 0, 1, 2 and 5 negatives; ``hardest`` is 3."""
     left = torch.tensor([[j < c for j in range(9)] for c in (0, 1, 2, 5)])
     config = mixing(hardest=3, pairs=2, queries=1)
     mixed = build(config)(pool_of().only(left))
@@ -144,12 +131,12 @@ def test_queries_that_have_fewer_than_the_hardest() -> None:
     assert nothing.counts.tolist() == [0] * 4
 
 
-def test_too_few_negatives_are_found_before_the_run() -> None:
+def test_check_refuses_too_few_negatives() -> None:
     policy = build(mixing(hardest=10, pairs=4))
     state = torch.get_rng_state()
     policy.check(10)
     assert policy.fits(10)
-    assert torch.equal(torch.get_rng_state(), state)  # trying it draws nothing
+    assert torch.equal(torch.get_rng_state(), state)  # a dry run draws nothing
     assert not policy.fits(9)
     text = r"negatives.mix.hardest=10: there are only M=9 negatives.*Lower it.*a longer queue"
     with pytest.raises(TooFewNegativesError, match=text):
@@ -158,7 +145,7 @@ def test_too_few_negatives_are_found_before_the_run() -> None:
     assert single.present.tolist() == [[True] * 3] * 4
 
 
-def test_a_pool_without_vectors_can_not_be_mixed() -> None:
+def test_pool_without_vectors_is_refused() -> None:
     pool = full_pool(torch.zeros(1, 4))
     for known in ({}, {"query": torch.zeros(1, 2)}, {"vectors": torch.zeros(4, 2)}):
         with pytest.raises(ConfigError, match=r"^negatives.mix: needs the vectors.*query= and vec"):
@@ -172,116 +159,34 @@ def test_a_pool_without_vectors_can_not_be_mixed() -> None:
     ("arguments", "message"),
     [
         ({"pairs": 1}, "negatives.mix: missing a required argument: 'hardest'"),
-        ({"hardest": 4}, r"^negatives.mix makes nothing: .*both 0.*negatives.mix.pairs=8"),
+        ({"hardest": 4}, r"^negatives.mix makes nothing: .* are 0.*negatives.mix.pairs=8"),
         ({"hardest": 1, "pairs": 1}, "mix.hardest=1: .* at least 2. A pair is made of two differ"),
         ({"hardest": 0, "queries": 1}, "mix.hardest=0: must be a whole number of at least 1.$"),
         ({"hardest": 4, "pairs": -1, "queries": 2}, "mix.pairs=-1: .* of at least 0"),
         ({"hardest": 4, "pairs": 2, "queries": -1}, "mix.queries=-1: .* of at least 0"),
         ({"hardest": 4, "pairs": 2**20 + 1}, "mix.pairs=.* at most 1048576"),
         ({"hardest": 4, "pairs": 1, "detach": 1}, "mix.detach=1: must be true or false"),
+        ({"hardest": 4, "noise": {"count": 1, "sigma": -0.1}}, "mix.noise.sigma=-0.1: must be a"),
+        ({"hardest": 4, "noise": {"count": 1, "step": 0.1}}, "mix.noise: unknown argument 'step'"),
+        ({"hardest": 4, "toward": {"count": 0.5}}, "mix.toward.count=0.5: must be a whole number"),
+        ({"hardest": 4, "adversarial": -1}, "mix.adversarial.count=-1: .* of at least 0"),
+        ({"beyond": 1}, "negatives.mix: missing a required argument: 'hardest'"),
     ],
 )
-def test_impossible_arguments(arguments: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build({"mix": arguments})
 
 
-# ---------------------------------------------------------------- drawing
+def test_arguments_of_kinds_are_left_out_by_default() -> None:
+    """So policies of before these kinds keep their identity."""
+    assert set(build(mixing(hardest=4, pairs=1)).config["mix"]) == {
+        *("hardest", "pairs", "queries", "detach")
+    }
 
 
-def uniform(number: int, queries: int, width: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(number, queries, width, generator=generator)
-
-
-@given(st.lists(st.integers(0, 40), min_size=1, max_size=6), st.integers(1, 30), st.integers(0, 99))
-def test_pairs_are_of_two_and_in_range(available: list[int], pairs: int, seed: int) -> None:
-    first, second, alpha = mix.draw_pairs(
-        torch.tensor(available), uniform(3, len(available), pairs, seed)
-    )
-    assert first.shape == second.shape == alpha.shape == (len(available), pairs)
-    for count, a, b in zip(available, first, second, strict=True):
-        assert 0 <= a.min() <= a.max() < max(count, 1)
-        assert 0 <= b.min() <= b.max() < max(count, 1)
-        if count > 1:
-            assert (a != b).all()
-    assert 0 <= alpha.min() <= alpha.max() < 1
-
-
-def test_all_ordered_pairs_are_equally_likely() -> None:
-    counts = [2, 3, 5]
-    first, second, _ = mix.draw_pairs(torch.tensor(counts), uniform(3, 3, 20_000))
-    for count, a, b in zip(counts, first.tolist(), second.tolist(), strict=True):
-        seen = Counter(zip(a, b, strict=True))
-        assert set(seen) == set(itertools.permutations(range(count), 2))
-        expected = 20_000 / (count * (count - 1))
-        assert all(abs(number - expected) < 5 * math.sqrt(expected) for number in seen.values())
-
-
-def correlation(a: Tensor, b: Tensor) -> float:
-    return float(torch.corrcoef(torch.stack([a.flatten().double(), b.flatten().double()]))[0, 1])
-
-
-def test_shares_are_uniform_and_independent() -> None:
-    available = torch.full((4,), 50)
-    first, second, alpha = mix.draw_pairs(available, uniform(3, 4, 5000, seed=1))
-    partner, gamma = mix.draw_partners(available, uniform(2, 4, 5000, seed=2))
-    for share, end in ((alpha, 1.0), (gamma, 0.5)):
-        assert share.histc(10, 0, end).sub(2000).abs().max() < 250
-        assert 0 <= share.min() < 0.001 * end
-        assert 0.999 * end < share.max() < end
-    for one, other in itertools.combinations((first, second, alpha), 2):
-        assert abs(correlation(one, other)) < 0.04
-    assert abs(correlation(partner, gamma)) < 0.03
-    assert abs(correlation(alpha[0], alpha[1])) < 0.06  # each query draws for itself
-
-
-def test_partners_are_in_range_and_equally_likely() -> None:
-    first, gamma = mix.draw_partners(torch.tensor([0, 1, 4]), uniform(2, 3, 8000))
-    assert first.shape == gamma.shape == (3, 8000)
-    assert first[0].unique().tolist() == first[1].unique().tolist() == [0]
-    assert (first[2].bincount() - 2000).abs().max() < 250
-
-
-# ---------------------------------------------------------------- the source of randomness
-
-
-def loss_and_state(seed: int) -> tuple[float, Tensor]:
-    torch.manual_seed(seed)
-    loss = mocov2plus_loss_func(*moco(), 0.2, policy=build(BOTH))
-    return loss.item(), torch.get_rng_state()
-
-
-def test_the_global_seed_decides() -> None:
-    one, same, other = loss_and_state(1), loss_and_state(1), loss_and_state(2)
-    assert one[0] == same[0] != other[0]
-    torch.manual_seed(1)
-    policy = build(BOTH)
-    first, second = (mocov2plus_loss_func(*moco(), 0.2, policy=policy) for _ in range(2))
-    assert first.item() == one[0] != second.item()
-
-
-def test_each_step_has_a_source_of_its_own() -> None:
-    seeds = {mix._generator(torch.device("cpu")).initial_seed() for _ in range(300)}
-    assert len(seeds) == 300
-
-
-def test_ranks_draw_differently_from_the_same_state(monkeypatch: pytest.MonkeyPatch) -> None:
-    results = []
-    for rank in range(3):
-        monkeypatch.setattr(mix, "get_rank", lambda rank=rank: rank)
-        results.append(loss_and_state(1))
-    assert len({loss for loss, _ in results}) == 3
-    assert all(torch.equal(state, results[0][1]) for _, state in results)
-
-
-def test_the_global_state_advances_alike_whatever_is_mixed() -> None:
-    states = []
-    for config in (BOTH, mixing(hardest=9, pairs=7), mixing(hardest=1, queries=1)):
-        torch.manual_seed(5)
-        before = torch.get_rng_state()
-        build(config)(pool_of())
-        states.append(torch.get_rng_state())
-        assert not torch.equal(states[-1], before)
-    assert torch.equal(states[0], states[1])
-    assert torch.equal(states[0], states[2])
+def test_counts_and_numbers_of_kinds_may_be_schedules() -> None:
+    moving = {"from": 0, "to": 3, "epochs": [0, 9]}
+    policy = build(mixing(hardest=4, beyond=moving, noise={"count": moving, "sigma": moving}))
+    verb = policy.at(4.6).verbs["mix"]
+    assert (verb.beyond, verb.noise, verb.sigma) == (2, 2, pytest.approx(4.6 / 3))

@@ -1,4 +1,4 @@
-"""From the config to a policy."""
+"""Policies built from the config."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ def test_no_verbs_leave_all_negatives() -> None:
         assert (policy.needs, policy.reserve) == (frozenset(), 0.0)
 
 
-def test_null_takes_a_verb_or_an_argument_out() -> None:
+def test_null_leaves_out_a_verb_or_an_argument() -> None:
     policy = build({"drop": {"band": [0.9, 1.0], "label": None}, "fill": None})
     assert policy.config == {"drop": {"band": [0.9, 1.0]}}
 
 
-def test_what_is_no_mapping() -> None:
-    text = "negatives='hardest_5': must be a mapping of policies.*negatives=hardest_5 on the comm"
+def test_config_must_be_a_mapping() -> None:
+    text = "negatives='hardest_5': must be a mapping of verbs.*negatives=hardest_5 on the comm"
     with pytest.raises(ConfigError, match=text):
         build("hardest_5")  # type: ignore[arg-type]
 
 
-def text(config: dict) -> str:
+def config_text(config: dict) -> str:
     return json.dumps(build(config).config)
 
 
 def test_equal_settings_have_equal_configs() -> None:
-    one = text({"drop": {"band": [0, 1e0 / 2], "label": "same"}, "fill": "older"})
+    one = config_text({"drop": {"band": [0, 1e0 / 2], "label": "same"}, "fill": "older"})
     for same in (
         {"drop": {"label": "same", "band": (0.0, 0.5)}, "fill": {"kind": "older"}},
         {"drop": {"band": [0, 0.5], "label": "same"}, "fill": {"reserve": 0.125, "kind": "older"}},
     ):
-        assert text(same) == one
+        assert config_text(same) == one
     others = [
         {"drop": {"band": [0, 0.5], "label": "different"}, "fill": "older"},
         {"drop": {"band": [0, 0.25], "label": "same"}, "fill": "older"},
@@ -58,12 +58,12 @@ def test_equal_settings_have_equal_configs() -> None:
         {"drop": {"band": [0, 0.5], "label": "same"}},
         {"drop": {"band": [0, 0.5], "label": "same"}, "fill": {"kind": "older", "reserve": 0.5}},
     ]
-    assert len({text(c) for c in others} | {one}) == 6
+    assert len({config_text(c) for c in others} | {one}) == 6
     drop, keep = {"drop": {"band": [0.8, 1.0]}}, {"keep": {"band": [0.5, 1.0]}}
-    assert text(drop | keep) != text(keep | drop)
+    assert config_text(drop | keep) != config_text(keep | drop)
 
 
-def test_a_policy_is_tried_before_the_run() -> None:
+def test_check_refuses_empty_bands() -> None:
     narrow = build({"keep": {"band": [0.5, 0.51]}})
     assert narrow.fits(100)
     assert not narrow.fits(64)
@@ -78,7 +78,7 @@ def test_a_policy_is_tried_before_the_run() -> None:
         nothing_left.check(1000)
 
 
-def test_verbs_that_leave_nothing_together() -> None:
+def test_check_refuses_verbs_that_leave_nothing_together() -> None:
     policy = build({"keep": {"label": "same"}, "drop": {"label": "same"}, "reweight": 1.0})
     for count in (1, 64):
         with pytest.raises(
@@ -93,7 +93,7 @@ def test_verbs_that_leave_nothing_together() -> None:
     build(early | {"drop": {"label": "same", "from_epoch": 2}}).check(4)
 
 
-def test_what_some_classes_would_leave_is_not_impossible() -> None:
+def test_check_accepts_what_some_labels_would_leave() -> None:
     build({"keep": {"label": "same"}, "mix": {"hardest": 32, "pairs": 1}}).check(64)
     build({"drop": {"label": "same"}, "mix": {"hardest": 32, "pairs": 1}}).check(64)
     build({"keep": {"label": "same"}, "mix": {"hardest": 63, "pairs": 1}}).check(64)
@@ -113,8 +113,8 @@ def test_what_some_classes_would_leave_is_not_impossible() -> None:
 
 
 @pytest.mark.usefixtures("scratch")
-def test_schedules_and_epochs_reach_policies_of_others() -> None:
-    @negatives.register("mine", summary="as it is", needs=["labels", "queue"])
+def test_schedules_and_epochs_of_a_third_partys_verb() -> None:
+    @negatives.register("mine", summary="changes nothing", needs=["labels", "queue"])
     class Mine:
         reserve = 0.75
 
@@ -133,10 +133,10 @@ def test_schedules_and_epochs_reach_policies_of_others() -> None:
     assert build({"mine": {"number": 2.0, "share": 1, "from_epoch": 3}}).at(2).verbs == {}
 
 
-# ---------------------------------------------------------------- what depends on the data
+# ---------------------------------------------------------------- dependence on the data
 
 
-def test_what_the_data_leave_is_no_error_in_the_middle_of_a_run() -> None:
+def test_too_few_negatives_in_the_data_are_no_error_in_a_run() -> None:
     few = torch.tensor([0, 0] + [1] * 14)  # two of the query's class
     known = {"query_labels": torch.zeros(1).long(), "labels": few}
     query, vectors = torch.tensor([[1.0, 0.0]]), torch.nn.functional.normalize(torch.randn(16, 2))
@@ -150,7 +150,7 @@ def test_what_the_data_leave_is_no_error_in_the_middle_of_a_run() -> None:
         build({"drop": {"label": "different"}, **narrow, "fill": "none"}).check(3)
 
 
-def test_others_may_call_their_arguments_as_a_schedule_does(scratch: None) -> None:
+def test_arguments_may_have_the_names_of_schedule_keys(scratch: None) -> None:
     @register("warm", summary="for a while")
     class Warm:
         def __init__(self, epochs: int, to: float = 1.0):
@@ -166,10 +166,10 @@ def test_others_may_call_their_arguments_as_a_schedule_does(scratch: None) -> No
     assert build({"warm": {"epochs": moving}}).at(4).verbs["warm"].epochs == 9
 
 
-# ---------------------------------------------------------------- where configs come from
+# ---------------------------------------------------------------- OmegaConf and NumPy
 
 
-def test_parts_of_a_config_are_read_like_the_whole() -> None:
+def test_omegaconf_and_numpy_values() -> None:
     cfg = OmegaConf.create({"low": 0.5, "negatives": {"keep": {"band": ["${low}", 1.0]}}})
     expected = {"keep": {"band": [0.5, 1.0]}}
     assert build(cfg.negatives).config == expected

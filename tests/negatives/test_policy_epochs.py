@@ -1,4 +1,4 @@
-"""Policies that change during training, and the one form of their config."""
+"""Policies that change during training, and the normal form of their config."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def line(start: float, end: float, *epochs: float, curve: str = "linear") -> dic
 
 
 def values(policy: Policy) -> dict[str, Any]:
-    """The numbers that the verbs of this epoch have."""
+    """Numeric arguments of the verbs of this epoch."""
     names = ("band", "beta", "tau_plus", "hardest", "pairs", "strength")
     return {
-        f"{verb}.{name}": getattr(made, name)
+        f"{verb}.{name}": vars(made)[name]
         for verb, made in policy.verbs.items()
         for name in names
-        if getattr(made, name, None) is not None
+        if vars(made).get(name) is not None
     }
 
 
-def test_any_number_may_change() -> None:
+def test_any_number_may_be_a_schedule() -> None:
     policy = build(
         {
             "keep": {"band": [line(0.0, 0.8, 0, 10), 1.0]},
@@ -67,13 +67,13 @@ def test_any_number_may_change() -> None:
     assert list(policy.at(7.5).verbs) == list(policy.config)
 
 
-def test_what_does_not_change_is_the_same_in_all_epochs() -> None:
+def test_constant_policy_is_one_object_in_all_epochs() -> None:
     policy = build({"keep": {"band": [0.5, 1.0], "from_epoch": 0}})
     assert not policy.changes
     assert policy.at(7.5) is policy
 
 
-def test_whole_numbers_are_rounded() -> None:
+def test_schedules_of_integers_are_rounded() -> None:
     policy = build(
         {"mix": {"hardest": line(2, 12, 0, 10), "pairs": 1, "queries": line(0, 3, 0, 9)}}
     )
@@ -83,7 +83,7 @@ def test_whole_numbers_are_rounded() -> None:
     assert all(isinstance(verb.hardest, int) for verb in found)
 
 
-def test_a_policy_of_another_epoch_is_another_one() -> None:
+def test_at_returns_another_policy() -> None:
     policy = build({"reweight": line(0, 1, 0, 10)})
     then = policy.at(5)
     assert (policy.epoch, then.epoch) == (0.0, 5)
@@ -117,14 +117,14 @@ def test_every_verb_may_start_late_and_end_early(verb: str) -> None:
     assert policy.at(1)(pool) is not pool
 
 
-def test_a_schedule_alone_may_have_times_beside_it() -> None:
+def test_single_schedule_with_epochs_beside_it() -> None:
     policy = build({"reweight": line(0, 1, 0, 10) | {"from_epoch": 5}})
     assert policy.config == {"reweight": {"beta": line(0, 1, 0, 10), "from_epoch": 5.0}}
     assert policy.at(4).verbs == {}
     assert policy.at(5).verbs["reweight"].beta == 0.5
 
 
-def test_needs_are_those_of_any_epoch() -> None:
+def test_needs_and_reserve_are_those_of_all_epochs() -> None:
     late = {"from_epoch": 5}
     drop = {"drop": {"band": [0.9, 1.0]}}
     assert build({"drop": {"label": "same"} | late}).needs == {"labels"}
@@ -150,7 +150,7 @@ def test_needs_are_those_of_any_epoch() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        # Right at both ends, upside down in the middle, even of a single epoch.
+        # Valid at both ends, upside down between them.
         (
             {"keep": {"band": [line(0, 0.9, 0, 1), line(0.05, 0.95, 0, 1, curve="cosine")]}},
             "negatives.keep.band=.*upside down",
@@ -164,19 +164,17 @@ def test_needs_are_those_of_any_epoch() -> None:
         ({"reweight": {"from": 1}}, "negatives.reweight.beta=.*lacks 'to'"),
     ],
 )
-def test_what_is_impossible_in_some_epoch_is_found_at_once(
-    config: dict[str, Any], message: str
-) -> None:
+def test_values_invalid_in_some_epoch_are_refused(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build(config)
 
 
-def test_all_epochs_are_tried() -> None:
+def test_check_covers_all_epochs() -> None:
     narrow = build({"keep": {"band": [line(0, 0.5, 0, 10), 0.51]}})
     narrow.check(100)
     with pytest.raises(EmptyBandError, match="M=64"):
         narrow.check(64)
-    assert narrow.fits(64)  # in the epoch at hand
+    assert narrow.fits(64)  # in this epoch
     assert not narrow.at(10).fits(64)
     late = build({"mix": {"hardest": 65, "pairs": 1, "from_epoch": 9}})
     assert late.fits(64)
@@ -184,7 +182,7 @@ def test_all_epochs_are_tried() -> None:
         late.check(64)
 
 
-# ---------------------------------------------------------------- one form
+# ---------------------------------------------------------------- normal form
 
 
 CONFIGS: list[dict[str, Any]] = [
@@ -200,7 +198,7 @@ CONFIGS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_the_config_is_in_one_form(config: dict[str, Any]) -> None:
+def test_config_is_in_normal_form(config: dict[str, Any]) -> None:
     policy = build(config)
     again = build(policy.config)
     assert json.dumps(again.config) == json.dumps(policy.config)
@@ -211,7 +209,7 @@ def test_the_config_is_in_one_form(config: dict[str, Any]) -> None:
         assert values(again.at(epoch)) == values(policy.at(epoch))
 
 
-def test_synthetic_negatives_may_start_at_none() -> None:
+def test_number_of_synthetic_negatives_may_start_at_zero() -> None:
     config = {"mix": {"hardest": 4, "pairs": {"from": 0, "to": 4, "epochs": [0, 4]}}}
     policy = build(config)
     policy.check(8)
@@ -225,7 +223,7 @@ def test_synthetic_negatives_may_start_at_none() -> None:
         build(config)
 
 
-def test_a_moving_band_is_wide_enough_for_all_the_places_it_passes() -> None:
+def test_moving_band_that_is_empty_on_its_way_is_refused() -> None:
     # Of 12 negatives, [0.01, 0.09] and [0.06, 0.14] hold one, and [0.02, 0.0833] holds none.
     sliding = build({"keep": {"band": [line(0.01, 0.91, 0, 8), line(0.09, 0.99, 0, 8)]}})
     with pytest.raises(
@@ -237,10 +235,10 @@ def test_a_moving_band_is_wide_enough_for_all_the_places_it_passes() -> None:
     with pytest.raises(EmptyBandError, match="M=12 "):
         below.check(24)
     below.check(26)
-    build({"keep": {"band": [0.01, 0.09]}}).check(12)  # where it stands, it holds one
+    build({"keep": {"band": [0.01, 0.09]}}).check(12)  # does not move, and holds one
 
 
-def test_a_moving_band_that_ends_at_the_hardest_is_wide_enough() -> None:
+def test_moving_band_that_ends_at_the_hardest_is_accepted() -> None:
     count = 14
     curriculum = build({"keep": {"band": [line(0.0, 0.95, 0, 8), 1.0]}})
     curriculum.check(count)

@@ -1,4 +1,4 @@
-"""The registry: names, arguments, and what third parties add."""
+"""The registry: names, arguments and third parties' verbs."""
 
 from __future__ import annotations
 
@@ -7,22 +7,30 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from solo_hardneg import negatives
 from solo_hardneg.errors import ConfigError
 from solo_hardneg.negatives import Pool, full_pool, registry
 
 
-def test_the_list_says_what_each_one_does() -> None:
+def test_available_verbs_have_summary_and_source() -> None:
     known = negatives.available()
     assert {"keep", "drop", "fill"} <= set(known)
-    assert known["keep"].arguments == ("band", "label", "image")
+    assert known["keep"].arguments == ("band", "label", "image", "similarity", "margin")
     assert known["fill"].needs == {"queue"}
     assert all(info.summary and info.source for info in known.values())
 
 
-def test_unknown_names_list_the_known_and_the_nearest() -> None:
-    text = r"unknown policy 'kepe'. Did you mean 'keep'\? Known: .*drop, fill, keep"
+@pytest.mark.parametrize("name", ["debias", "drop", "fill", "keep", "mix", "retain", "reweight"])
+def test_examples_can_be_used(name: str) -> None:
+    above = {"drop": {"label": "same"}} if name == "fill" else {}
+    value = yaml.safe_load(negatives.available()[name].example)
+    assert list(negatives.build({**above, name: value}).config) == [*above, name]
+
+
+def test_unknown_name_error_lists_known_names() -> None:
+    text = r"unknown verb 'kepe'. Did you mean 'keep'\? Known: .*drop, fill, keep"
     with pytest.raises(ConfigError, match=text):
         negatives.build({"kepe": {}})
     with pytest.raises(ConfigError, match=r"negatives.keep: unknown argument 'bandd'.*'band'"):
@@ -30,10 +38,10 @@ def test_unknown_names_list_the_known_and_the_nearest() -> None:
 
 
 @pytest.mark.usefixtures("scratch")
-def test_a_policy_of_ones_own() -> None:
+def test_register_a_verb() -> None:
     @negatives.register("drop_random", source="this test")
     class DropRandom:
-        """All but a random share.
+        """Drops a random share.
 
         More.
         """
@@ -44,19 +52,21 @@ def test_a_policy_of_ones_own() -> None:
         def __call__(self, pool: Pool) -> Pool:
             return pool.without(torch.rand_like(pool.similarity) < self.share)
 
-    assert negatives.available()["drop_random"].summary == "All but a random share."
+    assert negatives.available()["drop_random"].summary == "Drops a random share."
     pool = full_pool(torch.zeros(1, 1000))
     everything = negatives.build({"drop_random": {"share": 1.0}})
     assert everything(pool).counts.tolist() == [0]
-    everything.check(64)  # what is drawn at random may be nothing once
-    some = negatives.build({"drop_random": 0.5})(pool).counts.item()  # one value: first argument
+    everything.check(64)  # a random verb may leave none in a dry run
+    some = negatives.build({"drop_random": 0.5})(
+        pool
+    ).counts.item()  # a single value is the first argument
     assert 400 < some < 600
     with pytest.raises(ConfigError, match="negatives.drop_random: missing a required argument"):
         negatives.build({"drop_random": {}})
 
 
 @pytest.mark.usefixtures("scratch")
-def test_a_name_has_one_owner() -> None:
+def test_register_refuses_a_name_that_is_taken() -> None:
     with pytest.raises(
         ConfigError, match=r"'keep' is taken twice: by solo_hardneg.*Keep and by .*Other"
     ):
@@ -68,7 +78,7 @@ def test_a_name_has_one_owner() -> None:
 
 
 @pytest.mark.usefixtures("scratch")
-def test_the_names_of_the_epochs_are_taken() -> None:
+def test_register_refuses_arguments_that_every_verb_has() -> None:
     class Late:
         def __init__(self, from_epoch: int = 0):
             pass
@@ -76,22 +86,22 @@ def test_the_names_of_the_epochs_are_taken() -> None:
         def __call__(self, pool: Pool) -> Pool:
             return pool
 
-    text = r"'mine'.*from_epoch and until_epoch already. Name .*Late's own from_epoch otherwise"
+    text = r"'mine'.*from_epoch and until_epoch already. Rename from_epoch of .*Late"
     with pytest.raises(ConfigError, match=text):
         negatives.register("mine")(Late)
     assert "mine" not in negatives.available()
 
 
-def test_needs_are_of_a_known_kind() -> None:
+def test_register_refuses_unknown_needs() -> None:
     with pytest.raises(ConfigError, match="known needs are labels, indexes, queue"):
         negatives.register("x", summary="x", needs=["lables"])
 
 
 @pytest.mark.usefixtures("scratch")
-def test_installed_packages_bring_policies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entry_points_register_verbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "third_party_negatives.py").write_text(
         "from solo_hardneg import negatives\n"
-        "@negatives.register('nothing', summary='leaves all as it is')\n"
+        "@negatives.register('nothing', summary='changes nothing')\n"
         "class Nothing:\n"
         "    def __call__(self, pool):\n"
         "        return pool\n"
@@ -110,11 +120,11 @@ def test_installed_packages_bring_policies(tmp_path: Path, monkeypatch: pytest.M
 
     registry._load_entry_points.cache_clear()
     points.write_text("[solo_hardneg.policies]\nbroken = no_such_module\n")
-    broken = r"of third-party 1.0 .*'broken = no_such_module'. can't be loaded.*Mend or uninstall"
+    broken = r"of third-party 1.0 .*'broken = no_such_module'. can't be loaded.*Repair or uninstall"
     with pytest.warns(UserWarning, match=broken):
         assert "keep" in negatives.available()
-    with warnings.catch_warnings():  # said once
+    with warnings.catch_warnings():  # warned once
         warnings.simplefilter("error")
         assert negatives.build({"keep": [0.9, 1.0]})(full_pool(torch.zeros(1, 10))).counts == 1
-    with pytest.raises(ConfigError, match=rf"unknown policy 'nothings'.*{broken}"):
+    with pytest.raises(ConfigError, match=rf"unknown verb 'nothings'.*{broken}"):
         negatives.build({"nothings": {}})

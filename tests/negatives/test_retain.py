@@ -1,4 +1,4 @@
-"""retain: what it notes of a pool, and how it shifts the age by which keys leave."""
+"""``retain``: hardness of each key, and the order in which keys leave."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_defaults() -> None:
 
 
 @given(st.integers(1, 5), st.integers(2, 30))
-def test_the_share_of_queries_that_find_each_key_hard(n: int, m: int) -> None:
+def test_hard_share_counts_queries(n: int, m: int) -> None:
     similarity = unit(n, 6, seed=m) @ unit(m, 6, seed=n).T
     pool = full_pool(similarity)
     left = build({"retain": {"strength": 1.0, "band": [0.5, 1.0]}})(pool)
@@ -41,7 +41,7 @@ def test_the_share_of_queries_that_find_each_key_hard(n: int, m: int) -> None:
     assert left.count == m
 
 
-def test_synthetic_negatives_are_ranked_and_have_no_share() -> None:
+def test_synthetic_negatives_are_ranked_but_have_no_hard_share() -> None:
     query, vectors = unit(3, 5, seed=1), unit(8, 5, seed=2)
     pool = full_pool(query @ vectors.T, query=query, vectors=vectors)
     left = build(PAIRS | {"retain": {"strength": 1.0, "band": [0.5, 1.0]}})(pool)
@@ -50,19 +50,19 @@ def test_synthetic_negatives_are_ranked_and_have_no_share() -> None:
     assert left.hard_share.tolist() == pytest.approx(expected)
 
 
-def test_it_is_ranked_among_what_the_verbs_above_leave() -> None:
+def test_band_is_ranked_after_the_verbs_above() -> None:
     pool = full_pool(torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.4, 0.3, 0.2, 0.1]]))
     config = {"drop": {"band": [0.75, 1.0]}, "retain": {"strength": 1.0, "band": [0.67, 1.0]}}
     assert build(config)(pool).hard_share.tolist() == [0.0, 0.5, 0.5, 0.0]
     assert pool.hard_share is None
 
 
-def test_a_band_that_holds_nothing() -> None:
+def test_empty_band_is_refused() -> None:
     with pytest.raises(EmptyBandError, match=r"^negatives.retain.band=\[0.5, 0.6\]: .*M=4"):
         build({"retain": {"strength": 1.0, "band": [0.5, 0.6]}}).check(4)
 
 
-def test_scores_are_a_moving_average() -> None:
+def test_score_is_a_moving_average() -> None:
     verb = Retain(1.0, decay=0.75)
     scores = verb.average(torch.tensor([0.0, 0.4]), torch.tensor([0.1, 0.0]))
     torch.testing.assert_close(scores, torch.tensor([0.025, 0.3]))
@@ -70,8 +70,8 @@ def test_scores_are_a_moving_average() -> None:
     torch.testing.assert_close(last, torch.tensor([0.06, 0.04]))
 
 
-def test_the_average_key_is_hard_by_chance_whatever_stands_above() -> None:
-    """Under keep, most are never ranked, and that tells nothing of the others."""
+def test_average_score_is_chance_whatever_the_verbs_above_drop() -> None:
+    """Negatives that ``keep`` drops are never ranked; the shares of the others are scaled."""
     torch.manual_seed(0)
     query, vectors = (torch.nn.functional.normalize(torch.randn(n, 16), dim=1) for n in (64, 512))
     pool = full_pool(query @ vectors.T, query=query, vectors=vectors)
@@ -85,8 +85,8 @@ def test_the_average_key_is_hard_by_chance_whatever_stands_above() -> None:
     assert nothing.tolist() == [0.0] * 3
 
 
-def test_the_age_that_decides_who_leaves() -> None:
-    """p = 0.5: never hard, half as often as by chance, by chance, 1.5 times, always, L = 10."""
+def test_effective_age() -> None:
+    """Scores 0, 0.5, 1, 1.5 and 2 times chance p = 0.5, for L = 10."""
     scores = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0], dtype=torch.float64)
     age = torch.full((5,), 7.0, dtype=torch.float64)
     found = Retain(1.0, [0.5, 1.0]).effective_age(age, scores, 10)
@@ -94,7 +94,7 @@ def test_the_age_that_decides_who_leaves() -> None:
     assert Retain(0.5, [0.5, 1.0]).effective_age(age, scores, 10).tolist() == [12, 9.5, 7, 4.5, 2]
     assert Retain(0, [0.5, 1.0]).effective_age(age, scores, 10).tolist() == [7] * 5
     rare = Retain(1.0, [0.75, 1.0]).effective_age(age, scores, 10)
-    assert rare.tolist() == [17, 7, -3, -3, -3]  # more than twice as often counts as twice
+    assert rare.tolist() == [17, 7, -3, -3, -3]  # more than twice chance counts as twice
 
 
 @pytest.mark.parametrize(
@@ -108,6 +108,6 @@ def test_the_age_that_decides_who_leaves() -> None:
         ({"strength": 1, "decay": -0.1}, "negatives.retain.decay=-0.1"),
     ],
 )
-def test_impossible_arguments(arguments: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build({"retain": arguments})

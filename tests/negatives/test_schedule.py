@@ -1,4 +1,4 @@
-"""Schedules and the epochs in which a verb acts."""
+"""Schedules, and the epochs in which a verb acts."""
 
 from __future__ import annotations
 
@@ -10,8 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from solo_hardneg.errors import ConfigError
-from solo_hardneg.negatives import build, schedule
-from solo_hardneg.negatives.schedule import Schedule, When
+from solo_hardneg.negatives import build
+from solo_hardneg.negatives.schedule import (
+    CURVES,
+    EpochRange,
+    Schedule,
+    parse_epoch_range,
+    parse_schedule,
+    parse_schedules,
+    schedules_in,
+    values_at,
+)
 
 LINE = {"from": 0.5, "to": 0.9, "epochs": [10, 30]}
 CURVE = LINE | {"curve": "cosine"}
@@ -33,19 +42,19 @@ CURVE = LINE | {"curve": "cosine"}
         (1e6, 0.9, 0.9),
     ],
 )
-def test_values(epoch: float, linear: float, cosine: float) -> None:
-    assert schedule.parse(LINE, "k").at(epoch) == pytest.approx(linear, abs=1e-12)
-    assert schedule.parse(CURVE, "k").at(epoch) == pytest.approx(cosine, abs=1e-12)
+def test_schedule_values(epoch: float, linear: float, cosine: float) -> None:
+    assert parse_schedule(LINE, "k").at(epoch) == pytest.approx(linear, abs=1e-12)
+    assert parse_schedule(CURVE, "k").at(epoch) == pytest.approx(cosine, abs=1e-12)
 
 
 numbers = st.floats(-1e3, 1e3)
 
 
 @given(numbers, numbers, st.floats(0, 50), st.floats(0.5, 50), st.floats(0, 120))
-def test_the_ends_are_exact_and_the_way_lies_between(
+def test_ends_are_exact_and_values_lie_between(
     start: float, end: float, first: float, length: float, epoch: float
 ) -> None:
-    for curve in schedule.CURVES:
+    for curve in CURVES:
         found = Schedule(start, end, (first, first + length), curve)
         assert found.at(first) == found.at(first - 1) == start
         assert found.at(first + length) == found.at(first + length + 1) == end
@@ -53,14 +62,14 @@ def test_the_ends_are_exact_and_the_way_lies_between(
         assert low - 1e-9 <= found.at(epoch) <= high + 1e-9
 
 
-def test_its_config_has_the_defaults_filled_in() -> None:
+def test_config_of_a_schedule_has_defaults_filled_in() -> None:
     expected = {"from": 0.5, "to": 0.9, "epochs": [10.0, 30.0], "curve": "linear"}
-    found = schedule.parse(LINE, "k")
+    found = parse_schedule(LINE, "k")
     assert found == Schedule(0.5, 0.9, (10.0, 30.0))
     assert found.config == expected
     assert list(found.config) == ["from", "to", "epochs", "curve"]
-    assert schedule.parse(CURVE, "k").config == expected | {"curve": "cosine"}
-    assert schedule.parse(found.config, "k") == found
+    assert parse_schedule(CURVE, "k").config == expected | {"curve": "cosine"}
+    assert parse_schedule(found.config, "k") == found
     assert all(isinstance(e, float) for e in found.config["epochs"])
 
 
@@ -84,13 +93,13 @@ def test_its_config_has_the_defaults_filled_in() -> None:
         ({"curve": ["linear"]}, r"^k.curve=\['linear'\]: must be linear or cosine"),
     ],
 )
-def test_impossible_schedules(change: dict[str, Any], message: str) -> None:
+def test_invalid_schedules_are_refused(change: dict[str, Any], message: str) -> None:
     value = {key: v for key, v in (LINE | change).items() if v is not None}
     with pytest.raises(ConfigError, match=message):
-        schedule.parse(value, "k")
+        parse_schedule(value, "k")
 
 
-def test_the_message_says_where_it_stands() -> None:
+def test_error_names_the_key_of_the_schedule() -> None:
     wrong = LINE | {"epochs": [3, 1]}
     for config, key in (
         ({"keep": {"band": [0.0, wrong]}}, r"negatives.keep.band\[1\].epochs="),
@@ -101,56 +110,58 @@ def test_the_message_says_where_it_stands() -> None:
             build(config)
 
 
-# ---------------------------------------------------------------- at any depth
+# ---------------------------------------------------------------- nested schedules
 
 
-def test_schedules_are_found_at_any_depth() -> None:
-    line = schedule.parse(LINE, "")
+def test_nested_schedules() -> None:
+    line = parse_schedule(LINE, "")
     value = {"a": [LINE, 1.0], "b": {"c": LINE, "d": "text"}, "e": None, "f": (2, [LINE])}
-    found = schedule.find(value, "k")
+    found = parse_schedules(value, "k")
     assert found == {
         "a": [line, 1.0],
         "b": {"c": line, "d": "text"},
         "e": None,
         "f": [2, [line]],
     }
-    assert schedule.inside(found) == [line] * 3
-    assert schedule.inside(line) == [line]
-    assert schedule.inside({"a": 3, "b": "text", "c": []}) == []
-    assert schedule.resolve(found, 20) == {
+    assert schedules_in(found) == [line] * 3
+    assert schedules_in(line) == [line]
+    assert schedules_in({"a": 3, "b": "text", "c": []}) == []
+    assert values_at(found, 20) == {
         "a": [line.at(20), 1.0],
         "b": {"c": line.at(20), "d": "text"},
         "e": None,
         "f": [2, [line.at(20)]],
     }
     with pytest.raises(ConfigError, match=r"k.b.c\[1\]: unknown key of a schedule"):
-        schedule.find({"b": {"c": [0, LINE | {"x": 1}]}}, "k")
+        parse_schedules({"b": {"c": [0, LINE | {"x": 1}]}}, "k")
 
 
-# ---------------------------------------------------------------- when
+# ---------------------------------------------------------------- epoch ranges
 
 
 @pytest.mark.parametrize(
-    ("when", "inside", "outside"),
+    ("active", "inside", "outside"),
     [
-        (When(), [0, 0.5, 1e9], []),
-        (When(start=2.0), [2, 2.5, 100], [0, 1.999]),
-        (When(end=2.0), [0, 1.999], [2, 2.5, 100]),
-        (When(1.0, 3.0), [1, 2.999], [0, 0.999, 3, 4]),
+        (EpochRange(), [0, 0.5, 1e9], []),
+        (EpochRange(start=2.0), [2, 2.5, 100], [0, 1.999]),
+        (EpochRange(end=2.0), [0, 1.999], [2, 2.5, 100]),
+        (EpochRange(1.0, 3.0), [1, 2.999], [0, 0.999, 3, 4]),
     ],
 )
-def test_when_it_acts(when: When, inside: list[float], outside: list[float]) -> None:
-    assert all(epoch in when for epoch in inside)
-    assert not any(epoch in when for epoch in outside)
+def test_epoch_range_contains_its_epochs(
+    active: EpochRange, inside: list[float], outside: list[float]
+) -> None:
+    assert all(epoch in active for epoch in inside)
+    assert not any(epoch in active for epoch in outside)
 
 
-def test_the_config_of_when() -> None:
-    found = schedule.parse_when(0, 2, "k")
-    assert found == When(None, 2.0)  # from epoch 0 on is always
+def test_config_of_an_epoch_range() -> None:
+    found = parse_epoch_range(0, 2, "k")
+    assert found == EpochRange(None, 2.0)  # 0 and not set are equal
     assert found.config == {"until_epoch": 2.0}
-    assert schedule.parse_when(None, None, "k") == When()
-    assert schedule.parse_when(None, 0.5, "k") == When(None, 0.5)
-    assert schedule.parse_when(3, None, "k") == When(3.0)
+    assert parse_epoch_range(None, None, "k") == EpochRange()
+    assert parse_epoch_range(None, 0.5, "k") == EpochRange(None, 0.5)
+    assert parse_epoch_range(3, None, "k") == EpochRange(3.0)
 
 
 @pytest.mark.parametrize(
@@ -163,6 +174,6 @@ def test_the_config_of_when() -> None:
         (3, 3, "^k.until_epoch=3: leaves no epoch after from_epoch=3"),
     ],
 )
-def test_impossible_epochs(start: Any, end: Any, message: str) -> None:
+def test_invalid_epochs_are_refused(start: Any, end: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        schedule.parse_when(start, end, "k")
+        parse_epoch_range(start, end, "k")

@@ -1,6 +1,8 @@
-"""keep, drop and fill."""
+"""``keep``, ``drop`` and ``fill``."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import oracles
 import pytest
@@ -8,9 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from solo_hardneg.candidates import QueueCandidates
 from solo_hardneg.errors import ConfigError
+from solo_hardneg.kernels.candidates import QueueCandidates
 from solo_hardneg.negatives import EmptyBandError, Pool, build, full_pool
+from solo_hardneg.negatives.ranks import TooFewNegativesError
 
 
 def pool_of(
@@ -19,7 +22,7 @@ def pool_of(
     images: list[int] | None = None,
     query: tuple[int, int] = (0, 0),
 ) -> Pool:
-    """Queries of class ``query[0]`` and image ``query[1]``, all of them."""
+    """A pool whose queries are all of class ``query[0]`` and image ``query[1]``."""
     similarity = torch.tensor(sims)
     rows = len(sims)
     return full_pool(
@@ -31,62 +34,114 @@ def pool_of(
     )
 
 
-def left(pool: Pool) -> list[list[int]]:
+def columns_left(pool: Pool) -> list[list[int]]:
     return [row.nonzero().flatten().tolist() for row in pool.present]
 
 
 RAMP = [[0.1, 0.9, 0.3, 0.7, 0.5]]
 
 
-def test_keep_and_drop_share_out_the_negatives() -> None:
+def test_keep_and_drop_partition_the_negatives() -> None:
     kept = build({"keep": {"band": [0.6, 1.0]}})(pool_of(RAMP))
     dropped = build({"drop": {"band": [0.6, 1.0]}})(pool_of(RAMP))
-    assert left(kept) == [[1, 3]]
-    assert left(dropped) == [[0, 2, 4]]
+    assert columns_left(kept) == [[1, 3]]
+    assert columns_left(dropped) == [[0, 2, 4]]
     assert (kept.count, dropped.count) == (2, 3)
     assert (kept.dropped.tolist(), dropped.dropped.tolist()) == ([3], [2])
 
 
-def test_conditions_are_joined_by_and_and_the_band_is_ranked_first() -> None:
+def test_conditions_are_joined_by_and_with_the_band_ranked_first() -> None:
     classes = [0, 1, 0, 0, 1]
     # The hardest 40 % are columns 1 and 3, of which only 3 is of the query's class.
-    assert left(build({"drop": {"band": [0.6, 1.0], "label": "same"}})(pool_of(RAMP, classes))) == [
-        [0, 1, 2, 4]
-    ]
-    assert left(
+    assert columns_left(
+        build({"drop": {"band": [0.6, 1.0], "label": "same"}})(pool_of(RAMP, classes))
+    ) == [[0, 1, 2, 4]]
+    assert columns_left(
         build({"drop": {"band": [0.6, 1.0], "label": "different"}})(pool_of(RAMP, classes))
     ) == [[0, 2, 3, 4]]
-    assert left(build({"keep": {"label": "same"}})(pool_of(RAMP, classes))) == [[0, 2, 3]]
+    assert columns_left(build({"keep": {"label": "same"}})(pool_of(RAMP, classes))) == [[0, 2, 3]]
 
 
-def test_own_image_is_dropped() -> None:
+def test_drop_the_own_image() -> None:
     own = pool_of(RAMP, images=[7, 3, 7, 1, 2], query=(0, 7))
-    assert left(build({"drop": {"image": "same"}})(own)) == [[1, 3, 4]]
+    assert columns_left(build({"drop": {"image": "same"}})(own)) == [[1, 3, 4]]
 
 
-def test_unknown_class_and_image_match_nothing() -> None:
+def test_unknown_class_and_image_equal_no_other() -> None:
     unknown = pool_of(RAMP, classes=[-1, 0, -1, 1, -1], images=[-1] * 5, query=(-1, -1))
-    assert left(build({"drop": {"label": "same"}})(unknown)) == [[0, 1, 2, 3, 4]]
-    assert left(build({"drop": {"image": "same"}})(unknown)) == [[0, 1, 2, 3, 4]]
+    assert columns_left(build({"drop": {"label": "same"}})(unknown)) == [[0, 1, 2, 3, 4]]
+    assert columns_left(build({"drop": {"image": "same"}})(unknown)) == [[0, 1, 2, 3, 4]]
+
+
+def test_similarity_is_closed_below_and_open_above() -> None:
+    sims = [[-1.0, -0.25, 0.25, 0.5, 0.75, 1.0]]
+
+    def left(interval: list[float]) -> list[int]:
+        return columns_left(build({"keep": {"similarity": interval}})(pool_of(sims)))[0]
+
+    assert left([0.25, 0.75]) == [2, 3]
+    assert left([0.25, 1.0]) == [2, 3, 4, 5]
+    assert left([-1.0, 0.5]) == [0, 1, 2]
+    rounded = [[1 + 2**-20, -1 - 2**-20]]
+    for interval in ([0.9, 1.0], [-1.0, -0.9]):
+        kept = build({"keep": {"similarity": interval}})(pool_of(rounded))
+        assert kept.counts.tolist() == [1]
+
+
+def test_margin_is_relative_to_the_positive() -> None:
+    sims = [[-0.75, -0.5, -0.25, 0.25], [-0.75, -0.5, -0.25, 0.25]]
+    policy = build({"drop": {"margin": [0.25, 2.0]}})
+    # The second query's positive is dissimilar: the limits are 0.25 above -0.5 and above 0.
+    pool = replace(pool_of(sims), positive=torch.tensor([-0.5, 0.0]))
+    assert columns_left(policy(pool)) == [[0, 1], [0, 1, 2]]
+    with pytest.raises(ConfigError, match=r"compares negatives with the positive \(margin\)"):
+        policy(pool_of(sims))
+
+
+def test_limits_may_move_during_training() -> None:
+    moving = {"from": 0.8, "to": 0.4, "epochs": [0, 10]}
+    policy = build({"drop": {"similarity": [moving, 1.0], "from_epoch": 2}})
+    assert columns_left(policy.at(1)(pool_of(RAMP))) == [[0, 1, 2, 3, 4]]
+    assert columns_left(policy.at(5)(pool_of(RAMP))) == [[0, 2, 4]]
+    assert columns_left(policy.at(10)(pool_of(RAMP))) == [[0, 2]]
+
+
+def test_impossible_limits_are_found_before_the_run() -> None:
+    below, above = {"similarity": [-1.0, 0.2]}, {"similarity": [0.2, 1.0]}
+    for config in (
+        {"drop": {"similarity": [-1, 1]}},
+        {"drop": {"margin": [-2, 2]}},
+        {"keep": below, "drop": below},
+        {"keep": below | {"margin": [1.2, 2.0]}},
+    ):
+        with pytest.raises(TooFewNegativesError, match="leaves none of M=64 negatives"):
+            build(config).check(64)
+    for config in (
+        {"keep": below, "drop": above},
+        {"keep": {"similarity": [0.999, 1.0]}},
+        {"keep": below | {"margin": [1.19, 2.0]}},
+        {"keep": {"similarity": [0.9, 0.95], "margin": [0.4, 0.41]}},
+    ):
+        build(config | {"mix": {"hardest": 64, "pairs": 1}}).check(64)
 
 
 def test_verbs_apply_from_top_to_bottom() -> None:
     # Dropping the hardest fifth leaves 4, of which the hardest half are columns 3 and 4.
     both = {"drop": {"band": [0.8, 1.0]}, "keep": {"band": [0.5, 1.0]}}
-    assert left(build(both)(pool_of(RAMP))) == [[3, 4]]
-    # The other way round the hardest half of 5 are columns 4, 3, 1, and of these 3 rank 2 goes.
+    assert columns_left(build(both)(pool_of(RAMP))) == [[3, 4]]
+    # Swapped, the hardest half of 5 are columns 4, 3, 1; the hardest fifth of these is rank 2.
     swapped = {"keep": {"band": [0.5, 1.0]}, "drop": {"band": [0.8, 1.0]}}
-    assert left(build(swapped)(pool_of(RAMP))) == [[3, 4]]
+    assert columns_left(build(swapped)(pool_of(RAMP))) == [[3, 4]]
     with pytest.raises(EmptyBandError, match="M=3"):
         build({"keep": {"band": [0.5, 1.0]}, "drop": {"band": [0.4, 0.6]}})(pool_of(RAMP))
 
 
-def test_nothing_left_is_an_error() -> None:
+def test_drop_refuses_to_drop_all() -> None:
     with pytest.raises(EmptyBandError, match=r"drop.band=\[0.0, 1.0\]: drops all M=5"):
         build({"drop": {"band": [0, 1]}})(pool_of(RAMP))
 
 
-def test_labels_and_indexes_that_are_missing() -> None:
+def test_missing_labels_and_indexes_are_refused() -> None:
     assert build({"drop": {"image": "same"}, "keep": {"label": "same"}}).needs == {
         *("labels", "indexes")
     }
@@ -103,18 +158,21 @@ def test_labels_and_indexes_that_are_missing() -> None:
         ({"keep": {"label": "sme"}}, "negatives.keep.label=sme: must be same or different"),
         ({"drop": {"image": "different"}}, "negatives.drop.image=different: must be same"),
         ({"drop": {"band": [0.9, 0.1]}}, "negatives.drop.band="),
+        ({"drop": {"similarity": [0.5, 1.1]}}, r"similarity=.*outside \[-1, 1\]"),
+        ({"keep": {"margin": [0.1, 0.1]}}, "keep.margin=.* upside down or empty"),
+        ({"keep": {"margin": 0.1}}, "keep.margin=0.1: must be two numbers"),
         ({"drop": {"band": [0, 0.5]}, "fill": "newer"}, "negatives.fill=newer: must be none or"),
         ({"drop": {"label": "same"}, "fill": {"kind": "older", "reserve": 0}}, "reserve=0: must"),
         ({"drop": {"label": "same"}, "fill": {"kind": "older", "reserve": 1.5}}, "reserve=1.5"),
         ({"fill": "older", "drop": {"band": [0, 0.5]}}, "fill stands above .* Put fill below"),
     ],
 )
-def test_impossible_arguments(config: dict, message: str) -> None:
+def test_invalid_arguments_are_refused(config: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build(config)
 
 
-# ---------------------------------------------------------------- older
+# ---------------------------------------------------------------- fill: older
 
 
 def queue_pool(
@@ -135,29 +193,29 @@ def queue_pool(
     return candidates.pool(torch.tensor(sims))
 
 
-def test_older_written_out() -> None:
-    """K = 4 newest (ages 0-3), a reserve of three (ages 4-6); drop the hardest quarter.
+def test_older_on_an_example() -> None:
+    """K = 4 newest keys (ages 0-3), a reserve of three (ages 4-6); drops the hardest quarter.
 
     slot         0    1    2    3    4    5    6
     age          6    5    4    3    2    1    0
     similarity  .2   .9   .8   .1   .7   .3   .5
-    The hardest of the four newest is slot 4 with .7: it goes. The threshold is .7, so of the
-    reserve slots 1 (.9) and 2 (.8) would be dropped as well; slot 0 (.2) takes the free place.
+    The hardest of the newest is slot 4 with .7. At this threshold slots 1 (.9) and 2 (.8) of the
+    reserve would be dropped, too, so slot 0 (.2) replaces slot 4.
     """
     sims = [[0.2, 0.9, 0.8, 0.1, 0.7, 0.3, 0.5]]
     policy = build({"drop": {"band": [0.75, 1.0]}, "fill": "older"})
     pool = policy(queue_pool(sims, [6, 5, 4, 3, 2, 1, 0], 4))
-    assert left(pool) == [[0, 3, 5, 6]]
+    assert columns_left(pool) == [[0, 3, 5, 6]]
     assert pool.notes["fill_short"].tolist() == [0.0]
     without = build({"drop": {"band": [0.75, 1.0]}})(queue_pool(sims, [6, 5, 4, 3, 2, 1, 0], 4))
-    assert left(without) == [[3, 5, 6]]
+    assert columns_left(without) == [[3, 5, 6]]
 
 
-def test_older_says_when_the_reserve_runs_short() -> None:
+def test_older_notes_queries_without_enough_reserve() -> None:
     sims = [[0.9, 0.1, 0.2, 0.8, 0.9], [0.1, 0.1, 0.2, 0.8, 0.9]]
     policy = build({"drop": {"band": [0.5, 1.0]}, "fill": "older"})
     pool = policy(queue_pool(sims, [4, 3, 2, 1, 0], 4))
-    assert left(pool) == [[1, 2], [0, 1, 2]]
+    assert columns_left(pool) == [[1, 2], [0, 1, 2]]
     assert pool.notes["fill_short"].tolist() == [1.0, 1.0]
 
 
@@ -170,7 +228,7 @@ def test_older_needs_a_queue() -> None:
 
 @st.composite
 def queues(draw: st.DrawFn) -> tuple[list[float], list[int], list[int], int]:
-    """Similarities with ties, ages of a ring that may have gone round, classes, and K."""
+    """Draws similarities with ties, ages of a ring buffer that may have wrapped, classes, and K."""
     length = draw(st.integers(2, 40))
     size = draw(st.integers(1, length))
     start = draw(st.integers(0, length - 1))
@@ -180,7 +238,7 @@ def queues(draw: st.DrawFn) -> tuple[list[float], list[int], list[int], int]:
 
 
 @given(queues(), st.integers(0, 99), st.sampled_from([None, "same", "different"]))
-def test_older_against_plain_loops(
+def test_older_equals_plain_loops(
     queue: tuple[list[float], list[int], list[int], int], low: int, label: str | None
 ) -> None:
     sims, ages, classes, size = queue
@@ -188,7 +246,7 @@ def test_older_against_plain_loops(
     newest = [j for j in range(len(sims)) if ages[j] < size]
     in_band = oracles.band(sims, lo, 1.0, newest)
     if label is None and len(in_band) == size:
-        return  # all dropped: an error, tested above
+        return  # drops all: an error, tested above
 
     def condition(j: int) -> bool:
         return label is None or (classes[j] == 0) == (label == "same")
@@ -203,6 +261,6 @@ def test_older_against_plain_loops(
 
     verb = {"band": [lo, 1.0]} | ({"label": label} if label else {})
     pool = build({"drop": verb, "fill": "older"})(queue_pool([sims], ages, size, classes))
-    assert left(pool) == [expected]
+    assert columns_left(pool) == [expected]
     if len(sims) > size:
         assert bool(pool.notes["fill_short"][0]) == (len(allowed) < len(lost))

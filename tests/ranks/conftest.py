@@ -1,4 +1,4 @@
-"""The ranks of all tests of this folder, which start once."""
+"""Pools of gloo ranks, started once per session."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gloo_pool import GlooPool
 
 @pytest.fixture(scope="session")
 def pools() -> Iterator[dict[int, GlooPool]]:
-    """The pools so far, by their number of ranks."""
+    """The pools started so far, by number of ranks."""
     pools: dict[int, GlooPool] = {}
     yield pools
     for pool in pools.values():
@@ -23,7 +23,7 @@ def pool(
     pools: dict[int, GlooPool],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> GlooPool:
-    """Two ranks; with ``--all`` four, too. They take 5 s to start, of which most are imports."""
+    """Two ranks, with ``--all`` also four. Starting takes 5 s, mostly imports."""
     if request.param not in pools:
         pools[request.param] = GlooPool(request.param, tmp_path_factory.mktemp("ranks"))
     return pools[request.param]

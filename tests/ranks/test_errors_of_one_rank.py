@@ -24,20 +24,20 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from solo_hardneg.analysis import records
-from solo_hardneg.analysis.recorder import Recorder
 from solo_hardneg.distributed import all_or_none
 from solo_hardneg.errors import CheckpointError, ConfigError, DataError
+from solo_hardneg.recording import records
+from solo_hardneg.recording.recorder import Recorder
 from solo_hardneg.safety import auto_resume, checkpoint_io
 
-FAILS = 1  # the rank that does
+FAILING = 1  # rank
 
 
-def wrong(rank: int, world: int, what: str, folder: Path) -> str:
-    """The class and the text of what a rank raises when something goes wrong on one of them."""
-    alone = rank == FAILS
+def error_of(rank: int, world: int, case: str, folder: Path) -> str:
+    """Class and text of the error that a rank raises if one rank fails."""
+    failing = rank == FAILING
 
-    def fail(error: Exception, here: bool = alone) -> None:
+    def fail(error: Exception, here: bool = failing) -> None:
         if here:
             raise error
 
@@ -49,10 +49,10 @@ def wrong(rank: int, world: int, what: str, folder: Path) -> str:
         "nothing": (none, lambda: all_or_none(lambda: None)),
         "ours": (none, lambda: all_or_none(lambda: fail(ConfigError("a=1: too small")))),
         "a bug": (none, lambda: all_or_none(lambda: fail(ZeroDivisionError("1/0")))),
-        "on all": (none, lambda: all_or_none(lambda: fail(DataError("b=2: is not there"), True))),
-        "synsets": (none, lambda: record(folder, world, "no-file" if alone else None)),
+        "on all": (none, lambda: all_or_none(lambda: fail(DataError("b=2: does not exist"), True))),
+        "synsets": (none, lambda: record(folder, world, "no-file" if failing else None)),
         "folder": (
-            patch(records, "config_of", return_value='{"seed": 6}'),
+            patch(records, "recorded_config", return_value='{"seed": 6}'),
             lambda: record(folder, world),
         ),
         "write": (patch(records.Rows, "write", side_effect=full), lambda: record(folder, world)),
@@ -61,9 +61,9 @@ def wrong(rank: int, world: int, what: str, folder: Path) -> str:
             lambda: read(folder / "x.ckpt", rank),
         ),
         "auto_resume": (none, lambda: resume(folder / str(rank), rank)),
-    }[what]
+    }[case]
     try:
-        with replaced if alone else none:
+        with replaced if failing else none:
             work()
     except Exception as error:
         return f"{type(error).__name__}: {error}"
@@ -71,11 +71,11 @@ def wrong(rank: int, world: int, what: str, folder: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("what", "expected"),
+    ("case", "expected"),
     [
         ("nothing", ""),
         ("ours", r"ConfigError: Rank 1: a=1: too small"),
-        ("on all", r"DataError: b=2: is not there"),
+        ("on all", r"DataError: b=2: does not exist"),
         ("synsets", r"ConfigError: Rank 1: hardness\.synsets=no-file: "),
         ("folder", r"ConfigError: Rank 1: hardness\.dir=.* another run"),
         ("write", r"DataError: Rank 1: hardness\.dir=.*\(No space left on device\)\. Make room"),
@@ -83,21 +83,21 @@ def wrong(rank: int, world: int, what: str, folder: Path) -> str:
         ("auto_resume", r"CheckpointError: auto_resume\.enabled=True .*x\.ckpt, but not on .* 0"),
     ],
 )
-def test_an_error_of_one_rank_is_raised_on_all(
-    pool: GlooPool, tmp_path: Path, what: str, expected: str
+def test_error_of_one_rank_is_raised_on_all(
+    pool: GlooPool, tmp_path: Path, case: str, expected: str
 ) -> None:
-    (said,) = set(pool.run(wrong, what, tmp_path))
-    assert re.match(expected, said) if expected else said == ""
+    (text,) = set(pool.run(error_of, case, tmp_path))
+    assert re.match(expected, text) if expected else text == ""
 
 
-def test_a_bug_on_one_rank_keeps_its_traceback_there(pool: GlooPool, tmp_path: Path) -> None:
-    first, second, *_ = pool.run(wrong, "a bug", tmp_path)
+def test_bug_on_one_rank_keeps_its_own_class_there(pool: GlooPool, tmp_path: Path) -> None:
+    first, second, *_ = pool.run(error_of, "a bug", tmp_path)
     assert first == "HardnegError: Rank 1: ZeroDivisionError: 1/0"
     assert second == "ZeroDivisionError: 1/0"
 
 
 class Tiny(LightningModule):
-    """A weight, and a config that has its training recorded."""
+    """A module with one weight and recording enabled."""
 
     def __init__(self, folder: Path, synsets: str | None) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class Tiny(LightningModule):
 
 
 def record(folder: Path, world: int, synsets: str | None = None) -> None:
-    """Trains for one step, and records it."""
+    """Trains for one step with the recorder."""
     trainer = Trainer(
         accelerator="cpu",
         devices=world,
@@ -131,9 +131,9 @@ def record(folder: Path, world: int, synsets: str | None = None) -> None:
 
 
 def resume(folder: Path, rank: int) -> None:
-    """Looks for a run that lies on the disk of one rank only."""
+    """Searches for a run that is visible to one rank only."""
     cfg = OmegaConf.create({"name": "n"})
-    if rank == FAILS:
+    if rank == FAILING:
         folder.mkdir()
         (folder / "args.json").write_text(json.dumps({"name": "n"}))
         (folder / "x.ckpt").touch()

@@ -1,4 +1,4 @@
-"""Small runs of the standalone host in this process, and what sends them signals."""
+"""Small runs of the standalone host in this process."""
 
 from __future__ import annotations
 
@@ -9,28 +9,23 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_module
-from integration_helpers import (
-    CLASSES,
-    PER_CLASS,
-    Images,
-    write_images,
-)
+from integration_helpers import CLASSES, PER_CLASS, Images, write_images
 from omegaconf import DictConfig
 from safety_runs import Watch, small
 from torch import nn
 
 from solo_hardneg import plugin, standalone
-from solo_hardneg.safety.stopping import SIGNALS
+from solo_hardneg.safety.signals import SIGNALS
 
 
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Watch]:
-    """``watched(...)`` makes a callback of all trainers from now on."""
-    ours = plugin.callbacks
+    """``watched(...)`` adds a :class:`Watch` to all trainers from now on."""
+    callbacks = plugin.callbacks
 
     def make(*arguments: Any, **more: Any) -> Watch:
         watch = Watch(*arguments, **more)
-        monkeypatch.setattr(plugin, "callbacks", lambda: [*ours(), watch])
+        monkeypatch.setattr(plugin, "callbacks", lambda: [*callbacks(), watch])
         return watch
 
     return make
@@ -43,11 +38,11 @@ def build_tiny(*_: Any) -> tuple[nn.Module, int]:
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every backbone is tiny, and all signals have the handlers of a program in a terminal."""
+    """Uses a tiny backbone and the signal handlers of a program in a terminal."""
     monkeypatch.setattr("solo_hardneg.standalone.base.build_backbone", build_tiny)
     monkeypatch.setattr("solo_hardneg.standalone.run.build_backbone", build_tiny)
     monkeypatch.setattr("solo_hardneg.host.METHODS", dict(standalone.METHODS))
-    # Of tests in the background, a shell has SIGINT ignored.
+    # A shell ignores SIGINT for tests in the background.
     background = signal.signal(signal.SIGINT, signal.default_int_handler)
     before = {signum: signal.getsignal(signum) for signum in SIGNALS}
     yield
@@ -57,7 +52,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Callable[..., DictConfig]:
-    """``config("simclr", "optimizer.lr=1", ...)`` composes a config of a small run."""
+    """``config("simclr", "optimizer.lr=1", ...)`` composes the config of a small run."""
 
     def make(name: str, *overrides: str) -> DictConfig:
         with initialize_config_module("solo_hardneg.configs", version_base="1.2"):

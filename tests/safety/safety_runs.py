@@ -1,4 +1,4 @@
-"""What the small runs of these tests are, and what watches them."""
+"""Overrides for small runs, and a callback that records them and sends signals."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from typing import Any
 
 from lightning.pytorch import Callback
 
-from solo_hardneg.safety.stopping import Stopping
+from solo_hardneg.safety.signals import StopOnSignal
 
-STEPS = 4  # of an epoch
+STEPS = 4  # per epoch
 
 
 class Watch(Callback):
-    """Records the steps, and sends a signal to its process when ``hook`` is called at ``step``.
+    """Records the steps, and signals its own process when ``hook`` is called at ``step``.
 
     Attributes:
-        steps: the number of each step that was trained, as Lightning counts them.
-        handler: of the signal, before it was sent; ``next_handler``: after that.
-        ended_by: what the run says of its end.
+        steps: ``global_step`` after each trained step.
+        losses: Loss of each step.
+        handler, next_handler: Handler of the signal before and after it was sent.
+        ended_by: :attr:`StopOnSignal.ended_by` of the run.
     """
 
     def __init__(
@@ -59,19 +60,19 @@ class Watch(Callback):
         self._maybe("end", trainer)
 
     def on_exception(self, trainer: Any, *_: Any) -> None:
-        (stopping,) = [c for c in trainer.callbacks if isinstance(c, Stopping)]
-        self.ended_by = stopping.ended_by
+        (stop,) = [c for c in trainer.callbacks if isinstance(c, StopOnSignal)]
+        self.ended_by = stop.ended_by
 
 
 def small(method: str, folder: Path, epochs: int = 3) -> list[str]:
-    """Overrides for a run on the digits, of :data:`STEPS` steps an epoch."""
-    own = ["method_kwargs.queue_size=64"] if method.startswith("moco") else []
+    """Overrides for a run on the digits with :data:`STEPS` steps per epoch."""
+    kwargs = ["method_kwargs.queue_size=64"] if method.startswith("moco") else []
     if method != "linear":
-        own += ["method_kwargs.proj_hidden_dim=8", "method_kwargs.proj_output_dim=4"]
+        kwargs += ["method_kwargs.proj_hidden_dim=8", "method_kwargs.proj_output_dim=4"]
     return [
         *("data=digits", "optimizer.batch_size=16", f"max_epochs={epochs}"),
         *("scheduler.warmup_epochs=0", "accelerator=cpu", f"checkpoint.dir={folder}"),
-        *own,
+        *kwargs,
         *(f"++limit_train_batches={STEPS}", "++limit_val_batches=2"),
         *("+enable_progress_bar=false", "+enable_model_summary=false"),
     ]

@@ -1,4 +1,4 @@
-"""Which run auto-resume takes, why it leaves others, and what neighbours' files can't do to it."""
+"""The run auto-resume chooses, why it skips others, and hostile files of other users."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from solo_hardneg.safety.auto_resume import find_checkpoint
 from solo_hardneg.standalone.run import pretrain
 
 Config = Callable[..., DictConfig]
-MINE = {
+SETTINGS = {
     "name": "moco-digits",
     "method": "mocov2_banded",
     "backbone": {"name": "resnet18", "kwargs": {}},
@@ -28,8 +28,8 @@ MINE = {
 }
 
 
-def made(folder: Path, args: object, age: float = 60) -> Path:
-    """The checkpoint of a run whose ``args.json`` holds ``args``, bytes as they are."""
+def make_run(folder: Path, args: object, age: float = 60) -> Path:
+    """Writes a run's ``args.json``, from a mapping or from bytes, and a checkpoint; returns it."""
     folder.mkdir(parents=True)
     content = args if isinstance(args, bytes) else json.dumps(args).encode()
     (folder / "args.json").write_bytes(content)
@@ -39,17 +39,17 @@ def made(folder: Path, args: object, age: float = 60) -> Path:
     return file
 
 
-def find(folder: Path, hours: float = 36, **changes: Any) -> tuple[Path | None, str | None]:
-    return find_checkpoint(folder, OmegaConf.create({**MINE, **changes}), hours)
+def find_in(folder: Path, hours: float = 36, **changes: Any) -> tuple[Path | None, str | None]:
+    return find_checkpoint(folder, OmegaConf.create({**SETTINGS, **changes}), hours)
 
 
-def test_the_newest_run_with_these_settings_is_taken(tmp_path: Path, capsys: Any) -> None:
-    made(tmp_path / "a", MINE, age=90)
-    newest = made(tmp_path / "deep" / "b", {**MINE, "wandb_run_id": "new"}, age=60)
-    made(tmp_path / "c", {**MINE, "name": "another"}, age=30)
-    assert find(tmp_path) == (newest, "new")
+def test_newest_matching_run_is_resumed(tmp_path: Path, capsys: Any) -> None:
+    make_run(tmp_path / "a", SETTINGS, age=90)
+    newest = make_run(tmp_path / "deep" / "b", {**SETTINGS, "wandb_run_id": "new"}, age=60)
+    make_run(tmp_path / "c", {**SETTINGS, "name": "another"}, age=30)
+    assert find_in(tmp_path) == (newest, "new")
     out = capsys.readouterr().out
-    assert f"{newest} is resumed, the newest of 2 runs" in out
+    assert f"resuming {newest}, the newest of 2 matching runs" in out
 
 
 @pytest.mark.parametrize(
@@ -61,34 +61,34 @@ def test_the_newest_run_with_these_settings_is_taken(tmp_path: Path, capsys: Any
         ("wandb", None, "wandb.project is null there, p here"),
     ],
 )
-def test_why_a_run_is_left_is_said(
+def test_mismatches_are_printed(
     tmp_path: Path, capsys: Any, key: str, value: Any, reason: str
 ) -> None:
-    theirs = OmegaConf.create(MINE)
-    OmegaConf.update(theirs, key, value, merge=False)
-    path = made(tmp_path / "a", OmegaConf.to_container(theirs))
-    assert find(tmp_path) == (None, None)
+    other = OmegaConf.create(SETTINGS)
+    OmegaConf.update(other, key, value, merge=False)
+    path = make_run(tmp_path / "a", OmegaConf.to_container(other))
+    assert find_in(tmp_path) == (None, None)
     out = capsys.readouterr().out
-    assert f"auto_resume: {path} is left: " in out
+    assert f"auto_resume: skipped {path}: " in out
     assert reason in out
-    assert "starts from scratch" in out
+    assert "starting from scratch" in out
     assert "+resume_from_checkpoint=" in out
 
 
-def test_an_old_checkpoint_is_left(tmp_path: Path, capsys: Any) -> None:
-    made(tmp_path / "a", MINE, age=7200)
-    assert find(tmp_path, hours=1) == (None, None)
+def test_old_checkpoint_is_skipped(tmp_path: Path, capsys: Any) -> None:
+    make_run(tmp_path / "a", SETTINGS, age=7200)
+    assert find_in(tmp_path, hours=1) == (None, None)
     assert "older than auto_resume.max_hours=1." in capsys.readouterr().out
 
 
-def test_many_runs_are_no_flood(tmp_path: Path, capsys: Any) -> None:
+def test_few_of_many_skipped_runs_are_listed(tmp_path: Path, capsys: Any) -> None:
     for number in range(30):
-        made(tmp_path / f"a{number}", {**MINE, "max_epochs": 9}, age=number)
-        made(tmp_path / f"b{number}", {**MINE, "name": "another"})
-    find(tmp_path)
+        make_run(tmp_path / f"a{number}", {**SETTINGS, "max_epochs": 9}, age=number)
+        make_run(tmp_path / f"b{number}", {**SETTINGS, "name": "another"})
+    find_in(tmp_path)
     out = capsys.readouterr().out
-    assert out.count("is left") == 10
-    assert "20 older ones are left" in out
+    assert out.count("skipped /") == 10
+    assert "skipped 20 older ones" in out
     assert "(30 of other names)" in out
 
 
@@ -98,65 +98,63 @@ HOSTILE: dict[str, object] = {
     "no text": b"\xff\xfe\x00",
     "deep list": b"[" * 100_000,
     "deep mapping": b'{"a":' * 1000 + b"1" + b"}" * 1000,
-    "secret": {**MINE, "name": "${oc.env:SOLO_HARDNEG_SECRET}"},
-    "itself": {**MINE, "name": "${name}"},
-    "half a reference": {**MINE, "name": "${"},
-    "other kinds": {**MINE, "optimizer": "sgd", "backbone": [1], "data": None},
-    "kinds of names": {**MINE, "name": ["a"], "method": {"b": 1}},
+    "secret": {**SETTINGS, "name": "${oc.env:SOLO_HARDNEG_SECRET}"},
+    "itself": {**SETTINGS, "name": "${name}"},
+    "half a reference": {**SETTINGS, "name": "${"},
+    "other kinds": {**SETTINGS, "optimizer": "sgd", "backbone": [1], "data": None},
+    "kinds of names": {**SETTINGS, "name": ["a"], "method": {"b": 1}},
 }
 
 
-def test_neighbours_files_change_nothing(
+def test_hostile_files_are_skipped(
     tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SOLO_HARDNEG_SECRET", MINE["name"])  # type: ignore[arg-type]
-    files = {name: made(tmp_path / name, args, age=1) for name, args in HOSTILE.items()}
-    (made(tmp_path / "folder", MINE).parent / "args.json").unlink()
+    monkeypatch.setenv("SOLO_HARDNEG_SECRET", SETTINGS["name"])  # type: ignore[arg-type]
+    files = {name: make_run(tmp_path / name, args, age=1) for name, args in HOSTILE.items()}
+    (make_run(tmp_path / "folder", SETTINGS).parent / "args.json").unlink()
     (tmp_path / "folder" / "args.json").mkdir()
-    assert find(tmp_path) == (None, None)
-    said = capsys.readouterr().out
+    assert find_in(tmp_path) == (None, None)
+    out = capsys.readouterr().out
     for name, args in HOSTILE.items():
         if isinstance(args, bytes):
-            assert f"{files[name]} is left: its args.json can't be read" in said
-    mine = made(tmp_path / "mine", MINE)
-    assert find(tmp_path) == (mine, "abc")
+            assert f"skipped {files[name]}: its args.json can't be read" in out
+    own = make_run(tmp_path / "own", SETTINGS)
+    assert find_in(tmp_path) == (own, "abc")
 
 
-def test_references_to_the_same_file_are_filled_in(tmp_path: Path) -> None:
-    """solo-learn writes the config as it stands."""
-    theirs = {**MINE, "name": "moco-${data.dataset}"}
-    path = made(tmp_path / "a", theirs)
-    assert find(tmp_path)[0] == path
-    assert find(tmp_path, name="moco-${data.dataset}")[0] == path
-    assert find(tmp_path, data={"dataset": "cifar10"}) == (None, None)
+def test_references_to_the_same_file_are_resolved(tmp_path: Path) -> None:
+    """solo-learn writes the config unresolved."""
+    path = make_run(tmp_path / "a", {**SETTINGS, "name": "moco-${data.dataset}"})
+    assert find_in(tmp_path)[0] == path
+    assert find_in(tmp_path, name="moco-${data.dataset}")[0] == path
+    assert find_in(tmp_path, data={"dataset": "cifar10"}) == (None, None)
 
 
 @pytest.mark.parametrize("key", ["name", "backbone.kwargs.part"])
-def test_a_reference_to_the_environment_must_be_the_same_text(
+def test_environment_reference_must_be_the_same_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
     monkeypatch.setenv("SOLO_HARDNEG_ENTITY", "me")
-    cfg = OmegaConf.create({**MINE, "wandb": {"project": "p-${data.dataset}", "entity": None}})
+    cfg = OmegaConf.create({**SETTINGS, "wandb": {"project": "p-${data.dataset}", "entity": None}})
     OmegaConf.update(cfg, key, "${oc.env:SOLO_HARDNEG_ENTITY}")
-    theirs = OmegaConf.to_container(cfg)
-    path = made(tmp_path / "a", theirs)
+    path = make_run(tmp_path / "a", OmegaConf.to_container(cfg))
     assert find_checkpoint(tmp_path, cfg, 36)[0] == path
     OmegaConf.update(cfg, key, "me")
     assert find_checkpoint(tmp_path, cfg, 36)[0] is None
 
 
-def test_nothing_in_a_name_reaches_the_terminal(tmp_path: Path, capsys: Any) -> None:
-    made(tmp_path / "a\x1b[2J", {**MINE, "method": "\x1b]0;x\x07"})
-    find(tmp_path)
+def test_control_characters_in_names_are_escaped(tmp_path: Path, capsys: Any) -> None:
+    make_run(tmp_path / "a\x1b[2J", {**SETTINGS, "method": "\x1b]0;x\x07"})
+    find_in(tmp_path)
     assert "\x1b" not in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("tiny")
-def test_a_run_beside_a_hostile_one_goes_on(config: Config, tmp_path: Path, capsys: Any) -> None:
+def test_run_beside_hostile_one_resumes(config: Config, tmp_path: Path, capsys: Any) -> None:
     first = pretrain(config("simclr", "max_epochs=2", "+max_steps=4"))
-    made(first.folder.parent / "neighbour", {**MINE, "name": "${oc.env:SOLO_HARDNEG_NOT_SET}"})
-    made(first.folder.parent / "nonsense", b"\xff")
+    make_run(first.folder.parent / "other", {**SETTINGS, "name": "${oc.env:SOLO_HARDNEG_NOT_SET}"})
+    make_run(first.folder.parent / "nonsense", b"\xff")
     pretrain(config("simclr", "max_epochs=2", "auto_resume.enabled=true"))
     out = capsys.readouterr().out
-    assert f"auto_resume: {first.checkpoint} is resumed" in out
+    assert f"auto_resume: resuming {first.checkpoint}" in out
     assert "(step 8, epoch 2)." in out

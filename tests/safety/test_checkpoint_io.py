@@ -1,4 +1,4 @@
-"""Checkpoints are written whole or not at all, and read without executing what is in them."""
+"""Checkpoints are written whole or not at all, and read without executing their content."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from omegaconf import OmegaConf
 
 from solo_hardneg.errors import CheckpointError
+from solo_hardneg.models.checkpoints import epochs_done, other_checkpoints, read_checkpoint
 from solo_hardneg.safety.checkpoint_io import SafeCheckpointIO, SafeCheckpoints
-from solo_hardneg.safety.reading import epochs_done, other_checkpoints, read_checkpoint
 
 AUTO = {"auto_resume": {"enabled": True}, "resume_from_checkpoint": None}
 SIZE = 200_000  # bytes of a checkpoint
@@ -31,23 +31,23 @@ SIZE = 200_000  # bytes of a checkpoint
 
 class Strategy:
     def __init__(self) -> None:
-        self.said: list[Any] = []
+        self.broadcasts: list[Any] = []
 
     def broadcast(self, answer: Any) -> Any:
-        self.said.append(answer)
+        self.broadcasts.append(answer)
         return answer
 
 
-class FirstOfMany:
-    """As much of a trainer as reading needs."""
+class ReadingTrainer:
+    """The part of a trainer that reading uses."""
 
-    def __init__(self, first: bool = True) -> None:
-        self.strategy, self.is_global_zero, self.callbacks = Strategy(), first, []
+    def __init__(self, is_global_zero: bool = True) -> None:
+        self.strategy, self.is_global_zero, self.callbacks = Strategy(), is_global_zero, []
 
 
 def plugin(cfg: Any = None, trainer: Any = None) -> SafeCheckpointIO:
     config = None if cfg is None else OmegaConf.create(cfg)
-    return SafeCheckpointIO(TorchCheckpointIO(), trainer or FirstOfMany(), config)
+    return SafeCheckpointIO(TorchCheckpointIO(), trainer or ReadingTrainer(), config)
 
 
 def content(step: int) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def content(step: int) -> dict[str, Any]:
 
 
 def write(file: Path, step: int, args: Any = None) -> Path:
-    """A checkpoint in a run's folder that is as new as its step."""
+    """Writes a checkpoint whose modification time is its step, and the run's ``args.json``."""
     plugin().save_checkpoint(content(step), file)
     os.utime(file, (step, step))
     if args is not None:
@@ -73,15 +73,15 @@ def damage(file: Path, step: int = 99) -> Path:
 # ---------------------------------------------------------------------- writing
 
 
-def test_a_file_is_there_at_once_or_not_at_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file, seen = tmp_path / "run" / "x.ckpt", []
+def test_file_is_flushed_and_then_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, calls = tmp_path / "run" / "x.ckpt", []
+    file.parent.mkdir()
+    (file.parent / ".x.ckpt.99.part").touch()  # left by a process that was killed
     replace, flush = os.replace, os.fsync
-    monkeypatch.setattr(os, "fsync", lambda number: seen.append("flushed") or flush(number))
+    monkeypatch.setattr(os, "fsync", lambda number: calls.append("flushed") or flush(number))
 
     def watch(part: Path, whole: Path) -> None:
-        seen.append("renamed")
+        calls.append("renamed")
         assert not whole.exists()
         assert torch.load(part, weights_only=True)["global_step"] == 4
         replace(part, whole)
@@ -89,7 +89,7 @@ def test_a_file_is_there_at_once_or_not_at_all(
     monkeypatch.setattr(os, "replace", watch)
     safe = plugin()
     safe.save_checkpoint(content(4), file)
-    assert seen == ["flushed", "renamed", "flushed"]  # the file, and then its folder
+    assert calls == ["flushed", "renamed", "flushed"]  # the file, then its folder
     assert safe.newest == file
     assert safe.load_checkpoint(file)["global_step"] == 4
     assert os.listdir(file.parent) == ["x.ckpt"]
@@ -101,11 +101,11 @@ def test_a_file_is_there_at_once_or_not_at_all(
         ("open", errno.EROFS, r"\(Read-only file system\)\. Set checkpoint\.dir to a folder that"),
         ("open", errno.EACCES, r"\(Permission denied\)\. Set checkpoint\.dir to a folder"),
         ("fsync", errno.EDQUOT, r"\(Disk quota exceeded\)\. Make room, or set checkpoint\.dir"),
-        ("fsync", errno.EIO, r"\(Input/output error\)\. Look after the disk"),
+        ("fsync", errno.EIO, r"\(Input/output error\)\. Check the disk"),
         ("replace", errno.ENOSPC, r"\(No space left on device\)\. Make room"),
     ],
 )
-def test_why_it_cant_be_written_and_what_to_do(
+def test_write_error_names_reason_and_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str, number: int, advice: str
 ) -> None:
     safe = plugin({"checkpoint": {"dir": "my/dir"}})
@@ -114,7 +114,7 @@ def test_why_it_cant_be_written_and_what_to_do(
     monkeypatch.setattr(owner, when, Mock(side_effect=OSError(number, os.strerror(number))))
     text = (
         rf"checkpoint\.dir=my/dir: the checkpoint of epoch 2, step 8 can't be written to .*"
-        rf"new\.ckpt {advice}.* The last complete one is .*old\.ckpt: go on with "
+        rf"new\.ckpt {advice}.* The last complete one is .*old\.ckpt: resume it with "
         rf"\"\+\+resume_from_checkpoint='.*old\.ckpt'\"$"
     )
     with pytest.raises(CheckpointError, match=text):
@@ -125,7 +125,7 @@ def test_why_it_cant_be_written_and_what_to_do(
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, pickle.PicklingError])
-def test_an_error_that_is_not_the_disks_stays_what_it_is_and_leaves_nothing(
+def test_other_errors_pass_through_and_leave_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
     monkeypatch.setattr(os, "fsync", Mock(side_effect=error))
@@ -136,7 +136,7 @@ def test_an_error_that_is_not_the_disks_stays_what_it_is_and_leaves_nothing(
 
 @pytest.fixture
 def small_files() -> Iterator[None]:
-    """No file may be larger than two checkpoints, as where a disk is full."""
+    """Limits files to the size of two checkpoints, as a full disk would."""
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2 * SIZE, hard))
@@ -146,7 +146,7 @@ def small_files() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("small_files")
-def test_a_full_disk_leaves_the_old_one(tmp_path: Path) -> None:
+def test_full_disk_keeps_the_old_checkpoint(tmp_path: Path) -> None:
     safe = plugin()
     safe.save_checkpoint(content(4), tmp_path / "old.ckpt")
     for name in ("new.ckpt", "old.ckpt"):
@@ -160,49 +160,50 @@ def test_a_full_disk_leaves_the_old_one(tmp_path: Path) -> None:
 
 
 class Saver:
-    def __init__(self, home: Path) -> None:
-        self.cfg, self.logdir = OmegaConf.create({}), home
+    def __init__(self, folder: Path) -> None:
+        self.cfg, self.logdir = OmegaConf.create({}), folder
 
     def save(self, trainer: Trainer) -> None:
         """Never called."""
 
 
-class Ranks:
-    """As much of a trainer as the callback needs."""
+class SettingUpTrainer:
+    """The part of a trainer that the callback's setup uses."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, folder: Path) -> None:
         self.strategy = SingleDeviceStrategy()
-        self.is_global_zero, self.callbacks = True, [Saver(home)]
+        self.is_global_zero, self.callbacks = True, [Saver(folder)]
 
 
-def test_a_folder_that_cant_be_is_found_before_the_first_step(tmp_path: Path) -> None:
+def test_unwritable_folder_is_found_before_the_first_step(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     text = r"checkpoint\.dir=.*file/runs: can't be written to \(Not a directory\)"
+    trainer: Any = SettingUpTrainer(tmp_path / "file" / "runs")
     with pytest.raises(CheckpointError, match=text):
-        SafeCheckpoints().setup(Ranks(tmp_path / "file" / "runs"), None, "fit")  # type: ignore
+        SafeCheckpoints().setup(trainer, None, "fit")  # type: ignore[arg-type]
 
 
-def test_the_plugin_is_put_in_once_and_only_in_the_place_of_lightnings(tmp_path: Path) -> None:
-    trainer: Any = Ranks(tmp_path / "runs")
+def test_only_lightnings_plugin_is_replaced_and_only_once(tmp_path: Path) -> None:
+    trainer: Any = SettingUpTrainer(tmp_path / "runs")
     for _ in range(2):
         SafeCheckpoints().setup(trainer, None, "fit")  # type: ignore[arg-type]
         assert type(trainer.strategy.checkpoint_io) is SafeCheckpointIO
         assert type(trainer.strategy.checkpoint_io.inner) is TorchCheckpointIO
-    assert not (tmp_path / "runs").exists()  # trying to write leaves nothing behind
+    assert not (tmp_path / "runs").exists()  # the probe leaves nothing behind
 
-    class Theirs(TorchCheckpointIO):
-        """Does something else."""
+    class Foreign(TorchCheckpointIO):
+        """A plug-in of another package."""
 
-    trainer.strategy.checkpoint_io = Theirs()
+    trainer.strategy.checkpoint_io = Foreign()
     SafeCheckpoints().setup(trainer, None, "fit")  # type: ignore[arg-type]
-    assert type(trainer.strategy.checkpoint_io) is Theirs
+    assert type(trainer.strategy.checkpoint_io) is Foreign
 
 
 # ---------------------------------------------------------------------- reading
 
 
-class Evil:
-    """Makes a file when it is unpickled."""
+class Malicious:
+    """Makes a folder when it is unpickled."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -211,19 +212,21 @@ class Evil:
         return os.mkdir, (str(self.file),)
 
 
-def test_nothing_in_a_checkpoint_is_executed_whatever_lightning_asks_for(tmp_path: Path) -> None:
+def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path) -> None:
     file, trace = tmp_path / "x.ckpt", tmp_path / "executed"
-    torch.save({"state_dict": {}, "evil": Evil(trace)}, file)
-    for asked in (None, False):
+    torch.save({"state_dict": {}, "evil": Malicious(trace)}, file)
+    for weights_only in (None, False):
         with pytest.raises(CheckpointError, match=r"resume_from_checkpoint=.*only tensors and pla"):
-            plugin().load_checkpoint(file, weights_only=asked)
+            plugin().load_checkpoint(file, weights_only=weights_only)
     assert not trace.exists()
 
 
-def test_a_damaged_one_that_was_found_is_replaced_by_the_one_before(tmp_path: Path) -> None:
+def test_auto_resume_replaces_a_damaged_checkpoint_by_the_previous_one(
+    tmp_path: Path,
+) -> None:
     files = [write(tmp_path / f"{step}.ckpt", step) for step in (4, 8, 12)]
     damage(files[2])
-    trainer = FirstOfMany()
+    trainer = ReadingTrainer()
     safe = plugin(AUTO, trainer)
     text = (
         r"auto_resume.enabled=True found=.*12\.ckpt: it is cut off, or no checkpoint\. The run "
@@ -232,22 +235,22 @@ def test_a_damaged_one_that_was_found_is_replaced_by_the_one_before(tmp_path: Pa
     with pytest.warns(UserWarning, match=text):
         assert safe.load_checkpoint(files[2])["global_step"] == 8
     write(files[0], 99)
-    for _ in range(2):  # whatever has become of the others
+    for _ in range(2):  # the choice is kept, although another one is newer now
         assert safe.load_checkpoint(files[2])["global_step"] == 8
-    assert trainer.strategy.said == [(files[1], "")]
+    assert trainer.strategy.broadcasts == [(files[1], "")]
 
 
-def test_ranks_read_what_the_first_one_says(tmp_path: Path) -> None:
+def test_other_ranks_read_the_file_that_rank_0_chose(tmp_path: Path) -> None:
     files = [write(tmp_path / f"{step}.ckpt", step) for step in (4, 8)]
-    trainer = FirstOfMany(first=False)
+    trainer = ReadingTrainer(is_global_zero=False)
     trainer.strategy.broadcast = lambda _: (files[0], "")  # type: ignore[method-assign]
     assert plugin(AUTO, trainer).load_checkpoint(files[1])["global_step"] == 4
-    trainer.strategy.broadcast = lambda _: (None, "it says why")  # type: ignore[method-assign]
-    with pytest.raises(CheckpointError, match="it says why"):
+    trainer.strategy.broadcast = lambda _: (None, "the reason")  # type: ignore[method-assign]
+    with pytest.raises(CheckpointError, match="the reason"):
         plugin(AUTO, trainer).load_checkpoint(files[1])
 
 
-def test_earlier_starts_of_the_run_count_and_others_dont(tmp_path: Path) -> None:
+def test_previous_checkpoints_include_earlier_starts_of_the_run_only(tmp_path: Path) -> None:
     args = {"method": "simclr", "seed": 5, "wandb_run_id": None, "resume_from_checkpoint": None}
     starts = {"seed": 6}, {"wandb_run_id": "x", "auto_resume": {"enabled": True}}, {}
     steps = (20, 4, 8)
@@ -270,13 +273,11 @@ def test_earlier_starts_of_the_run_count_and_others_dont(tmp_path: Path) -> None
     "cfg",
     [
         None,
-        {"auto_resume": {"enabled": True}},  # solo-learn removes the other key where it was given
+        {"auto_resume": {"enabled": True}},  # solo-learn removes the other key if it was given
         {**AUTO, "resume_from_checkpoint": "x"},
     ],
 )
-def test_a_damaged_one_that_was_named_is_an_error_that_names_the_one_before(
-    tmp_path: Path, cfg: Any
-) -> None:
+def test_damaged_checkpoint_given_by_the_user_is_an_error(tmp_path: Path, cfg: Any) -> None:
     files = [write(tmp_path / f"{step}.ckpt", step) for step in (4, 8, 12)]
     text = (
         r"resume_from_checkpoint=.*12\.ckpt: can't be read; it is cut off.*other one .* is .*8\.c"
@@ -285,7 +286,7 @@ def test_a_damaged_one_that_was_named_is_an_error_that_names_the_one_before(
         plugin(cfg).load_checkpoint(damage(files[2]))
 
 
-def test_if_all_are_damaged_that_is_said(tmp_path: Path) -> None:
+def test_all_checkpoints_damaged(tmp_path: Path) -> None:
     files = [damage(write(tmp_path / f"{step}.ckpt", step)) for step in (4, 8)]
     text = (
         r"found=.*8\.ckpt: can't be read; it is cut off, or no checkpoint\. No other checkpoint of "
@@ -295,15 +296,15 @@ def test_if_all_are_damaged_that_is_said(tmp_path: Path) -> None:
         plugin(AUTO).load_checkpoint(files[1])
 
 
-def test_how_many_epochs_are_done() -> None:
+def test_epochs_done() -> None:
     progress = {"epoch_progress": {"current": {"processed": 3}}}
     assert epochs_done({"epoch": 3, "loops": {"fit_loop": progress}}) == 3
     assert epochs_done({"epoch": 3}) == 4
     assert epochs_done({}) == 0
 
 
-def test_a_checkpoint_holds_plain_containers(tmp_path: Path) -> None:
-    """What solo-learn's adamw, and PyTorch's MultiStepLR, put into theirs."""
+def test_containers_are_converted_to_plain_ones(tmp_path: Path) -> None:
+    """solo-learn's adamw stores a ListConfig, PyTorch's MultiStepLR a Counter."""
     groups = [{"betas": OmegaConf.create([0.9, 0.999]), "lr": 0.1}]
     given = {
         "state_dict": {"weight": torch.zeros(2)},
@@ -317,11 +318,11 @@ def test_a_checkpoint_holds_plain_containers(tmp_path: Path) -> None:
     assert found["lr_schedulers"] == [{"milestones": {60: 1, 80: 1}}]
 
 
-def test_of_several_that_auto_resume_may_find_the_newest_is_read(tmp_path: Path) -> None:
-    """With keep_prev, solo-learn takes whichever its folder lists first."""
-    io = plugin(AUTO)
+def test_newest_checkpoint_of_the_folder_is_read(tmp_path: Path) -> None:
+    """With keep_prev, solo-learn picks the first one listed."""
+    safe = plugin(AUTO)
     for epoch in range(3):
         file = tmp_path / f"x-ep={epoch}.ckpt"
-        io.save_checkpoint({"state_dict": {}, "epoch": epoch}, file)
+        safe.save_checkpoint({"state_dict": {}, "epoch": epoch}, file)
         os.utime(file, (epoch, epoch))
-    assert io.load_checkpoint(tmp_path / "x-ep=0.ckpt")["epoch"] == 2
+    assert safe.load_checkpoint(tmp_path / "x-ep=0.ckpt")["epoch"] == 2

@@ -1,4 +1,4 @@
-"""Resuming with other settings: what runs is what the config says, and what differs is said."""
+"""Resuming with changed settings: the config is applied, and the differences are printed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from safety_runs import STEPS
 
 from solo_hardneg import plugin
 from solo_hardneg.errors import CheckpointError
-from solo_hardneg.safety import settings
+from solo_hardneg.safety import resumed_settings
 from solo_hardneg.standalone.run import pretrain
 
 pytestmark = pytest.mark.usefixtures("tiny")
@@ -24,15 +24,15 @@ pytestmark = pytest.mark.usefixtures("tiny")
 Config = Callable[..., DictConfig]
 Rates = dict[int, list[dict[str, Any]]]  # step -> parameter groups, without the parameters
 KEEP = "+checkpoint.keep_prev=true"
-_DONE: dict[Any, tuple[Any, Rates]] = {}  # runs that nothing interrupts, which tests share
+_UNINTERRUPTED: dict[Any, tuple[Any, Rates]] = {}  # runs that tests share
 
 
 @pytest.fixture
 def train(config: Config, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Any, Rates]]:
-    """``train("simclr", ...)`` returns the run's result, and the optimizer's settings by step."""
+    """``train("simclr", ...)`` returns the run's result and the optimizer's settings by step."""
     seen: Rates = {}
 
-    class Watch(Callback):
+    class Record(Callback):
         def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
             (optimizer,) = trainer.optimizers
             seen[trainer.global_step] = [
@@ -40,23 +40,23 @@ def train(config: Config, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tupl
                 for group in optimizer.param_groups
             ]
 
-    ours = plugin.callbacks
-    monkeypatch.setattr(plugin, "callbacks", lambda: [*ours(), Watch()])
+    callbacks = plugin.callbacks
+    monkeypatch.setattr(plugin, "callbacks", lambda: [*callbacks(), Record()])
 
     def run(method: str, *overrides: str) -> tuple[Any, Rates]:
-        if (method, overrides) not in _DONE:
+        if (method, overrides) not in _UNINTERRUPTED:
             seen.clear()
             result = pretrain(config(method, KEEP, *overrides))
             if any("resume_from" in override for override in overrides):
                 return result, dict(seen)
-            _DONE[method, overrides] = result, dict(seen)
-        return _DONE[method, overrides]
+            _UNINTERRUPTED[method, overrides] = result, dict(seen)
+        return _UNINTERRUPTED[method, overrides]
 
     return run
 
 
 def after_one_epoch(result: Any) -> str:
-    """The override that goes on from the checkpoint of the first epoch."""
+    """The override that resumes from the checkpoint of the first epoch."""
     (path,) = result.folder.glob("*ep0.ckpt")
     return f"+resume_from_checkpoint='{path}'"
 
@@ -66,7 +66,7 @@ BY_EPOCH = "+scheduler.interval=epoch"
 STEP = ("scheduler.name=step", "+scheduler.lr_decay_steps=[1,2]")
 NONE = "scheduler.name=none"
 LR = "optimizer.lr=0.5"
-LR_SAID = "optimizer.lr: 0.001875 there, 0.03125 here"
+LR_CHANGE = "optimizer.lr: 0.001875 there, 0.03125 here"
 ADAMW, LARS = "optimizer.name=adamw", "optimizer.name=lars"
 GROUPS = (
     "optimizer.classifier_lr=8",
@@ -76,18 +76,18 @@ GROUPS = (
 
 
 @pytest.mark.parametrize(
-    ("before", "now", "said"),
+    ("before", "now", "printed"),
     [
         (
             [],
             [LR, *GROUPS],
             [
-                *(LR_SAID, "optimizer.classifier_lr: 0.01875 there, 0.5 here"),
+                *(LR_CHANGE, "optimizer.classifier_lr: 0.01875 there, 0.5 here"),
                 "optimizer.weight_decay: 0.0001 there, 0.5 here",
                 "optimizer.kwargs.momentum: 0.9 there, 0.5 here",
             ],
         ),
-        ([WARM], [WARM, LR], [LR_SAID]),  # the checkpoint is of the midst of the warm-up
+        ([WARM], [WARM, LR], [LR_CHANGE]),  # the checkpoint is inside the warm-up
         (
             [],
             [WARM, "+scheduler.min_lr=0.001", "max_epochs=5"],
@@ -101,16 +101,16 @@ GROUPS = (
         (STEP, [NONE], ["scheduler.name: step there, none here"]),
         (STEP, [STEP[0], "+scheduler.lr_decay_steps=[2]"], ["lr_decay_steps: [1, 2] there, [2]"]),
         ([NONE], [], ["scheduler.name: none there, warmup_cosine here"]),
-        ([NONE], [NONE, LR], [LR_SAID]),
+        ([NONE], [NONE, LR], [LR_CHANGE]),
         ([LARS], [LARS, "+optimizer.kwargs.eta=0.5"], ["optimizer.kwargs.eta: 0.001 there, 0.5 h"]),
         ([ADAMW], [ADAMW, "optimizer.batch_size=32"], ["optimizer.batch_size: 16 there, 32 here"]),
-        # What the checkpoint has stays as it is, and nothing is said.
+        # Nothing is changed or printed.
         ([], ["seed=77"], []),
         ([*STEP, BY_EPOCH], [*STEP, BY_EPOCH], []),
     ],
 )
-def test_the_rates_are_those_of_the_run_that_had_them_all_along(
-    train: Callable[..., Any], capsys: Any, before: list[str], now: list[str], said: list[str]
+def test_resumed_rates_equal_those_of_an_uninterrupted_run(
+    train: Callable[..., Any], capsys: Any, before: list[str], now: list[str], printed: list[str]
 ) -> None:
     _, expected = train("mocov2_banded", *now)
     first, _ = train("mocov2_banded", *before)
@@ -118,15 +118,15 @@ def test_the_rates_are_those_of_the_run_that_had_them_all_along(
     resumed, found = train("mocov2_banded", *now, after_one_epoch(first))
     assert found == {step: rates for step, rates in expected.items() if step >= STEPS}
     out = capsys.readouterr().out
-    assert [text for text in said if text not in out] == []
-    assert ("other settings" in out) == bool(said)
+    assert [text for text in printed if text not in out] == []
+    assert ("other settings" in out) == bool(printed)
     assert ("seed=77 has no effect" in out) == ("seed=77" in now)
     args = json.loads((resumed.folder / "args.json").read_text())
-    stored = json.loads(load_checkpoint(resumed.checkpoint)[settings.KEY])
+    stored = json.loads(load_checkpoint(resumed.checkpoint)[resumed_settings.KEY])
     assert stored["optimizer.lr"] == args["optimizer"]["lr"]
 
 
-def test_the_hosts_own_methods_too(train: Callable[..., Any], capsys: Any) -> None:
+def test_host_methods_are_covered(train: Callable[..., Any], capsys: Any) -> None:
     now = ["optimizer.lr=0.7", "optimizer.weight_decay=0.25"]
     _, expected = train("simclr", *now)
     first, _ = train("simclr")
@@ -135,11 +135,11 @@ def test_the_hosts_own_methods_too(train: Callable[..., Any], capsys: Any) -> No
     assert "optimizer.weight_decay: " in capsys.readouterr().out
 
 
-def test_the_momenta_stay(train: Callable[..., Any]) -> None:
+def test_momenta_are_kept(train: Callable[..., Any]) -> None:
     first, _ = train("simclr")
     (path,) = first.folder.glob("*ep0.ckpt")
     before = load_checkpoint(path)["optimizer_states"][0]["state"]
-    # Without a rate nothing moves, so that the momentum after a step is known.
+    # With these settings a step leaves the momentum unchanged.
     now = ["optimizer.lr=1e-30", "optimizer.classifier_lr=1e-30", "+optimizer.kwargs.momentum=1.0"]
     now += ["+optimizer.kwargs.dampening=1.0", "optimizer.weight_decay=0"]
     second, _ = train("simclr", *now, after_one_epoch(first))
@@ -149,8 +149,8 @@ def test_the_momenta_stay(train: Callable[..., Any]) -> None:
         assert torch.equal(after[key]["momentum_buffer"], state["momentum_buffer"])
 
 
-def test_epochs_of_fewer_steps(train: Callable[..., Any], capsys: Any) -> None:
-    """The schedule goes on at the epoch, and not at the step, that the checkpoint has reached."""
+def test_epochs_with_fewer_steps(train: Callable[..., Any], capsys: Any) -> None:
+    """The schedule continues at the checkpoint's epoch, not at its step."""
     now = ["limit_train_batches=2"]
     _, expected = train("simclr", *now)
     first, _ = train("simclr")
@@ -162,7 +162,7 @@ def test_epochs_of_fewer_steps(train: Callable[..., Any], capsys: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stored", "method", "now", "said"),
+    ("stored", "method", "now", "difference"),
     [
         (True, "mocov2_banded", ADAMW, "optimizer.name: sgd there, adamw here"),
         (False, "simclr", ADAMW, "optimizer.name: sgd there, adam here"),
@@ -172,21 +172,21 @@ def test_epochs_of_fewer_steps(train: Callable[..., Any], capsys: Any) -> None:
         ),
     ],
 )
-def test_another_optimizer_is_refused(
-    train: Callable[..., Any], stored: bool, method: str, now: str, said: str
+def test_different_optimizer_is_refused(
+    train: Callable[..., Any], stored: bool, method: str, now: str, difference: str
 ) -> None:
     first, _ = train(method, "max_epochs=1")
-    path = first.checkpoint if stored else forget(first.checkpoint)
+    path = first.checkpoint if stored else without_settings(first.checkpoint)
     with pytest.raises(CheckpointError) as refused:
         train(method, now, f"+resume_from_checkpoint='{path}'")
-    for text in (f"{path}: ", f"({said}", "Set it as", "name=", "auto_resume.enabled=False"):
+    for text in (f"{path}: ", f"({difference}", "Set it as", "name=", "auto_resume.enabled=False"):
         assert text in str(refused.value)
 
 
-def forget(path: Path) -> Path:
-    """A copy of a checkpoint, as an older version would have written it."""
+def without_settings(path: Path) -> Path:
+    """Copies a checkpoint as an older version would have written it."""
     checkpoint = load_checkpoint(path)
-    del checkpoint[settings.KEY]
+    del checkpoint[resumed_settings.KEY]
     old = path.with_name("old.ckpt")
     torch.save(checkpoint, old)
     return old
@@ -198,7 +198,7 @@ OF_GROUPS = "of backbone: {} there, {} here".format
 
 
 @pytest.mark.parametrize(
-    ("before", "now", "said"),
+    ("before", "now", "printed"),
     [
         (
             [],
@@ -212,21 +212,21 @@ OF_GROUPS = "of backbone: {} there, {} here".format
         (STEP, STEP, []),
     ],
 )
-def test_checkpoints_of_older_versions(
-    train: Callable[..., Any], capsys: Any, before: list[str], now: list[str], said: list[str]
+def test_checkpoint_of_an_older_version(
+    train: Callable[..., Any], capsys: Any, before: list[str], now: list[str], printed: list[str]
 ) -> None:
     _, expected = train("mocov2_banded", *now)
     first, _ = train("mocov2_banded", *before)
     (path,) = first.folder.glob("*ep0.ckpt")
     capsys.readouterr()
-    _, found = train("mocov2_banded", *now, f"+resume_from_checkpoint='{forget(path)}'")
+    _, found = train("mocov2_banded", *now, f"+resume_from_checkpoint='{without_settings(path)}'")
     assert found == {step: rates for step, rates in expected.items() if step >= STEPS}
     out = capsys.readouterr().out
-    assert [text for text in said if text not in out] == []
-    assert ("other settings" in out) == bool(said)
+    assert [text for text in printed if text not in out] == []
+    assert ("other settings" in out) == bool(printed)
 
 
-STEPS_AS_WORD = json.dumps(
+STEPS_AS_TEXT = json.dumps(
     {
         "optimizer.name": "sgd",
         "optimizer.exclude_bias_n_norm_wd": False,
@@ -237,12 +237,14 @@ STEPS_AS_WORD = json.dumps(
 )
 
 
-@pytest.mark.parametrize("value", [torch.zeros(2), "[1]", "[" * 10**5, STEPS_AS_WORD])
-def test_what_somebody_else_wrote_there_does_no_harm(
+@pytest.mark.parametrize("value", [torch.zeros(2), "[1]", "[" * 10**5, STEPS_AS_TEXT])
+def test_foreign_settings_in_a_checkpoint_are_ignored(
     train: Callable[..., Any], value: object
 ) -> None:
     first, _ = train("simclr")
     (path,) = first.folder.glob("*ep0.ckpt")
-    torch.save({**load_checkpoint(path), settings.KEY: value}, path.with_name("other.ckpt"))
-    how = f"+resume_from_checkpoint='{path.with_name('other.ckpt')}'"
-    assert train("simclr", how)[1] == {s: r for s, r in train("simclr")[1].items() if s >= STEPS}
+    torch.save({**load_checkpoint(path), resumed_settings.KEY: value}, path.with_name("other.ckpt"))
+    resume = f"+resume_from_checkpoint='{path.with_name('other.ckpt')}'"
+    _, expected = train("simclr")
+    _, found = train("simclr", resume)
+    assert found == {step: rates for step, rates in expected.items() if step >= STEPS}

@@ -1,4 +1,4 @@
-"""Small configs, methods on a backbone that takes no time, and made-up image folders."""
+"""Small configs, methods with a tiny backbone, and generated image folders."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def composed(name: str, *overrides: str) -> DictConfig:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Callable[..., DictConfig]:
-    """``config("simclr", "optimizer.lr=1", ...)`` composes a config at the size of these tests."""
+    """``config("simclr", "optimizer.lr=1", ...)`` composes a small config."""
 
     def make(name: str, *overrides: str) -> DictConfig:
         cfg = copy.deepcopy(composed(name, *overrides))
@@ -56,7 +56,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def build(config: Callable[..., DictConfig], tiny: None) -> Callable[..., Any]:
-    """``build("mocov2plus", ...)``, seeded; what it logs is in ``model.logged``."""
+    """``build("mocov2plus", ...)`` builds a seeded method that logs to ``model.logged``."""
 
     def make(name: str, *overrides: str) -> Any:
         cfg = parse_pretrain(config(name, *overrides))
@@ -72,7 +72,7 @@ def build(config: Callable[..., DictConfig], tiny: None) -> Callable[..., Any]:
 
 @pytest.fixture
 def write_images() -> Callable[[Path, Mapping[str, int]], Path]:
-    """``write_images(root, {"cat": 3, ...})`` writes so many small PNGs into each folder."""
+    """``write_images(root, {"cat": 3, ...})`` writes three PNGs to ``root/cat``, and so on."""
 
     def write(root: Path, counts: Mapping[str, int]) -> Path:
         generator = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Files that somebody with bad intentions, or a full disk, leaves in a run's folder."""
+"""Files that an attacker or a full disk might leave in a run's folder."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from solo_hardneg.analysis.records import FIELDS
+from solo_hardneg.recording.records import FIELDS
 
 
 class Bomb:
-    """Unpickling it makes a folder."""
+    """Makes a folder when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -26,7 +26,7 @@ class Bomb:
 
 
 def marker_of(path: Path) -> Path:
-    """What is there once the bomb of this file has gone off."""
+    """The folder that the bomb of this file makes."""
     return path.with_name(f"{path.name}.executed")
 
 
@@ -69,7 +69,7 @@ def deep_json(path: Path) -> None:
 
 
 def deep_config(path: Path) -> None:
-    """Shallow enough for the parser, and too deep for what walks down it."""
+    """Shallow enough for the parser, but too deep for recursion."""
     path.write_text('{"method": "simclr", "negatives": ' + '{"a": ' * 400 + "1" + "}" * 401)
 
 
@@ -91,7 +91,7 @@ ANY: dict[str, Callable[[Path], None]] = {
 
 
 def table_of(rows: int = 3, **columns: Any) -> pa.Table:
-    """Rows of the records' schema, of zeros and empty texts."""
+    """Rows of the records' schema, filled with zeros."""
     texts = {"kind": "scalar", "quantity": "loss"}
     arrays = {
         field.name: pa.array([texts.get(field.name, 1 if field.name == "schema" else 0)] * rows)
@@ -102,8 +102,8 @@ def table_of(rows: int = 3, **columns: Any) -> pa.Table:
 
 
 def write_table(path: Path, table: pa.Table, **metadata: str) -> None:
-    told = {"schema": "1", "config": "{}", "notes": "[]", **metadata}
-    named = {f"solo_hardneg.{key}": value for key, value in told.items()}
+    entries = {"schema": "1", "config": "{}", "notes": "[]", **metadata}
+    named = {f"solo_hardneg.{key}": value for key, value in entries.items()}
     pq.write_table(table.replace_schema_metadata(named), path)
 
 
@@ -132,7 +132,7 @@ def listed_config(path: Path) -> None:
 
 
 def pickled_type(path: Path) -> None:
-    """An extension type that pyarrow, up to 14.0.0, unpickles (CVE-2023-47248)."""
+    """An extension type that pyarrow up to 14.0.0 unpickles (CVE-2023-47248)."""
     marks = {
         b"ARROW:extension:name": b"arrow.py_extension_type",
         b"ARROW:extension:metadata": pickle.dumps(Bomb(marker_of(path))),
@@ -143,7 +143,7 @@ def pickled_type(path: Path) -> None:
 
 
 def so_many_rows(path: Path, claimed: int = 10**12) -> None:
-    """A few rows, and a footer that tells of very many."""
+    """A few rows, and a footer that claims very many."""
     number = 54_321
     write_table(path, table_of(number))
     content = path.read_bytes()
@@ -154,7 +154,7 @@ def so_many_rows(path: Path, claimed: int = 10**12) -> None:
 
 
 def _varint(number: int) -> bytes:
-    """As Thrift's compact protocol writes a whole number."""
+    """A whole number in Thrift's compact protocol."""
     number, out = number << 1, []
     while number > 127:
         out.append(number & 127 | 128)

@@ -1,4 +1,4 @@
-"""Hostile and broken files: an error that says so, or a note; nothing in them is ever executed."""
+"""Hostile and broken files give an error or a note, and nothing in them is executed."""
 
 from __future__ import annotations
 
@@ -21,15 +21,19 @@ from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationKeyError
 from typer.testing import CliRunner
 
-from solo_hardneg.analysis import encoder, records, report, runs
-from solo_hardneg.analysis.analyze import analyze
-from solo_hardneg.analysis.untrusted import literal, resolved
 from solo_hardneg.cli import app
 from solo_hardneg.errors import CheckpointError, DataError, HardnegError
-from solo_hardneg.reproduce import results
-from solo_hardneg.reproduce.cells import Cell
-from solo_hardneg.safety.reading import read_checkpoint, read_or_older
+from solo_hardneg.files import literal, resolved
+from solo_hardneg.models.checkpoints import read_checkpoint, read_or_older
+from solo_hardneg.recording import records
+from solo_hardneg.report import page
+from solo_hardneg.report.studies import newest_study
+from solo_hardneg.reproduce import store as results
+from solo_hardneg.reproduce.grid import Cell
+from solo_hardneg.runs.find import SOURCE, Run, find_runs
 from solo_hardneg.standalone.run import linear
+from solo_hardneg.study import encoder
+from solo_hardneg.study.analyze import analyze
 
 SECRET = "SOLO_HARDNEG_SECRET_OF_MINE"
 CELL = Cell("a-seed0", "a", 0, "simclr", ("data=digits",), (), (), "0123456789ab")
@@ -38,13 +42,13 @@ Make = Callable[[Path], None]
 
 @pytest.fixture(autouse=True)
 def nothing_is_executed(tmp_path: Path) -> Iterator[None]:
-    """Whatever a test does, no bomb goes off."""
+    """No bomb of any test explodes."""
     yield
     assert not list(tmp_path.rglob("*.executed"))
 
 
 def kinds(*names: str) -> Any:
-    """The test, once for each of these hostile files."""
+    """Runs the test for each of these hostile files."""
     makes = [getattr(hostile_files, name) for name in names]
     return pytest.mark.parametrize("make", makes, ids=names)
 
@@ -56,7 +60,7 @@ def test_the_bombs_are_real(make: Make, tmp_path: Path) -> None:
         pickle.loads((tmp_path / "x").read_bytes())
     else:
         torch.load(tmp_path / "x", weights_only=False)
-    marker_of(tmp_path / "x").rmdir()  # an error if the hostile files of these tests are harmless
+    marker_of(tmp_path / "x").rmdir()  # fails if the file is harmless
 
 
 # ---------------------------------------------------------------------- checkpoints
@@ -70,7 +74,7 @@ def test_checkpoints(make: Make, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=r"resume_from_checkpoint=.*last\.ckpt"):
             read("resume_from_checkpoint", file)
     with pytest.raises(CheckpointError, match=r"last\.ckpt"):
-        encoder.load(file)
+        encoder.load_encoder(file)
 
 
 def test_linear_evaluation_executes_nothing(tmp_path: Path) -> None:
@@ -83,11 +87,11 @@ def test_linear_evaluation_executes_nothing(tmp_path: Path) -> None:
         linear(cfg)
 
 
-def test_commands_say_it_in_one_line(tmp_path: Path) -> None:
+def test_errors_of_commands_are_one_line(tmp_path: Path) -> None:
     hostile_files.saved_by_torch(tmp_path / "last.ckpt")
     for name in ("args.json", "plan.json"):
         hostile_files.deep_json(tmp_path / name)
-    for command, says in (
+    for command, start in (
         (("analyze", tmp_path / "last.ckpt"), "CheckpointError: "),
         (("report", tmp_path, "--out", tmp_path / "out"), "DataError: "),
         (
@@ -97,7 +101,7 @@ def test_commands_say_it_in_one_line(tmp_path: Path) -> None:
     ):
         done = CliRunner().invoke(app, [str(part) for part in command])
         assert done.exit_code == 1, done.output
-        assert done.output.startswith(says)
+        assert done.output.startswith(start)
         assert "\n" not in done.output.strip()
 
 
@@ -115,7 +119,7 @@ def test_checkpoints_of_something_else(state: Any, message: str, tmp_path: Path)
     write_args(tmp_path, {**MOCO, "backbone": {"name": "resnet18", "kwargs": {}}})
     torch.save({"state_dict": state, "epoch": "three"}, tmp_path / "x.ckpt")
     with pytest.raises(CheckpointError, match=message):
-        encoder.load(tmp_path / "x.ckpt")
+        encoder.load_encoder(tmp_path / "x.ckpt")
 
 
 @pytest.mark.parametrize(
@@ -127,7 +131,7 @@ def test_checkpoints_of_something_else(state: Any, message: str, tmp_path: Path)
         {"projector.²": torch.zeros(2)},
     ],
 )
-def test_a_projector_that_cannot_be_is_not_built(layers: dict[str, Any]) -> None:
+def test_an_impossible_projector_is_refused(layers: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match="its projector can't be rebuilt"):
         encoder.rebuild("projector", layers, 4, Path("x.ckpt"))
 
@@ -141,22 +145,22 @@ def test_configs(make: Make, tmp_path: Path) -> None:
     bad = tmp_path / "bad" / "b"
     bad.mkdir(parents=True)
     make(bad / "args.json")
-    found = runs.find([tmp_path])
+    found = find_runs([tmp_path])
     assert [run.folder for run in found.runs] == [good]
     assert any("its args.json is damaged" in note.text for note in found.notes)
     torch.save({"state_dict": {}}, bad / "x.ckpt")
     if make is not hostile_files.folder:
         with pytest.raises(CheckpointError, match=r"args\.json: can't be read"):
-            encoder.load(bad / "x.ckpt")
+            encoder.load_encoder(bad / "x.ckpt")
 
 
-def test_what_a_linear_evaluation_may_name(tmp_path: Path) -> None:
+def test_odd_names_of_a_linear_evaluation(tmp_path: Path) -> None:
     write_args(tmp_path / "m" / "a", MOCO)
     hostile_files.loop(tmp_path / "loop")
     named = ("\0", "~nobody-of-this-name/x", "x" * 5000, 3, None, str(tmp_path / "loop" / "x"))
     for number, name in enumerate(named):
-        write_args(tmp_path / "linear" / str(number), {runs.FROM: name})
-    assert [run.title for run in runs.find([tmp_path]).runs] == ["m/a"]
+        write_args(tmp_path / "linear" / str(number), {SOURCE: name})
+    assert [run.title for run in find_runs([tmp_path]).runs] == ["m/a"]
 
 
 REFERENCES = {
@@ -176,10 +180,10 @@ REFERENCES = {
 
 
 @pytest.mark.parametrize("args", REFERENCES.values(), ids=REFERENCES)
-def test_nobody_reads_the_environment(
+def test_references_to_the_environment_are_not_resolved(
     args: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """``${oc.env:SECRET}`` in another's config: not once it is resolved, not in an error."""
+    """``${oc.env:SECRET}`` shows neither in a resolved config nor in an error."""
     monkeypatch.setenv(SECRET, "the-secret")
     plain = resolved(args)
     assert "the-secret" not in json.dumps(plain)
@@ -196,7 +200,7 @@ def test_nobody_reads_the_environment(
     assert "the-secret" not in str(error.value)
 
 
-def test_references_to_the_config_itself_are_filled_in() -> None:
+def test_references_to_the_config_itself_are_resolved() -> None:
     args = {"a": 3, "b": "${a}", "n": {"c": "${oc.select:a,5}", "d": "x${a}", "e": "\\${a}"}}
     assert resolved(args) == {"a": 3, "b": 3, "n": {"c": 3, "d": "x3", "e": "${a}"}}
 
@@ -208,10 +212,15 @@ def test_references_to_the_config_itself_are_filled_in() -> None:
 def test_records(kind: str, tmp_path: Path) -> None:
     PARQUET[kind](tmp_path / "epoch00001-rank0.parquet")
     with pytest.raises(DataError, match="there is nothing to read"):
-        records.read(tmp_path)
-    assert records.config_of(tmp_path) in (None, "not JSON", "[1, 2]", "{}") or kind.startswith("d")
+        records.read_records(tmp_path)
+    assert records.recorded_config(tmp_path) in (
+        None,
+        "not JSON",
+        "[1, 2]",
+        "{}",
+    ) or kind.startswith("d")
     write_table(tmp_path / "epoch00000-rank0.parquet", table_of())
-    read = records.read(tmp_path)
+    read = records.read_records(tmp_path)
     assert len(read.table) == 3
     (note,) = read.notes
     assert "epoch00001-rank0.parquet: left out, because" in note
@@ -228,8 +237,9 @@ def test_studies(make: Make, tmp_path: Path) -> None:
     folder = write_args(tmp_path / "runs" / "a", MOCO)
     (folder / "analysis").mkdir()
     make(folder / "analysis" / "study.npz")
-    (run,) = runs.find([tmp_path / "runs"]).runs
-    assert run.study is None
+    study, notes = newest_study(Run(folder, MOCO))
+    assert study is None
+    assert "left out" in notes[0]
 
 
 SENSELESS: tuple[dict[str, Any], ...] = (
@@ -250,8 +260,8 @@ METRICS = {
 }
 
 
-def write_no_numbers(folder: Path, value: float) -> None:
-    """Records of everything, in which every value and weight is this one."""
+def write_odd_records(folder: Path, value: float) -> None:
+    """Writes records of all kinds whose values and weights are all this one."""
     folder.mkdir()
     values = pa.array([value] * 3)
     for kind in ("scalar", "percentile", "histogram", "image", "metric"):
@@ -271,25 +281,25 @@ def write_no_numbers(folder: Path, value: float) -> None:
 def test_hostile_runs_are_reported_on(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Senseless configs and references, records of what is no number, and broken metrics."""
+    """Senseless configs and references, records of NaN and infinity, and broken metrics."""
     monkeypatch.setenv(SECRET, "the-secret")
     root = tmp_path / "runs"
     if what == "configs":
-        monkeypatch.setattr(report, "_svg", lambda plot: "data:image/svg+xml;base64,")
+        monkeypatch.setattr(page, "_svg_uri", lambda figure: "data:image/svg+xml;base64,")
         for number, args in enumerate([{}, *SENSELESS, *REFERENCES.values()]):
             write_args(root / "m" / str(number), {**MOCO, **args})
     elif what == "records":
         for value in (float("nan"), float("inf"), -float("inf"), 1e308):
             folder = write_args(root / "m" / str(value), {**MOCO, "seed": len(str(value))})
-            write_no_numbers(folder / "hardness", value)
+            write_odd_records(folder / "hardness", value)
     else:
         for number, make in enumerate([*hostile_files.ANY.values(), *METRICS.values()]):
             file = write_args(root / "m" / str(number), {**MOCO, "seed": number}) / "metrics.csv"
             file.write_text(make) if isinstance(make, str) else make(file)
-    made = report.write([root], tmp_path / "out")
+    made = page.write_report([root], tmp_path / "out")
     for file in made.html.parent.iterdir():
         assert "the-secret" not in file.read_text(encoding="utf-8")
-    assert made.summary.rows
+    assert made.comparison.rows
 
 
 # ---------------------------------------------------------------------- reproduce
@@ -316,7 +326,7 @@ def test_results_and_plans(make: Make, tmp_path: Path) -> None:
         {"seconds": "3"},
     ],
 )
-def test_results_with_something_wrong_in_them(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_damaged_results(changes: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "x.json"
     results.write_json(file, RESULT)
     assert results.read_result(file).metrics == {"top1": 5.0}
@@ -333,7 +343,7 @@ RESULT: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", ["../../outside", "/etc/passwd", "a\\b", "a\0b", "", 3])
 def test_a_plan_names_no_file_elsewhere(name: Any, tmp_path: Path) -> None:
-    """What can't be read is moved aside, so that a plan could move others' files."""
+    """Unreadable results are moved aside, so a plan could move other files."""
     plan = results.write_plan(tmp_path, [CELL], {})
     content = json.loads(plan.read_text())
     for key in ("name", "fingerprint"):
@@ -343,8 +353,8 @@ def test_a_plan_names_no_file_elsewhere(name: Any, tmp_path: Path) -> None:
             results.read_plan(plan)
 
 
-def test_a_file_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results.write_json(tmp_path / "x.json", RESULT)
-    monkeypatch.setattr("solo_hardneg.analysis.untrusted.MOST_BYTES", 10)
+    monkeypatch.setattr("solo_hardneg.files.MOST_BYTES", 10)
     with pytest.raises(DataError, match="it is larger than"):
         results.read_result(tmp_path / "x.json")

@@ -1,0 +1,1 @@
+"""The numba backend: compiled loops on a CPU."""

@@ -1,0 +1,1 @@
+"""The triton backend: fused kernels on a GPU."""

@@ -1,0 +1,1 @@
+"""Builds backbones and reads checkpoints."""
