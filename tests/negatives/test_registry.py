@@ -17,7 +17,8 @@ from solo_hardneg.negatives import Pool, full_pool, registry
 def test_available_verbs_have_summary_and_source() -> None:
     known = negatives.available()
     assert {"keep", "drop", "fill"} <= set(known)
-    assert known["keep"].arguments == ("band", "label", "image", "similarity", "margin")
+    conditions = ("band", "label", "image", "similarity", "margin", "above", "share", "rate")
+    assert known["keep"].arguments == conditions
     assert known["fill"].needs == {"queue"}
     assert all(info.summary and info.source for info in known.values())
 

@@ -108,11 +108,12 @@ def test_errors_of_commands_are_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        ([1, 2], "holds more than tensors"),
-        ({"backbone.conv1.weight": "text"}, "holds more than tensors"),
-        ({3: torch.zeros(1)}, "holds more than tensors"),
+        ([1, 2], "holds no weights"),
+        ({"backbone.conv1.weight": "text"}, "holds no weights"),
+        ({3: torch.zeros(1)}, "holds no weights"),
         ({"backbone.conv1.weight": torch.zeros(2, 2)}, "doesn't fit"),
-        ({}, "holds no backbone"),
+        ({}, "holds no weights"),
+        ({"head.weight": torch.zeros(1)}, "holds no backbone"),
     ],
 )
 def test_checkpoints_of_something_else(state: Any, message: str, tmp_path: Path) -> None:
@@ -148,7 +149,7 @@ def test_configs(make: Make, tmp_path: Path) -> None:
     found = find_runs([tmp_path])
     assert [run.folder for run in found.runs] == [good]
     assert any("its args.json is damaged" in note.text for note in found.notes)
-    torch.save({"state_dict": {}}, bad / "x.ckpt")
+    torch.save({"state_dict": {"backbone.conv1.weight": torch.zeros(1)}}, bad / "x.ckpt")
     if make is not hostile_files.folder:
         with pytest.raises(CheckpointError, match=r"args\.json: can't be read"):
             encoder.load_encoder(bad / "x.ckpt")
