@@ -120,6 +120,9 @@ def write_records(
             bins, ones = list(range(percentiles)), [10.0] * percentiles
             same = [0.1 + 0.02 * b + 0.01 * epoch for b in bins]
             rows.add(*place, "percentile", "same_class", bins, same, ones)
+            if kept < 1:
+                for side in ("precision", "recall"):
+                    rows.add(*place, "percentile", f"dropped/{side}", bins, same, ones)
             if queue:
                 rows.add(*place, "percentile", "age", bins, [500.0 - 10 * b for b in bins], ones)
             for side, centre in (("negative", 110), ("positive", 160 + 5 * epoch)):

@@ -30,6 +30,11 @@ class Probe:
     def __init__(self, module: Any) -> None:
         self.module = module
 
+    @property
+    def temperature(self) -> float:
+        """τ; 1 for a loss without negatives, which has none."""
+        return float(getattr(self.module, "temperature", 1.0))
+
     def open(self) -> None:
         """Called before a recorded step."""
 
@@ -91,11 +96,6 @@ class HookProbe(Probe):
         super().__init__(module)
         self._handles: list[Any] = []
         self.outputs: dict[str, list[Tensor]] = {}
-
-    @property
-    def temperature(self) -> float:
-        """τ."""
-        return float(self.module.temperature)
 
     def open(self) -> None:
         self.outputs = {name: [] for name in self.hooked}
@@ -169,6 +169,27 @@ class MoCoV3Probe(HookProbe):
                 query=query[rows],
             )
             pools.append(pool.without(is_positive, count=similarity.shape[1] - 1).offer())
+        return pools
+
+
+class BYOLProbe(HookProbe):
+    """BYOL: predictions and their targets, the positives; there are no negatives."""
+
+    hooked = ("predictor", "momentum_projector")
+
+    def pools(self, batch: Batch, sample: QuerySampler) -> list[Pool]:
+        queries, keys = (self.outputs[name] for name in self.hooked)
+        pools = []
+        for query, key in zip(queries, reversed(keys), strict=False):  # small crops are no targets
+            rows = sample(len(query))
+            query, key = normalize(query[rows].float(), dim=1), normalize(key[rows].float(), dim=1)
+            pool = full_pool(
+                query.new_empty(len(rows), 0),
+                query_indexes=batch[0][rows],
+                positive=(query * key).sum(dim=1),
+                query=query,
+            )
+            pools.append(pool)
         return pools
 
 
@@ -250,13 +271,14 @@ class QueueProbe(HookProbe):
             self.filled = state["filled"]
 
 
-# The host's methods that can be recorded. Others have no negatives (BYOL), or negatives that no
-# hook sees (NNCLR, ReSSL).
+# The host's methods that can be recorded. Others have no negatives, or negatives that no hook sees
+# (NNCLR, ReSSL).
 _HOST_PROBES: dict[str, type[Probe]] = {
     "mocov2plus": QueueProbe,
     "simclr": BatchProbe,
     "supcon": SupConProbe,
     "mocov3": MoCoV3Probe,
+    "byol": BYOLProbe,
 }
 SUPPORTED = ("mocov2_banded", "mocov2_sscl", "simclr_banded", "simclr_sscl", *_HOST_PROBES)
 

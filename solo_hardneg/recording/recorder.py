@@ -73,7 +73,7 @@ class Recorder(Callback):
             self.settings = all_or_none(lambda: read_hardness(cfg))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Finds the negatives of the method and the folder of the records.
+        """Finds the probe of the method and the folder of the records.
 
         Raises:
             ConfigError, DataError: A file can't be read, or the folder can't be used. All ranks
@@ -173,7 +173,7 @@ class Recorder(Callback):
         if not pools or self._writer is None:
             return
         percentiles, depths = self.settings.percentiles, self._depths
-        parts = [summarize(pool, module.temperature, percentiles, depths) for pool in pools]
+        parts = [summarize(pool, probe.temperature, percentiles, depths) for pool in pools]
         summary = reduce(Summary.__add__, parts)  # both directions have the same candidates
         summary = replace(summary, sums={**summary.sums, **self._measure_embeddings(pools)})
         place = trainer.current_epoch, step, trainer.global_rank

@@ -7,7 +7,7 @@ processes add up. NaN means unknown, and is left out.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any
 
@@ -157,6 +157,8 @@ def summarize(
         percentiles: B, number of bins of difficulty.
         depths: (C, C) depth of the least common ancestor of two classes, NaN where unknown.
     """
+    if not pool.similarity.shape[1]:  # BYOL
+        return _summarize_positives(pool.positive)
     chunk = CHUNK.get(pool.similarity.device.type, CHUNK["cpu"])
     rows = max(chunk // max(pool.similarity.shape[1], 1), 1)
     parts = [
@@ -191,15 +193,28 @@ def _summarize(pool: Pool, temperature: float, bins: int, depths: Tensor | None)
             sums["scalar", f"{name}/easiest_95"] = groups[:, :1]
             sums["scalar", f"{name}/hardest_5"] = groups[:, 1:]
     histograms = {"negative": histogram(similarity if all_offered else similarity[offered])}
-    positives = _no_values()
-    if pool.positive is not None:
-        positive = pool.positive.detach()
-        sums["scalar", "similarity/positive"] = _sum(positive)
-        sums["scalar", "alignment"] = _sum(alignment(positive))
-        histograms["positive"] = histogram(positive)
-        positives = positive[~positive.isnan()].cpu().double()
     met = offered.sum(dim=0).cpu().double()
-    return Summary(sums, histograms, met, hard_counts(ranking).cpu(), positives)
+    positives = _summarize_positives(pool.positive)
+    return replace(
+        positives,
+        sums={**sums, **positives.sums},
+        histograms={**histograms, **positives.histograms},
+        met=met,
+        hard=hard_counts(ranking).cpu(),
+    )
+
+
+def _summarize_positives(positive: Tensor | None) -> Summary:
+    """Of (N,) similarities to the positives, NaN where unknown."""
+    if positive is None:
+        return Summary({})
+    positive = positive.detach()
+    sums = {
+        ("scalar", "similarity/positive"): _sum(positive),
+        ("scalar", "alignment"): _sum(alignment(positive)),
+    }
+    known = positive[~positive.isnan()].cpu().double()
+    return Summary(sums, {"positive": histogram(positive)}, positives=known)
 
 
 def _sum(values: Tensor) -> Tensor:

@@ -67,6 +67,10 @@ CAPTIONS = {
         "drop={label: same} both are 100 %.",
         "Curves of precision and recall over epochs, one per group.",
     ),
+    "dropped_by_difficulty": Caption(
+        "The same in each difficulty percentile of the negatives, late in training.",
+        "Curves of precision and recall over difficulty percentiles, one per group.",
+    ),
     "spread": Caption(
         "The recorded embeddings of each epoch: RankMe (from 1, collapsed, to their dimension; "
         "Garrido et al. 2023), alignment and uniformity (Wang & Isola 2020).",

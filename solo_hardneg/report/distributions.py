@@ -32,6 +32,10 @@ _PERCENTILE = "difficulty percentile of the negatives (0 = easiest, 100 = hardes
 _COSINE = "similarity (cosine)"
 _CENTRES = (EDGES[1:] + EDGES[:-1]) / 2
 _SIDES = {"positive": "positives", "negative": "negatives"}
+_GUESSES = {
+    "precision": "precision: of the dropped, those of the query's class",
+    "recall": "recall: of the query's class, those that were dropped",
+}
 
 
 def draw_run_figures(groups: Groups) -> dict[str, Figure]:
@@ -47,6 +51,7 @@ def draw_run_figures(groups: Groups) -> dict[str, Figure]:
         "age": age,
         "verbs": timelines.verbs,
         "dropped": timelines.dropped,
+        "dropped_by_difficulty": dropped_by_difficulty,
         "spread": timelines.spread,
         "images": images,
         "images_in_queue": images_in_queue,
@@ -176,17 +181,32 @@ def age(groups: Groups) -> Figure | None:
     return figure
 
 
+def dropped_by_difficulty(groups: Groups) -> Figure | None:
+    """Precision and recall of what the policies dropped, in each percentile."""
+    found = {side: _percentile_lines(groups, f"dropped/{side}", 100) for side in _GUESSES}
+    found = {side: lines for side, lines in found.items() if lines}
+    if not found:
+        return None
+    title = "What the policies drop by difficulty, late in training"
+    figure, grid = timelines.new_grid(title, len(found), 1)
+    styles = dict(zip(groups, plots.line_styles(len(groups)), strict=True))
+    for axes, (side, lines) in zip(grid, found.items(), strict=True):
+        for label, line in lines.items():
+            plots.draw_line(axes, line, label, styles[label])
+        axes.set_title(_GUESSES[side], fontsize=11, fontweight="normal")
+        axes.set_ylabel("share of negatives (%)")
+        axes.set_xlim(0, 100)
+        axes.set_ylim(bottom=0)
+    grid[-1].set_xlabel(_PERCENTILE)
+    if len(groups) > 1:
+        plots.legend_below(figure, grid[0])
+    return figure
+
+
 def _draw_quantity(
     groups: Groups, quantity: str, title: str, ylabel: str, factor: float = 1
 ) -> Figure | None:
-    """Curves over the percentiles, without groups whose seeds differ in their number."""
-    lines: dict[str, Line] = {}
-    for label, histories in groups.items():
-        rows = [row * factor for h in histories if len(row := h.late("percentile", quantity))]
-        if rows and len({len(row) for row in rows}) == 1:
-            mean, std = mean_and_std([row.to_numpy(dtype=float) for row in rows])
-            x = (np.asarray(rows[0].index) + 0.5) * 100 / (max(rows[0].index) + 1)
-            lines[label] = Line(x, mean, std)
+    lines = _percentile_lines(groups, quantity, factor)
     if not lines:
         return None
     figure, axes = plots.new_figure(title, _PERCENTILE, ylabel)
@@ -197,6 +217,18 @@ def _draw_quantity(
     if len(lines) > 1:
         plots.legend_below(figure, axes)
     return figure
+
+
+def _percentile_lines(groups: Groups, quantity: str, factor: float) -> dict[str, Line]:
+    """Curves over the percentiles, without groups whose seeds differ in their number."""
+    lines: dict[str, Line] = {}
+    for label, histories in groups.items():
+        rows = [row * factor for h in histories if len(row := h.late("percentile", quantity))]
+        if rows and len({len(row) for row in rows}) == 1:
+            mean, std = mean_and_std([row.to_numpy(dtype=float) for row in rows])
+            x = (np.asarray(rows[0].index) + 0.5) * 100 / (max(rows[0].index) + 1)
+            lines[label] = Line(x, mean, std)
+    return lines
 
 
 # ---------------------------------------------------------------------- by image

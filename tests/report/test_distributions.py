@@ -50,6 +50,7 @@ def test_figures_show_the_recorded_values(one: EpochHistory, tmp_path: Path) -> 
         "age",
         "verbs",
         "dropped",
+        "dropped_by_difficulty",
         "spread",
         "images_in_queue",
     ]
@@ -69,6 +70,9 @@ def test_figures_show_the_recorded_values(one: EpochHistory, tmp_path: Path) -> 
     assert dropped["hardest 5 %"] == pytest.approx([both * 950] * 4)
     recall = curves_of(made["dropped"], 1)
     assert recall == {"hardest 5 %": pytest.approx([both * (50 - 10 * e) for e in range(4)])}
+    for panel in (0, 1):
+        by_difficulty = curves_of(made["dropped_by_difficulty"], panel)
+        assert by_difficulty == {"hardest 5 %": pytest.approx([13 + 2 * b for b in range(10)])}
     assert curves_of(made["spread"])["all"] == pytest.approx(
         [both * (20 + 2 * e) for e in range(4)]
     )

@@ -187,15 +187,22 @@ def test_a_resumed_run_loads_the_momentum_side(config):
         assert 0 < (then[name] - now[name]).abs().max() < 0.1
 
 
-def test_the_recorder_warns_that_byol_has_no_negatives(config):
+def test_the_recorder_has_positives_and_embeddings(config):
     on = ("hardness.enabled=true", "hardness.every_n_steps=1", "max_epochs=1")
-    with pytest.warns(UserWarning, match="the negatives of method=byol are not recorded"):
-        run = pretrain(config("byol", NARROW, *on))
-    found = records.read_records(run.folder / "hardness")
-    assert {*found.table.kind} == {"metric"}
-    assert {"train_neg_cos_sim_epoch", "val_acc1"} <= {*found.table.quantity}
-    (note,) = found.notes
-    assert note.startswith("the negatives of method=byol are not recorded, only its metrics")
+    run = pretrain(config("byol", NARROW, *on))
+    table = records.read_records(run.folder / "hardness").table
+    assert {*table.kind} == {"metric", "scalar", "histogram"}
+    assert not table.quantity.str.contains("negative|mass").any()
+    values = {
+        name: rows.value.to_numpy() for name, rows in table.groupby("quantity", observed=True)
+    }
+    assert (values["rankme"] > 1).all()
+    distances = 2 - 2 * values["similarity/positive"]
+    assert values["alignment"] == pytest.approx(distances, abs=1e-6)
+    # The loss is the sum of both directions' squared distances.
+    assert 2 * values["alignment"].mean() == pytest.approx(
+        values["train_neg_cos_sim_epoch"].item(), rel=1e-3
+    )
 
 
 # ---------------------------------------------------------------------- refused values
