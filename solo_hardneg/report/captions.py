@@ -21,7 +21,7 @@ CAPTIONS = {
     "mass": Caption(
         "Share of the softmax mass of the negatives on the hardest ones, ranked among all "
         "negatives before any is dropped. By construction it is 100 % where a policy keeps only "
-        "these (hardest_5, say) and 0 % where it drops them.",
+        "these (hardest_5, say) and 0 % where it drops them. Synthetic negatives are not ranked.",
         "Curves over epochs of the share of softmax mass, one panel per band.",
     ),
     "effective": Caption(

@@ -30,10 +30,12 @@ def accuracy(groups: Groups) -> Figure | None:
 
 
 def mass(groups: Groups) -> Figure | None:
-    """Share of the softmax mass on the hardest negatives."""
+    """Share of the softmax mass on the hardest negatives, and on synthetic ones, if any."""
     panels = {f"mass/hardest_{name}": title for name, title in _BANDS.items()}
+    if _occurs(groups, "mass/synthetic"):
+        panels["mass/synthetic"] = "synthetic"
     factors = dict.fromkeys(panels, 100.0)
-    title = "Softmax mass of the hardest negatives"
+    title = "Softmax mass of the negatives"
     return draw_panels(groups, title, panels, "share of mass (%)", factors, columns=2)
 
 

@@ -77,15 +77,18 @@ def moco_loss(
     tau: float = 0.2,
     scale: float = 1.0,
     queue_grad: bool = False,
+    epoch: float | None = None,
     **more: Any,
 ) -> Outcome:
     """Computes MoCo's loss of copies of query, key and queue."""
     query, key, queue = (tensor.clone(memory_format=torch.preserve_format) for tensor in tensors)
     query.requires_grad_(), key.requires_grad_(), queue.requires_grad_(queue_grad)
     reports: list[LossStats] = []
+    policy = build(config)
+    policy = policy if epoch is None else policy.at(epoch)
     torch.manual_seed(0)
     loss = mocov2plus_loss_func(
-        query, key, queue, tau, policy=build(config), backend=backend, report=reports.append, **more
+        query, key, queue, tau, policy=policy, backend=backend, report=reports.append, **more
     )
     return Outcome(loss, [query, key, queue], reports, scale, tau)
 

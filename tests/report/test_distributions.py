@@ -145,6 +145,18 @@ def test_an_axis_of_depths_does_not_start_at_zero(tmp_path: Path) -> None:
     assert made["same_class"].axes[0].get_ylim()[0] == 0
 
 
+def test_mass_of_synthetic_negatives_is_shown_where_there_are_any(
+    one: EpochHistory, tmp_path: Path
+) -> None:
+    rows = [(e, "scalar", "mass/synthetic", -1, 0.1 * e, 1.0) for e in range(3)]
+    mixed = recorded_history(tmp_path / "a" / "b", *rows)
+    figure = timelines.mass({"all": [one], "mixed": [mixed]})
+    assert curves_of(figure, 4) == {"mixed": pytest.approx([0, 10, 20])}
+    without = timelines.mass({"all": [one]})
+    assert without is not None
+    assert len(without.axes) == 4
+
+
 def test_an_axis_is_logarithmic_only_for_a_wide_range(one: EpochHistory, tmp_path: Path) -> None:
     figure = timelines.effective_negatives({"one": [one]})
     assert figure is not None
