@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
     )  # child processes have no network either
     os.environ["HF_HUB_OFFLINE"] = "1"  # timm's pretrained weights are refused without a question
     network_guard.install()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup would have runs ignore it
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -87,7 +87,8 @@ def test_any_policy(backend: str, config: dict[str, Any], epoch: float, seed: in
     try:
         expected = moco_loss("dense", config, tensors, epoch=epoch, **known)
     except ConfigError as error:  # too few are left
-        with pytest.raises(type(error)):
+        # numba may refuse the policy before it finds that.
+        with pytest.raises(ConfigError if backend == "numba" else type(error)):
             moco_loss(backend, config, tensors, epoch=epoch, **known)
         return
     try:
